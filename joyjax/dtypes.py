@@ -1,0 +1,27 @@
+"""The dtype policy, in one place.
+
+Parameters and matrix products use one dtype, bfloat16 unless asked otherwise. Norm statistics, softmax, RoPE, the
+timestep embedding, the schedule and the latents between steps are float32 always: those places cast to `ISLAND`
+in words. Nothing is promoted implicitly; the tests run with JAX's strict promotion.
+"""
+
+import jax.numpy as jnp
+import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy, which safetensors needs to hand out bfloat16 arrays
+import numpy as np
+
+from joyjax.errors import RequestError
+
+ISLAND = jnp.float32
+
+NAMES = ("bfloat16", "float32")
+
+
+def by_name(name: str) -> np.dtype:
+    """Return the NumPy dtype called `name`, one of `NAMES`.
+
+    Raises:
+        RequestError: for any other name.
+    """
+    if name not in NAMES:
+        raise RequestError(f"dtype {name!r} is not available; choose one of: {', '.join(NAMES)}")
+    return np.dtype(name)

@@ -1,0 +1,29 @@
+"""Errors that a user can cause. Each message names the value, what was expected and what to do."""
+
+
+class JoyJaxError(Exception):
+    """A user's mistake or a broken input; the message alone is enough to act on."""
+
+
+class RequestError(JoyJaxError):
+    """An argument of an edit that cannot be honoured."""
+
+
+class PictureError(JoyJaxError):
+    """A picture that cannot be read or used."""
+
+
+class CheckpointError(JoyJaxError):
+    """A checkpoint that is missing, incomplete or not what its configuration says."""
+
+
+class ConfigError(CheckpointError):
+    """A configuration value that this code does not implement."""
+
+
+class MeshError(JoyJaxError):
+    """A device mesh that does not fit the model or the machine."""
+
+
+class Cancelled(Exception):  # noqa: N818 - not an error: the caller asked for it
+    """Raise it in the callback of `edit` to stop within one step."""

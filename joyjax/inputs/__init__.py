@@ -1,0 +1,1 @@
+"""From pictures and prompts to arrays, on the host."""

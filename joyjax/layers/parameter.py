@@ -1,0 +1,33 @@
+"""How a parameter is declared: shape, dtype, initial values and logical axes on one line."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+
+def parameter(
+    rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str | None], dtype: DTypeLike, *, init: str | float = "ones"
+) -> nnx.Param:
+    """Declare a parameter whose every dimension has a logical axis name (or None where it is never split).
+
+    `init` is "ones", "zeros", or the standard deviation of a normal distribution. A checkpoint replaces the values;
+    they matter only to training from scratch.
+    """
+    if len(shape) != len(axes):
+        raise ValueError(f"shape {tuple(shape)} and axes {tuple(axes)} differ in length")
+    if init == "ones":
+        value = jnp.ones(shape, dtype)
+    elif init == "zeros":
+        value = jnp.zeros(shape, dtype)
+    else:
+        value = float(init) * jax.random.normal(rngs.params(), shape, dtype)
+    return nnx.Param(value, axes=tuple(axes))
+
+
+def fan_in(shape: Sequence[int]) -> float:
+    """Return the standard deviation that keeps the variance of a sum over `shape` at one."""
+    return 1 / math.sqrt(math.prod(shape))

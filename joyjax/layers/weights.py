@@ -1,0 +1,40 @@
+"""A network as data: its structure, hashable, and its arrays. What the jitted stages take and `load` returns."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from flax import nnx
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["state"], meta_fields=["graph"])
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """An NNX module taken apart, so that it can cross a `jax.jit` boundary as an argument.
+
+    `graph` is static: two models with one configuration share a compiled program.
+    """
+
+    graph: nnx.GraphDef
+    state: nnx.State
+
+    @classmethod
+    def of(cls, module: nnx.Module) -> "Weights":
+        """Take a module apart."""
+        graph, state = nnx.split(module)
+        return cls(graph, state)
+
+    def module(self) -> Any:
+        """Put the module together again; inside `jax.jit` this costs nothing at run time."""
+        return nnx.merge(self.graph, self.state)
+
+
+def leaves(state: nnx.State) -> dict[str, nnx.Variable]:
+    """Return the parameters by dotted path, such as `blocks.3.img.qkv.kernel`."""
+    return {".".join(str(part) for part in path): leaf for path, leaf in nnx.to_flat_state(state)}
+
+
+def count_parameters(state: nnx.State) -> int:
+    """Return the number of parameters, of real arrays or of their shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(state))

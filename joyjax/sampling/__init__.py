@@ -1,0 +1,1 @@
+"""From noise to picture: the schedule, guidance, and the jitted stages."""

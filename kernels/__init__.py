@@ -1,0 +1,1 @@
+"""Operations worth a GPU kernel: each is one function, with a plain JAX form that defines what it computes."""

@@ -1,0 +1,64 @@
+"""Scaled dot-product attention over the first `lengths` keys of each row."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from joyjax.dtypes import ISLAND
+
+# Scores above this many numbers are computed a block of queries at a time, so that they never lie in memory as a whole.
+# Measured on CPU: blocks of 128 queries stay in cache and reach two to six times the speed of one large product.
+QUERY_BLOCK = 128
+SCORES_AT_ONCE = 2**20
+
+
+def attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    *,
+    lengths: Int[Array, " B"] | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    implementation: Literal["reference"] | None = None,
+) -> Float[Array, "B T N H"]:
+    """Attend from every query to the first `lengths` keys of its row; scores and softmax in float32.
+
+    Grouped queries: key head j serves the query heads j·N/K up to (j+1)·N/K. With `causal`, query t sees keys up to t.
+    `scale` multiplies the scores, 1/√H unless given. Rows of `query` beyond the length give numbers without meaning.
+    """
+    if implementation not in (None, "reference"):
+        raise ValueError(f"attention has no implementation {implementation!r}; there is: 'reference'")
+    batch, queries, heads, width = query.shape
+    keys, key_heads = key.shape[1:3]
+    scale = width**-0.5 if scale is None else scale
+    query = query.reshape(batch, queries, key_heads, heads // key_heads, width).transpose(0, 2, 3, 1, 4)  # B K G T H
+    key = key.transpose(0, 2, 3, 1)  # B K H S
+    value = value.transpose(0, 2, 1, 3)  # B K S H
+    limit = jnp.full((batch,), keys, jnp.int32) if lengths is None else lengths
+
+    def attend(block: Float[Array, "B K G Q H"], first: Int[Array, ""]) -> Float[Array, "B K G Q H"]:
+        scores = jnp.einsum("BKGQH,BKHS->BKGQS", block, key, preferred_element_type=ISLAND) * scale
+        position = jnp.arange(keys)
+        if lengths is not None:
+            scores = jnp.where(position < limit[:, None, None, None, None], scores, -jnp.inf)
+        if causal:
+            seen = position <= first + jnp.arange(block.shape[3])[:, None]
+            scores = jnp.where(seen, scores, -jnp.inf)
+        weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        mixed = jnp.einsum("BKGQS,BKSH->BKGQH", weights.astype(value.dtype), value, preferred_element_type=ISLAND)
+        return (mixed / total).astype(value.dtype)
+
+    if batch * heads * queries * keys <= SCORES_AT_ONCE:
+        out = attend(query, jnp.int32(0))
+    else:
+        blocks = -(-queries // QUERY_BLOCK)
+        query = jnp.pad(query, ((0, 0), (0, 0), (0, 0), (0, blocks * QUERY_BLOCK - queries), (0, 0)))
+        query = jnp.moveaxis(query.reshape(*query.shape[:3], blocks, QUERY_BLOCK, width), 3, 0)
+        first = jnp.arange(blocks, dtype=jnp.int32) * QUERY_BLOCK
+        out = jax.lax.map(lambda block: attend(*block), (query, first))
+        out = jnp.moveaxis(out, 0, 3).reshape(*out.shape[1:4], blocks * QUERY_BLOCK, width)[:, :, :, :queries]
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, width)

@@ -1,0 +1,1 @@
+"""Where arrays live: logical axis names, the mesh, and the placement of parameters and activations."""

@@ -1,0 +1,64 @@
+"""Set-up that must come before JAX starts, and the checkpoints that several tests share."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# Real configs, tokenizer and photographs, where this checkout has them beside it; never needed to pass.
+REFERENCE = Path(os.environ.get("JOYJAX_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
+
+
+def relative_error(ours, theirs) -> float:
+    """Return the largest difference over the largest number of the reference."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape, f"{ours.shape} is not {theirs.shape}"
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+@pytest.fixture(scope="session")
+def error():
+    """The measure of every parity test: largest difference over the largest number of the reference."""
+    return relative_error
+
+
+@pytest.fixture(scope="session")
+def reference_files() -> Path:
+    if not REFERENCE.is_dir():
+        pytest.skip(f"the model's own configs and tokenizer are not at {REFERENCE} (JOYJAX_REFERENCE names another place)")
+    return REFERENCE
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """Diffusers' own pipeline on a tiny checkpoint with strong random weights, float32."""
+    torch = pytest.importorskip("torch")
+    torch.set_grad_enabled(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import random_checkpoint
+
+        return random_checkpoint.make_pipeline("tiny")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(reference, tmp_path_factory) -> Path:
+    """The folder of the tiny checkpoint, as Diffusers writes it."""
+    import random_checkpoint
+
+    return random_checkpoint.save(reference, tmp_path_factory.mktemp("tiny"))
+
+
+def pytest_report_header() -> str:
+    return f"python {sys.version.split()[0]}, jax {jax.__version__}"
