@@ -15,6 +15,12 @@ from joyjax.dtypes import ISLAND
 Implementation = Literal["reference"] | None
 
 
+def layer_norm(x: Float[Array, "... D"], eps: float = 1e-6) -> Float[Array, "... D"]:
+    """Return `(x - mean)/√(variance + eps)` over the last axis, in float32, from the variance about the mean."""
+    centred = x.astype(ISLAND) - jnp.mean(x.astype(ISLAND), axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + eps)
+
+
 def layer_norm_scale_shift(
     x: Float[Array, "B L D"],
     scale: Float[Array, "B D"],
@@ -65,9 +71,7 @@ def _gated(
 def _modulated(
     x: Float[Array, "B L D"], scale: Float[Array, "B D"], shift: Float[Array, "B D"], eps: float
 ) -> Float[Array, "B L D"]:
-    centred = x - jnp.mean(x, axis=-1, keepdims=True)
-    normed = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + eps)
-    return normed * (1 + scale[:, None].astype(ISLAND)) + shift[:, None].astype(ISLAND)
+    return layer_norm(x, eps) * (1 + scale[:, None].astype(ISLAND)) + shift[:, None].astype(ISLAND)
 
 
 def _check(implementation: Implementation) -> None:

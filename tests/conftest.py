@@ -1,5 +1,6 @@
 """Set-up that must come before JAX starts, and the checkpoints that several tests share."""
 
+import importlib.util
 import os
 import sys
 import warnings
@@ -40,11 +41,19 @@ def reference_files() -> Path:
     return REFERENCE
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_gradients():
+    """The reference is only ever run forward."""
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        torch.set_grad_enabled(False)
+
+
 @pytest.fixture(scope="session")
 def reference():
     """Diffusers' own pipeline on a tiny checkpoint with strong random weights, float32."""
-    torch = pytest.importorskip("torch")
-    torch.set_grad_enabled(False)
+    pytest.importorskip("torch")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import random_checkpoint
@@ -62,3 +71,11 @@ def checkpoint(reference, tmp_path_factory) -> Path:
 
 def pytest_report_header() -> str:
     return f"python {sys.version.split()[0]}, jax {jax.__version__}"
+
+
+@pytest.fixture(scope="session")
+def loaded(checkpoint):
+    """The tiny checkpoint in joyjax, float32."""
+    import joyjax
+
+    return joyjax.load(checkpoint, dtype="float32")

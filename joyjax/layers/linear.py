@@ -33,11 +33,15 @@ class Linear(nnx.Module):
         self.bias = parameter(rngs, tuple(features_out), tuple(axes_out), dtype, init="zeros") if bias else None
         self.contracted = len(features_in)
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Map `[..., *features_in]` to `[..., *features_out]`, in the kernel's dtype."""
-        kernel = self.kernel[...]
+    def __call__(self, x: Float[Array, "..."], start: int = 0, stop: int | None = None) -> Float[Array, "..."]:
+        """Map `[..., *features_in]` to `[..., *features_out]`, in the kernel's dtype.
+
+        `start` and `stop` choose a part of the first output axis: keys and values without queries, say.
+        """
+        part = (slice(None),) * self.contracted + (slice(start, stop),)
+        kernel = self.kernel[...][part]
         y = jnp.tensordot(x.astype(kernel.dtype), kernel, axes=self.contracted)
-        return y if self.bias is None else y + self.bias[...]
+        return y if self.bias is None else y + self.bias[...][start:stop]
 
 
 class Embedding(nnx.Module):

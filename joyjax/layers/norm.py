@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from joyjax.dtypes import ISLAND
+from joyjax.kernels.modulate import layer_norm
 from joyjax.layers.parameter import parameter
 
 
@@ -29,7 +30,7 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation with scale and bias (Ba et al., 2016), two-pass variance."""
+    """Layer normalisation with scale and bias (Ba et al., 2016)."""
 
     def __init__(self, features: int, *, eps: float, axis: str | None, dtype: DTypeLike, rngs: nnx.Rngs):
         self.scale = parameter(rngs, (features,), (axis,), dtype, init="ones")
@@ -38,9 +39,7 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Normalise the last axis."""
-        centred = x.astype(ISLAND) - jnp.mean(x.astype(ISLAND), axis=-1, keepdims=True)
-        variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
-        y = centred * jax.lax.rsqrt(variance + self.eps)
+        y = layer_norm(x, self.eps)
         return (y * self.scale[...].astype(ISLAND) + self.bias[...].astype(ISLAND)).astype(x.dtype)
 
 

@@ -1,7 +1,8 @@
-"""Rotary position embeddings (Su et al., 2021): angle tables and the two ways of pairing channels.
+"""Rotary position embeddings (Su et al., 2021): tables of angles, and the rotation of half-split channel pairs.
 
 A rotation is a pair `(cos, sin)` of float32 arrays `[B, L, H/2]`, one angle for each pair of channels, the same for all
-heads. `interleaved` pairs channels (0, 1), (2, 3), …; `half_split` pairs channel i with channel i + H/2.
+heads. The diffusion transformer pairs channels (0, 1), (2, 3), … (kernels/qk_norm_rope.py); Qwen3-VL pairs channel i
+with channel i + H/2.
 """
 
 from collections.abc import Sequence
@@ -11,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from joyjax.dtypes import ISLAND
+from joyjax.kernels.qk_norm_rope import Rotation
 
-Rotation = tuple[Float[Array, "B L P"], Float[Array, "B L P"]]
 
 
 def inverse_frequencies(channels: int, theta: float) -> np.ndarray:
@@ -43,14 +44,6 @@ def rotation_by_frequency(positions: Int[Array, "B L A"], axis_of: Sequence[int]
     chosen = positions[..., np.asarray(axis_of)].astype(ISLAND)
     angle = chosen * inverse_frequencies(2 * len(axis_of), theta)
     return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate_interleaved(x: Float[Array, "B L N H"], rotation: Rotation) -> Float[Array, "B L N H"]:
-    """Rotate channel pairs (0, 1), (2, 3), …; float32 inside and out."""
-    cos, sin = rotation[0][:, :, None, :], rotation[1][:, :, None, :]
-    pairs = x.astype(ISLAND).reshape(*x.shape[:-1], -1, 2)
-    even, odd = pairs[..., 0], pairs[..., 1]
-    return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(x.shape)
 
 
 def rotate_half_split(x: Float[Array, "B L N H"], rotation: Rotation) -> Float[Array, "B L N H"]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,6 +26,15 @@ class Weights:
         graph, state = nnx.split(module)
         return cls(graph, state)
 
+    def filled(self, arrays: Mapping[str, jax.Array]) -> "Weights":
+        """Return the network with these arrays as its parameters, by dotted path; all of them and no other."""
+        flat = nnx.to_flat_state(self.state)
+        if arrays.keys() != leaves(self.state).keys():
+            raise ValueError(f"not the network's parameters: {sorted(arrays.keys() ^ leaves(self.state).keys())}")
+        return Weights(
+            self.graph, nnx.from_flat_state([(path, leaf.replace(arrays[_dotted(path)])) for path, leaf in flat])
+        )
+
     def module(self) -> Any:
         """Put the module together again; inside `jax.jit` this costs nothing at run time."""
         return nnx.merge(self.graph, self.state)
@@ -32,7 +42,11 @@ class Weights:
 
 def leaves(state: nnx.State) -> dict[str, nnx.Variable]:
     """Return the parameters by dotted path, such as `blocks.3.img.qkv.kernel`."""
-    return {".".join(str(part) for part in path): leaf for path, leaf in nnx.to_flat_state(state)}
+    return {_dotted(path): leaf for path, leaf in nnx.to_flat_state(state)}
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join(str(part) for part in path)
 
 
 def count_parameters(state: nnx.State) -> int:

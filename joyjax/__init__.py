@@ -1,0 +1,41 @@
+"""The JoyAI-Image-Edit diffusion model in JAX.
+
+import joyjax
+
+pipeline = joyjax.load("path/to/JoyAI-Image-Edit-Diffusers")
+result = joyjax.edit(pipeline, image, "make the sky red")
+result.image.save("edit.png")
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from joyjax.errors import Cancelled, CheckpointError, ConfigError, JoyJaxError, MeshError, PictureError, RequestError
+
+if TYPE_CHECKING:
+    from joyjax.editing import Result, StepEvent, edit
+    from joyjax.pipeline import Pipeline, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    *("Cancelled", "CheckpointError", "ConfigError", "JoyJaxError", "MeshError", "PictureError", "RequestError"),
+    *("Pipeline", "Result", "StepEvent", "edit", "load"),
+]
+
+# Loaded on first use, so that `joyjax --help` does not wait for JAX.
+_HOMES = {
+    "edit": "joyjax.editing",
+    "Result": "joyjax.editing",
+    "StepEvent": "joyjax.editing",
+    "load": "joyjax.pipeline",
+    "Pipeline": "joyjax.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'joyjax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

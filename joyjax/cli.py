@@ -1,0 +1,80 @@
+"""The `joyjax` program: its commands, exit status, and errors in one line.
+
+0: done. 1: the work failed, with the reason on standard error. 2: wrong usage. Results go to standard output, progress
+and notes to standard error. Nothing heavy is imported before a command runs.
+"""
+
+import os
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+from joyjax.commands import convert, edit, info
+from joyjax.errors import Cancelled, JoyJaxError
+
+app = typer.Typer(
+    name="joyjax",
+    help="Edit pictures with JoyAI-Image-Edit, in JAX.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("edit")(edit.command)
+app.command("convert")(convert.command)
+app.command("info")(info.command)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        import joyjax
+
+        typer.echo(joyjax.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Edit pictures with JoyAI-Image-Edit, in JAX."""
+
+
+def main() -> None:
+    """Run the program and leave with its status."""
+    arguments = sys.argv[1:]
+    # JAX takes three quarters of a GPU unless told otherwise, which is too little for the larger models.
+    if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
+        os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.95")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice to install torch is not for our users
+    debug = "--debug" in arguments
+    try:
+        status = app(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        typer.echo(error.format_message(), err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt, Cancelled):
+        _fail("cancelled", debug)
+    except JoyJaxError as error:
+        _fail(str(error), debug)
+    except (OSError, MemoryError) as error:
+        _fail(f"{type(error).__name__}: {error}", debug)
+    except Exception as error:  # noqa: BLE001 - a user gets one line; --debug shows the rest
+        _fail(f"internal error, {type(error).__name__}: {error} (--debug shows where)", debug)
+    sys.exit(status or 0)
+
+
+def _fail(reason: str, debug: bool) -> None:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    typer.echo(f"joyjax: {reason}", err=True)
+    sys.exit(1)

@@ -1,0 +1,124 @@
+"""`joyjax edit`: one edit from the command line."""
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from joyjax.errors import RequestError
+
+Option = typer.Option
+
+
+class BaseSize(enum.StrEnum):
+    """The published bucket tables."""
+
+    P256 = "256"
+    P512 = "512"
+    P768 = "768"
+    P1024 = "1024"
+
+
+class DType(enum.StrEnum):
+    """Of parameters and matrix products."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
+def command(
+    prompt: Annotated[str | None, typer.Argument(help="What to change.", show_default=False)] = None,
+    prompt_option: Annotated[
+        str | None, Option("--prompt", "-p", help="The prompt, in place of the argument.", show_default=False)
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        Option("--image", "-i", help="Picture to edit; repeat for several references; none: text to image."),
+    ] = None,
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="Where to write.  [default: edit.png, then edit-2.png, …]")
+    ] = None,
+    model: Annotated[str | None, Option("--model", "-m", help="Diffusers folder, or one that `convert` wrote.")] = None,
+    steps: Annotated[int | None, Option(help="Denoising steps.  [default: the model's own, 40 or 30]")] = None,
+    guidance_scale: Annotated[float, Option(help="Strength of guidance; 1 or less: none.")] = 4.0,
+    negative_prompt: Annotated[str | None, Option(help="What to steer away from.  [default: the model's own]")] = None,
+    seed: Annotated[str, Option(help="A whole number, or `random`.", metavar="N|random")] = "0",
+    height: Annotated[int | None, Option(help="Of the result; snapped to the nearest bucket.")] = None,
+    width: Annotated[int | None, Option(help="Of the result; snapped to the nearest bucket.")] = None,
+    exact_size: Annotated[bool, Option("--exact-size", help="Use --height and --width as they are.")] = False,
+    base_size: Annotated[
+        BaseSize | None, Option(help="Size of the buckets: side of the square.  [default: the model's own]")
+    ] = None,
+    dtype: Annotated[DType, Option(help="Of parameters and matrix products.")] = DType.BFLOAT16,
+    timings: Annotated[bool, Option("--timings", help="Print what each stage took.")] = False,
+    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Edit a picture as the prompt says, and print the path of the result."""
+    if prompt is not None and prompt_option is not None:
+        raise typer.BadParameter("given twice, as an argument and as --prompt", param_hint="prompt")
+    text = prompt if prompt is not None else prompt_option
+    if text is None:
+        raise typer.BadParameter('missing: write what to change, as in joyjax edit "make the sky red"', param_hint="prompt")
+    number = _seed(seed)
+
+    from joyjax.commands.progress import loading, note, stepping
+    from joyjax.inputs.image import open_picture, save_png
+
+    pictures = [open_picture(path) for path in image or []]
+    target = _target(output)
+
+    import joyjax
+
+    with loading("loading") as advance:
+        pipeline = joyjax.load(model, dtype=dtype.value, progress=advance)
+    with stepping() as callback:
+        result = joyjax.edit(
+            pipeline,
+            pictures,
+            text,
+            negative_prompt=negative_prompt,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            seed=number,
+            height=height,
+            width=width,
+            exact_size=exact_size,
+            base_size=None if base_size is None else int(base_size.value),
+            callback=callback,
+        )
+    if result.crop is not None and result.crop.lost > 0.005:
+        note(f"{result.crop}")
+    if seed == "random":
+        note(f"seed {number}")
+    save_png(result.image, target)
+    if timings:
+        for stage, seconds in result.timings.items():
+            note(f"{stage:>12} {seconds:8.2f} s")
+    typer.echo(target)
+
+
+def _seed(text: str) -> int:
+    if text == "random":
+        import secrets
+
+        return secrets.randbelow(2**32)
+    if not text.isdecimal():
+        raise typer.BadParameter(f"{text!r} is not a whole number from 0, nor `random`", param_hint="--seed")
+    return int(text)
+
+
+def _target(output: Path | None) -> Path:
+    """Return where the result goes, checked before the work begins; only a named file is ever overwritten."""
+    if output is None:
+        number = 1
+        while (path := Path("edit.png" if number == 1 else f"edit-{number}.png")).exists():
+            number += 1
+        return path
+    if output.suffix.lower() != ".png":
+        raise RequestError(f"--output is {output}; results are PNG files: give a name that ends in .png")
+    if output.is_dir():
+        raise RequestError(f"--output is {output}, which is a folder; give the name of a file")
+    if not output.parent.is_dir():
+        raise RequestError(f"--output is {output}; the folder {output.parent} does not exist: make it first")
+    return output

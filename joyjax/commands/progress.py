@@ -1,0 +1,64 @@
+"""Progress on standard error: bars where there is a terminal, nothing where there is none."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+if TYPE_CHECKING:
+    from joyjax.editing import StepEvent
+
+
+def console() -> Console:
+    """Return the console of standard error, as it is now."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """Say something to the user that is not a result."""
+    console().print(text, markup=False)
+
+
+@contextlib.contextmanager
+def loading(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar of bytes; yields what to call with the bytes done and in all."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console(), disable=not console().is_terminal) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def stepping() -> Iterator[Callable[["StepEvent"], None]]:
+    """Show a bar of steps with the time each takes; yields the callback for `edit`."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console(), disable=not console().is_terminal) as progress:
+        task = progress.add_task("compiling", total=None, speed="the first run of a size takes longer")
+
+        def advance(event: "StepEvent") -> None:
+            speed = f"{event.seconds:.2f} s/step"
+            progress.update(task, description="editing", completed=event.step, total=event.steps, speed=speed)
+
+        yield advance

@@ -1,0 +1,73 @@
+"""Reading a component's config.json: every value is used, or known to change nothing, or refused by name."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from joyjax.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def read_config(
+    cls: type[T],
+    raw: Mapping[str, Any],
+    *,
+    where: str,
+    fixed: Mapping[str, tuple[Any, ...]],
+    ignored: tuple[str, ...] = (),
+    renamed: Mapping[str, str] | None = None,
+    optional: Mapping[str, Any] | None = None,
+) -> T:
+    """Build the frozen dataclass `cls` from the json object `raw`.
+
+    Every field of `cls` must be in `raw` under its own name or the one in `renamed`, and be of the field's type; a
+    field in `optional` may be missing or null and then has the value given there. `fixed` lists keys that this code
+    implements for some values only; they may be missing. `ignored` keys have no effect on the result. Keys that start
+    with an underscore are bookkeeping. Class defaults of the reference are never filled in: a checkpoint that leaves
+    out `theta`, say, is refused. `where` names the file in messages.
+
+    Raises:
+        ConfigError: for a missing, unknown, mistyped or unimplemented value.
+    """
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where}: expected a json object, got {type(raw).__name__}")
+    renamed, optional = renamed or {}, optional or {}
+    known = {renamed.get(field.name, field.name): field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key, value in raw.items():
+        if key in fixed and value not in fixed[key]:
+            wanted = " or ".join(repr(v) for v in fixed[key])
+            raise ConfigError(f"{where}: {key} is {value!r}; this version of joyjax implements {wanted}")
+        if key not in known and key not in fixed and key not in ignored and not key.startswith("_"):
+            raise ConfigError(f"{where}: {key} = {value!r} is not known to this version of joyjax; it may need a newer one")
+    values = {}
+    for key, field in known.items():
+        value = raw.get(key)
+        if value is None and field.name in optional:
+            value = optional[field.name]
+        elif key not in raw:
+            raise ConfigError(f"{where}: {key} is missing; expected {_type_name(field)}")
+        values[field.name] = _typed(value, field, f"{where}: {key}")
+    return cls(**values)
+
+
+def _typed(value: Any, field: dataclasses.Field, where: str) -> Any:
+    if dataclasses.is_dataclass(value):  # a section of the json object, read already
+        return value
+    wanted = _type_name(field)
+    element = {"int": int, "float": (int, float), "bool": bool, "str": str}
+
+    def fits(v: Any, name: str) -> bool:
+        return isinstance(v, element[name]) and (name == "bool" or not isinstance(v, bool))
+
+    if wanted.startswith("tuple["):
+        name = wanted.removeprefix("tuple[").split(",")[0].rstrip("]")
+        if isinstance(value, list | tuple) and all(fits(v, name) for v in value):
+            return tuple(float(v) for v in value) if name == "float" else tuple(value)
+    elif fits(value, wanted):
+        return float(value) if wanted == "float" else value
+    raise ConfigError(f"{where} is {value!r}; expected {wanted}")
+
+
+def _type_name(field: dataclasses.Field) -> str:
+    return field.type.__name__ if type(field.type) is type else str(field.type)

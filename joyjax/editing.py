@@ -1,0 +1,207 @@
+"""One edit, from a picture and a sentence to a picture."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from PIL import Image
+
+from joyjax.errors import JoyJaxError
+from joyjax.families.family import Inputs, Request
+from joyjax.inputs.image import Crop, from_pixels
+from joyjax.layers.patch import patchify
+from joyjax.pipeline import Pipeline
+from joyjax.request import check_request
+from joyjax.sampling import steps as stages
+from joyjax.sampling.noise import NOISE_RULE
+from joyjax.sampling.schedule import sigmas, timesteps
+
+
+@dataclasses.dataclass(frozen=True)
+class StepEvent:
+    """What a callback is told after each step: `step` of `steps` is done and took `seconds`."""
+
+    step: int
+    steps: int
+    seconds: float
+    latents: Float[Array, "b T P"]
+    """The target's latent tokens after the step."""
+    preview: Callable[[], Image.Image]
+    """Decodes the picture that the latents point at now; costs a decoding only when it is called."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A finished edit.
+
+    `crop` says what was kept of the picture that decided the size (the last reference; None without references),
+    `settings` is every value that the picture depends on, `timings` the seconds of each stage.
+    """
+
+    image: Image.Image
+    crop: Crop | None
+    seed: int
+    settings: Mapping[str, Any]
+    timings: Mapping[str, float]
+
+
+def edit(
+    pipeline: Pipeline,
+    image: Image.Image | Sequence[Image.Image] | None,
+    prompt: str,
+    *,
+    negative_prompt: str | None = None,
+    steps: int | None = None,
+    guidance_scale: float = 4.0,
+    seed: int = 0,
+    height: int | None = None,
+    width: int | None = None,
+    exact_size: bool = False,
+    base_size: int | None = None,
+    noise: np.ndarray | None = None,
+    callback: Callable[[StepEvent], None] | None = None,
+) -> Result:
+    """Edit a picture as the prompt says; without a picture, make one.
+
+    Args:
+        pipeline: what `joyjax.load` returned.
+        image: a picture, several of them as references of one edit, or None for text to image.
+        prompt: the instruction. It is text: control tokens written in it have no power.
+        negative_prompt: what to steer away from; None takes the family's own, which is not "no guidance".
+        steps: denoising steps; None takes the family's own.
+        guidance_scale: strength of classifier-free guidance; 1 or less makes one pass and needs half the time.
+        seed: fixes the noise, together with the references.
+        height, width: of the result, in pixels, snapped to the nearest bucket; None takes the last reference's bucket.
+        exact_size: use height and width as they are, and fit references to them; multiples of 16.
+        base_size: side of the square whose area the buckets have; None takes the checkpoint's own.
+        noise: start from this instead of `seed`: `[1, height/8, width/8, channels]`, float32.
+        callback: called after each step; raise `joyjax.Cancelled` in it to stop.
+
+    Raises:
+        RequestError: for an argument that cannot be honoured, before anything runs.
+        PictureError: for a picture that cannot be used.
+        JoyJaxError: if the numbers overflow on the way.
+    """
+    request = check_request(
+        pipeline,
+        image,
+        prompt,
+        negative_prompt=negative_prompt,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        height=height,
+        width=width,
+        exact_size=exact_size,
+        base_size=base_size,
+        noise=noise,
+    )
+    timings: dict[str, float] = {}
+    with jax.set_mesh(pipeline.mesh) if pipeline.mesh is not None else contextlib.nullcontext():
+        with _timed(timings, "prepare"):
+            inputs = pipeline.family.prepare(request, pipeline.files)
+        with _timed(timings, "prompt"):
+            txt = jax.block_until_ready(encode_prompt(pipeline, inputs))
+        with _timed(timings, "references"):
+            references = jax.block_until_ready(encode_references(pipeline, inputs))
+        with _timed(timings, "denoise"):
+            latents = _denoise(pipeline, request, inputs, pipeline.family.condition(inputs, txt, references), callback)
+        with _timed(timings, "decode"):
+            pixels = np.asarray(_decode(pipeline, inputs, latents))
+    timings["total"] = sum(timings.values())
+    return Result(
+        image=from_pixels(pixels[0]),
+        crop=inputs.crops[-1] if inputs.crops else None,
+        seed=request.seed,
+        settings=_settings(pipeline, request, inputs),
+        timings=timings,
+    )
+
+
+def encode_prompt(pipeline: Pipeline, inputs: Inputs) -> Float[Array, "B J C"]:
+    encoder = pipeline.weights["text_encoder"]
+    return stages.encode_prompt(encoder, inputs.text, inputs.vision, inputs.first, length=inputs.prompt_size)
+
+
+def encode_references(pipeline: Pipeline, inputs: Inputs) -> Float[Array, "b R P"]:
+    config = pipeline.files.configs["transformer"]
+    tokens = [stages.encode_images(pipeline.weights["vae"], picture, patch=config.patch) for picture in inputs.pictures]
+    empty = jnp.zeros((1, 0, config.in_channels * config.patch_area), jnp.float32)
+    return jnp.concatenate([empty, *tokens], axis=1)
+
+
+def _denoise(
+    pipeline: Pipeline,
+    request: Request,
+    inputs: Inputs,
+    condition: Any,
+    callback: Callable[[StepEvent], None] | None,
+) -> Float[Array, "b T P"]:
+    """Run all steps; the callback is called between them."""
+    schedule, config = pipeline.files.schedule, pipeline.files.configs["transformer"]
+    levels = sigmas(request.steps, schedule)
+    times = timesteps(levels, schedule)
+    latents = patchify(jnp.asarray(inputs.noise), config.patch)
+    for n in range(request.steps):
+        started = time.perf_counter()
+        before = jnp.copy(latents) if callback is not None else latents  # the step takes `latents` away
+        latents = stages.denoise_step(
+            pipeline.weights["transformer"],
+            latents,
+            condition,
+            levels[n],
+            levels[n + 1],
+            times[n],
+            np.float32(request.guidance_scale),
+            channels=config.in_channels,
+        )
+        latents.block_until_ready()
+        if callback is not None:
+            # a straight line through the last two levels, followed to level 0
+            clean = before + (latents - before) * (levels[n] / (levels[n] - levels[n + 1]))
+            preview = lambda clean=clean: from_pixels(np.asarray(_decode(pipeline, inputs, clean))[0])  # noqa: E731
+            seconds = time.perf_counter() - started
+            callback(StepEvent(n + 1, request.steps, seconds, jnp.copy(latents), preview))
+    if not np.isfinite(np.asarray(latents)).all():
+        raise JoyJaxError(
+            f"the latents are not finite after {request.steps} steps in {pipeline.dtype}: the weights are damaged or do "
+            "not belong to this model; check them with `joyjax info`, or try --dtype float32"
+        )
+    return latents
+
+
+def _decode(pipeline: Pipeline, inputs: Inputs, latents: Float[Array, "b T P"]) -> Array:
+    config = pipeline.files.configs["transformer"]
+    columns = inputs.noise.shape[2] // config.patch[1]
+    return stages.decode_latents(pipeline.weights["vae"], latents, patch=config.patch, width=columns)
+
+
+def _settings(pipeline: Pipeline, request: Request, inputs: Inputs) -> dict[str, Any]:
+    return {
+        "model": pipeline.source,
+        "family": pipeline.family.name,
+        "dtype": pipeline.dtype,
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "steps": request.steps,
+        "guidance_scale": request.guidance_scale,
+        "seed": request.seed,
+        "height": inputs.height,
+        "width": inputs.width,
+        "exact_size": request.exact_size,
+        "base_size": request.base_size,
+        "noise": f"rule {NOISE_RULE}" if request.noise is None else "given",
+    }
+
+
+@contextlib.contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    timings[stage] = time.perf_counter() - started

@@ -1,0 +1,82 @@
+"""What a model family must say, and the checked request that it is given."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from joyjax.convert.component import Component
+from joyjax.inputs.image import Crop
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One edit with every default filled in and every value checked; `pictures` are RGB. See `joyjax.edit`."""
+
+    prompt: str
+    negative_prompt: str
+    pictures: tuple[Image.Image, ...]
+    steps: int
+    guidance_scale: float
+    seed: int
+    height: int | None
+    width: int | None
+    exact_size: bool
+    base_size: int
+    noise: np.ndarray | None
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is an unconditional pass."""
+        return self.guidance_scale > 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """A request as arrays on the host. Rows of `text`: the unconditional prompt if there is guidance, then the prompt."""
+
+    height: int
+    width: int
+    text: Any
+    vision: Any
+    first: np.ndarray
+    prompt_lengths: np.ndarray
+    prompt_size: int
+    pictures: tuple[np.ndarray, ...]
+    positions: np.ndarray
+    noise: np.ndarray
+    crops: tuple[Crop, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """What a family reads of a checkpoint besides its networks, and the networks' configurations by folder."""
+
+    tokenizer: Any
+    vision: Any
+    schedule: Any
+    configs: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A model family: plain functions and the defaults of its reference pipeline.
+
+    `class_name` is the pipeline's in model_index.json. `references` is the largest number of reference pictures.
+    `read(folder, configs)` opens tokenizer and processor. `prepare` turns a request into arrays; `condition` puts
+    together what one denoising step is told, from encoded prompt rows and reference tokens.
+    """
+
+    name: str
+    class_name: str
+    components: tuple[Component, ...]
+    steps: int
+    guidance_scale: float
+    negative_prompt: str
+    references: int
+    read: Callable[[Path, Mapping[str, Any]], Files]
+    prepare: Callable[[Request, Files], Inputs]
+    condition: Callable[[Inputs, Any, Any], Any]

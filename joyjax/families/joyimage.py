@@ -1,0 +1,239 @@
+"""JoyImage-Edit and JoyImage-Edit-Plus: from a request to arrays, as the reference pipelines do it.
+
+Source: pipeline_joyimage_edit.py and pipeline_joyimage_edit_plus.py in Diffusers.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from PIL import Image
+
+from joyjax.convert.joyimage import TRANSFORMER
+from joyjax.convert.qwen3_vl import TEXT_ENCODER
+from joyjax.convert.wan_vae import VAE
+from joyjax.errors import RequestError
+from joyjax.families.family import Family, Files, Inputs, Request
+from joyjax.inputs.files import read_json
+from joyjax.inputs.image import Crop, cover_crop, nearest_bucket, to_pixels
+from joyjax.inputs.text import (
+    control_token,
+    image_slots,
+    length_bucket,
+    load_tokenizer,
+    multimodal_positions,
+    pad_rows,
+    plain_tokens,
+)
+from joyjax.inputs.vision import VisionProcessorConfig, vision_patches
+from joyjax.models.joyimage import Condition
+from joyjax.models.qwen3_vl import TextInputs
+from joyjax.models.qwen3_vl_vision import VisionInputs, place_patches
+from joyjax.sampling.noise import initial_noise
+from joyjax.sampling.schedule import ScheduleConfig
+
+# The backslash and the n behind the line break are two characters, by a slip in the code that the model was trained
+# with. They belong to the prompt now.
+SYSTEM = (
+    "system\n \\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships "
+    "of the objects and background:"
+)
+DROPPED = 34  # the system turn, and the <|im_start|> of the user's
+LONGEST_TEXT = 2048 + DROPPED  # Edit's tokenizer cuts a prompt without pictures here, from the right
+LONGEST_PROMPT = 4096  # hidden states that the transformer is given; the last ones are kept
+
+
+def read(folder: Path, configs: Mapping[str, Any]) -> Files:
+    """Open the tokenizer, the processor's numbers and the schedule."""
+    processor = folder / "processor" / "preprocessor_config.json"
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    return Files(
+        tokenizer=load_tokenizer(folder / "tokenizer"),
+        vision=VisionProcessorConfig.from_json(read_json(processor), where=str(processor)),
+        schedule=ScheduleConfig.from_diffusers(read_json(scheduler), where=str(scheduler)),
+        configs=configs,
+    )
+
+
+def prompt_tokens(tokenizer: Any, prompt: str, image_tokens: Sequence[int]) -> list[int]:
+    """Return the chat turn of a prompt with pictures of `image_tokens` tokens each before it.
+
+    Control tokens are placed by number; the prompt is text whatever it contains.
+    """
+    start, end = control_token(tokenizer, "<|im_start|>"), control_token(tokenizer, "<|im_end|>")
+    line = plain_tokens(tokenizer, "\n")
+    ids = [start, *plain_tokens(tokenizer, SYSTEM), end, *line, start]
+    if image_tokens:
+        before, after = control_token(tokenizer, "<|vision_start|>"), control_token(tokenizer, "<|vision_end|>")
+        image = control_token(tokenizer, "<|image_pad|>")
+        ids += plain_tokens(tokenizer, "user\n")
+        for count in image_tokens:
+            ids += [before, *[image] * count, after]
+        ids += plain_tokens(tokenizer, prompt)
+    else:
+        ids += plain_tokens(tokenizer, "user\n" + prompt)  # one piece of text to the tokenizer
+    return [*ids, end, *line, start, *plain_tokens(tokenizer, "assistant\n")]
+
+
+def target_size(request: Request) -> tuple[int, int]:
+    """Return height and width of the result: as asked, or of the bucket nearest to what was asked or to the picture."""
+    if request.exact_size:
+        if request.height is None or request.width is None:
+            raise RequestError("exact_size needs both height and width")
+        return request.height, request.width
+    if request.height is not None and request.width is not None:
+        return nearest_bucket(request.height, request.width, request.base_size)
+    if request.pictures:
+        width, height = request.pictures[-1].size
+        return nearest_bucket(height, width, request.base_size)
+    return nearest_bucket(1, 1, request.base_size)
+
+
+def fit_pictures(request: Request, size: tuple[int, int], own_sizes: bool) -> list[tuple[Image.Image, Crop]]:
+    """Scale and crop the references: Edit to the target's size, Edit-Plus each to its own bucket."""
+    fitted = []
+    for picture in request.pictures:
+        width, height = picture.size
+        own = own_sizes and not request.exact_size
+        fitted.append(cover_crop(picture, nearest_bucket(height, width, request.base_size) if own else size))
+    return fitted
+
+
+def prepare(request: Request, files: Files, *, plus: bool) -> Inputs:
+    """Turn a request into arrays."""
+    height, width = target_size(request)
+    fitted = fit_pictures(request, (height, width), own_sizes=plus)
+    pictures = [picture for picture, _ in fitted]
+    pixels = tuple(to_pixels(picture)[None] for picture in pictures)
+
+    vision, grids, image_size = _vision_inputs(pictures, files)
+    prompts = [request.negative_prompt, request.prompt] if request.guided else [request.prompt]
+    rows = [prompt_tokens(files.tokenizer, prompt, [h * w for h, w in grids]) for prompt in prompts]
+    if not pictures and not plus:
+        rows = [row[:LONGEST_TEXT] for row in rows]
+    text, first, prompt_lengths, prompt_size = _text_inputs(rows, grids, image_size, files)
+
+    vae, transformer = files.configs["vae"], files.configs["transformer"]
+    factor = vae.spatial_factor
+    noise_shape = (1, height // factor, width // factor, transformer.in_channels)
+    if request.noise is not None and request.noise.shape != noise_shape:
+        raise RequestError(
+            f"noise has shape {request.noise.shape}; a {height}×{width} result needs {noise_shape}: "
+            "batch, height, width, channels"
+        )
+    noise = initial_noise(request.seed, pixels, noise_shape) if request.noise is None else request.noise
+    sides = factor * transformer.patch[0], factor * transformer.patch[1]
+    items = [(height // sides[0], width // sides[1])]
+    items += [(picture.height // sides[0], picture.width // sides[1]) for picture in pictures]
+    positions = np.concatenate([_grid(n, *item) for n, item in enumerate(items)])
+    return Inputs(
+        height=height,
+        width=width,
+        text=text,
+        vision=vision,
+        first=first,
+        prompt_lengths=prompt_lengths,
+        prompt_size=prompt_size,
+        pictures=pixels,
+        positions=np.broadcast_to(positions, (len(rows), *positions.shape)),
+        noise=noise,
+        crops=tuple(crop for _, crop in fitted),
+    )
+
+
+def condition(
+    inputs: Inputs, txt: Float[Array, "B J C"], references: Float[Array, "b R P"]
+) -> Condition:
+    """Put together what one denoising step is told; every pass of an edit sees the same references."""
+    rows = txt.shape[0]
+    return Condition(
+        txt=txt,
+        txt_lengths=jnp.asarray(inputs.prompt_lengths),
+        references=jnp.tile(references, (rows, 1, 1)),
+        positions=jnp.asarray(inputs.positions),
+    )
+
+
+def _vision_inputs(
+    pictures: list[Image.Image], files: Files
+) -> tuple[VisionInputs | None, list[tuple[int, int]], int]:
+    """Return the vision tower's inputs, the merged grid of each picture, and the merged tokens all are padded to."""
+    if not pictures:
+        return None, [], 0
+    config = files.configs["text_encoder"].vision
+    merge = config.spatial_merge_size
+    patched = [vision_patches(picture, files.vision) for picture in pictures]
+    size = max(len(patches) for patches, _ in patched)
+    placed = [place_patches(*grid, config) for _, grid in patched]
+
+    def stack(arrays: Sequence[np.ndarray]) -> Array:
+        return jnp.asarray(np.stack([np.pad(array, ((0, size - len(array)), (0, 0))) for array in arrays]))
+
+    inputs = VisionInputs(
+        patches=stack([patches for patches, _ in patched]),
+        positions=stack([place[0] for place in placed]),
+        taps=stack([place[1] for place in placed]),
+        weights=stack([place[2] for place in placed]),
+        lengths=jnp.asarray([len(patches) for patches, _ in patched], jnp.int32),
+    )
+    grids = [(grid[0] // merge, grid[1] // merge) for _, grid in patched]
+    return inputs, grids, size // merge**2
+
+
+def _text_inputs(
+    rows: list[list[int]], grids: list[tuple[int, int]], image_size: int, files: Files
+) -> tuple[TextInputs, np.ndarray, np.ndarray, int]:
+    """Return the text encoder's inputs, each row's first kept token, how many are kept, and the padded number."""
+    config = files.configs["text_encoder"]
+    pad = control_token(files.tokenizer, "<|endoftext|>")
+    ids, lengths = pad_rows(rows, pad, length_bucket(max(map(len, rows))))
+    positions = np.zeros((*ids.shape, 3), np.int32)
+    slots = np.full(ids.shape, -1, np.int32)
+    for n, row in enumerate(rows):
+        positions[n, : len(row)] = multimodal_positions(row, config.image_token_id, grids)
+        slots[n, : len(row)] = image_slots(row, config.image_token_id, grids, image_size)
+    first = np.maximum(DROPPED, lengths - LONGEST_PROMPT).astype(np.int32)
+    kept = (lengths - first).astype(np.int32)
+    text = TextInputs(ids=jnp.asarray(ids), positions=jnp.asarray(positions), slots=jnp.asarray(slots))
+    return text, first, kept, length_bucket(int(kept.max()))
+
+
+def _grid(item: int, rows: int, columns: int) -> np.ndarray:
+    """Return (item, row, column) of each token of one item, row by row."""
+    row, column = np.divmod(np.arange(rows * columns, dtype=np.int32), np.int32(columns))
+    return np.stack([np.full_like(row, item), row, column], axis=-1)
+
+
+def _prepare_edit(request: Request, files: Files) -> Inputs:
+    return prepare(request, files, plus=False)
+
+
+def _prepare_plus(request: Request, files: Files) -> Inputs:
+    return prepare(request, files, plus=True)
+
+
+EDIT = Family(
+    name="JoyImage-Edit",
+    class_name="JoyImageEditPipeline",
+    components=(TEXT_ENCODER, TRANSFORMER, VAE),
+    steps=40,
+    guidance_scale=4.0,
+    negative_prompt="",
+    references=1,
+    read=read,
+    prepare=_prepare_edit,
+    condition=condition,
+)
+EDIT_PLUS = dataclasses.replace(
+    EDIT,
+    name="JoyImage-Edit-Plus",
+    class_name="JoyImageEditPlusPipeline",
+    steps=30,
+    negative_prompt=" ",
+    references=5,
+    prepare=_prepare_plus,
+)

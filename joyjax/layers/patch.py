@@ -1,0 +1,14 @@
+"""Between latent pixels and transformer tokens. A token is a patch, flattened rows first and channels last."""
+
+from einops import rearrange
+from jaxtyping import Array, Shaped
+
+
+def patchify(x: Shaped[Array, "b y x c"], size: tuple[int, int]) -> Shaped[Array, "b L P"]:
+    """Cut `[b, h·q, w·r, c]` into `[b, (h w), (q r c)]`."""
+    return rearrange(x, "b (h q) (w r) c -> b (h w) (q r c)", q=size[0], r=size[1])
+
+
+def unpatchify(tokens: Shaped[Array, "b L P"], size: tuple[int, int], width: int) -> Shaped[Array, "b y x c"]:
+    """Undo `patchify` for pictures that are `width` patches wide."""
+    return rearrange(tokens, "b (h w) (q r c) -> b (h q) (w r) c", w=width, q=size[0], r=size[1])

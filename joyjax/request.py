@@ -1,0 +1,110 @@
+"""Checking the arguments of an edit, all in one place and before anything is compiled."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from joyjax.errors import RequestError
+from joyjax.families.family import Request
+from joyjax.inputs.image import as_rgb
+from joyjax.pipeline import Pipeline
+
+BASE_SIZES = (256, 512, 768, 1024)
+MOST_STEPS = 1000
+
+
+def check_request(
+    pipeline: Pipeline,
+    image: Image.Image | Sequence[Image.Image] | None,
+    prompt: str,
+    *,
+    negative_prompt: str | None,
+    steps: int | None,
+    guidance_scale: float,
+    seed: int,
+    height: int | None,
+    width: int | None,
+    exact_size: bool,
+    base_size: int | None,
+    noise: np.ndarray | None,
+) -> Request:
+    """Fill in the family's defaults and check every value; the arguments are those of `joyjax.edit`.
+
+    Raises:
+        RequestError: naming the argument, its value and what is accepted.
+        PictureError: for a picture that cannot be used.
+    """
+    family = pipeline.family
+    for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+        if not isinstance(text, str) and not (name == "negative_prompt" and text is None):
+            raise RequestError(f"{name} is a {type(text).__name__}; expected a str")
+    steps = _integer("steps", family.steps if steps is None else steps, 1, MOST_STEPS)
+    if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, int | float | np.floating | np.integer):
+        raise RequestError(f"guidance_scale is {guidance_scale!r}; expected a number")
+    if not math.isfinite(guidance_scale):
+        raise RequestError(f"guidance_scale is {guidance_scale}; expected a finite number, 1 or less for no guidance")
+    if (height is None) != (width is None):
+        given, missing = ("width", "height") if height is None else ("height", "width")
+        raise RequestError(f"{given} is given without {missing}; give both, or neither to take the picture's bucket")
+    for name, value in (("height", height), ("width", width)):
+        if value is not None:
+            _integer(name, value, 16, 8192)
+    if not isinstance(exact_size, bool | np.bool_):
+        raise RequestError(f"exact_size is {exact_size!r}; expected True or False")
+    allowed = sorted({*BASE_SIZES, pipeline.base_size})
+    base_size = pipeline.base_size if base_size is None else base_size
+    if base_size not in allowed:
+        raise RequestError(f"base_size is {base_size!r}; choose one of {', '.join(map(str, allowed))}")
+    return Request(
+        prompt=prompt,
+        negative_prompt=family.negative_prompt if negative_prompt is None else negative_prompt,
+        pictures=_pictures(image, family.references, family.name),
+        steps=steps,
+        guidance_scale=float(guidance_scale),
+        seed=_integer("seed", seed, 0, 2**64 - 1),
+        height=height,
+        width=width,
+        exact_size=bool(exact_size),
+        base_size=int(base_size),
+        noise=_noise(noise),
+    )
+
+
+def _integer(name: str, value: Any, lowest: int, highest: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise RequestError(f"{name} is {value!r}; expected a whole number")
+    if not lowest <= value <= highest:
+        raise RequestError(f"{name} is {value}; expected a number from {lowest} to {highest}")
+    return int(value)
+
+
+def _pictures(image: Any, most: int, family: str) -> tuple[Image.Image, ...]:
+    images = [] if image is None else [image] if isinstance(image, Image.Image) else image
+    if not isinstance(images, list | tuple):
+        raise RequestError(f"image is a {type(image).__name__}; expected a PIL.Image, a list of them, or None")
+    for one in images:
+        if not isinstance(one, Image.Image):
+            raise RequestError(f"image holds a {type(one).__name__}; expected PIL.Image: open files with PIL.Image.open")
+    if len(images) > most:
+        raise RequestError(
+            f"{len(images)} reference pictures were given and {family} takes {most} at most; "
+            "Edit-Plus weights take several"
+        )
+    return tuple(as_rgb(one) for one in images)
+
+
+def _noise(noise: Any) -> np.ndarray | None:
+    if noise is None:
+        return None
+    array = np.asarray(noise)
+    if array.ndim != 4 or not np.issubdtype(array.dtype, np.floating) and array.dtype.name != "bfloat16":
+        raise RequestError(
+            f"noise has shape {array.shape} and dtype {array.dtype}; expected float32 [1, height/8, width/8, channels]"
+        )
+    array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise RequestError("noise holds NaN or Inf; expected finite numbers, drawn from a standard normal distribution")
+    return array

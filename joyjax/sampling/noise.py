@@ -1,0 +1,23 @@
+"""The noise that an edit starts from, fixed by its seed and its references."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+NOISE_RULE = 1  # goes into recipes: the same rule, seed and references give the same noise for ever
+
+
+def initial_noise(seed: int, references: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """Return standard normal float32 numbers that depend on nothing but the arguments.
+
+    `references` are the pictures as the model sees them (uint8). They are part of the key because editing a picture
+    with the very noise that made it spoils the result, and a chain of edits with one default seed would do just that.
+    Drawn on the host, by a counter-based generator: no device, batch or mesh can change it.
+    """
+    digest = hashlib.sha256(f"joyjax noise {NOISE_RULE}, seed {seed}".encode())
+    for picture in references:
+        digest.update(str(picture.shape).encode())
+        digest.update(np.ascontiguousarray(picture).tobytes())
+    key = np.frombuffer(digest.digest()[:16], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).standard_normal(shape, np.float32)

@@ -1,0 +1,72 @@
+"""The jitted stages of an edit: prompt, references, one step of denoising, and decoding.
+
+Each is a pure function of weights and arrays, compiled once for each shape. They call the networks by what every family's
+networks share, and they compose: all of them inside one `jax.jit` are one program from arrays to pixels.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8
+
+from joyjax.dtypes import ISLAND
+from joyjax.layers.patch import patchify, unpatchify
+from joyjax.layers.weights import Weights
+from joyjax.sampling.guidance import guide
+from joyjax.sampling.schedule import euler_step
+
+
+@functools.partial(jax.jit, static_argnames="length")
+def encode_prompt(
+    text_encoder: Weights, text: Any, vision: Any, first: Int[Array, " B"], *, length: int
+) -> Float[Array, "B J C"]:
+    """Return `length` hidden states of each row, from token `first` on; what lies behind a row's end is padding.
+
+    `text` and `vision` are the text encoder's own inputs; vision is None where no picture goes with the prompt.
+    """
+    hidden = text_encoder.module()(text, vision)
+    index = jnp.minimum(first[:, None] + jnp.arange(length, dtype=first.dtype), hidden.shape[1] - 1)
+    return jnp.take_along_axis(hidden, index[:, :, None], axis=1)
+
+
+@functools.partial(jax.jit, static_argnames="patch")
+def encode_images(vae: Weights, pixels: UInt8[Array, "b h w 3"], *, patch: tuple[int, int]) -> Float[Array, "b L P"]:
+    """Return the latent tokens of pictures of one size: the mode of the posterior, normalised, float32."""
+    return patchify(vae.module().encode(pixels.astype(ISLAND) / 127.5 - 1), patch)
+
+
+@functools.partial(jax.jit, donate_argnames="latents", static_argnames="channels")
+def denoise_step(
+    transformer: Weights,
+    latents: Float[Array, "b T P"],
+    condition: Any,
+    sigma: Float[Array, ""],
+    sigma_next: Float[Array, ""],
+    timestep: Float[Array, ""],
+    guidance_scale: Float[Array, ""],
+    *,
+    channels: int,
+) -> Float[Array, "b T P"]:
+    """Take one step from `sigma` to `sigma_next`. The latents are donated: use the result in their place.
+
+    `condition` is the transformer's own input, with as many rows as the latents, or twice as many for guidance: all
+    unconditional rows, then all conditional ones. `channels` is the number of latent channels of a pixel.
+    """
+    passes = condition.txt.shape[0] // latents.shape[0]
+    rows = jnp.tile(latents, (passes, 1, 1))
+    velocity = transformer.module()(rows, jnp.broadcast_to(timestep, rows.shape[:1]), condition)
+    if passes == 2:
+        unconditional, conditional = jnp.split(velocity, 2)
+        velocity = guide(conditional, unconditional, guidance_scale, channels)
+    return euler_step(latents, velocity, sigma, sigma_next)
+
+
+@functools.partial(jax.jit, static_argnames=("patch", "width"))
+def decode_latents(
+    vae: Weights, latents: Float[Array, "b T P"], *, patch: tuple[int, int], width: int
+) -> UInt8[Array, "b h w 3"]:
+    """Return the pictures of latent tokens that lie `width` patches wide, rounded half to even."""
+    pixels = vae.module().decode(unpatchify(latents, patch, width))
+    return jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
