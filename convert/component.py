@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from flax import nnx
 from jax.typing import DTypeLike
 
 from joyjax.convert.rules import Rule
+from joyjax.errors import CheckpointError
+from joyjax.inputs.files import read_json
 from joyjax.layers.weights import Weights
 
 
@@ -28,4 +31,23 @@ class Component:
 
     def abstract(self, config: Any, dtype: DTypeLike) -> Weights:
         """Return the network with shapes in place of arrays; costs no memory at any size."""
-        return Weights.of(nnx.eval_shape(lambda: self.build(config, dtype=dtype, rngs=nnx.Rngs(0))))
+        return Weights.of(self.build(config, dtype=dtype, rngs=None))
+
+    def read_config(self, folder: Path) -> Any:
+        """Return the component's configuration in the checkpoint `folder`.
+
+        Raises:
+            CheckpointError: if the checkpoint names another class for this component, or config.json cannot be read.
+            ConfigError: for a value that the network does not implement.
+        """
+        self.class_name(folder)
+        return self.configure(read_json(folder / self.folder / "config.json"))
+
+    def class_name(self, folder: Path) -> str:
+        """Return the class that the checkpoint's model_index.json names for this component, one of `class_names`."""
+        index = folder / "model_index.json"
+        entry = read_json(index).get(self.folder)
+        name = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
+        if name not in self.class_names:
+            raise CheckpointError(f"{index}: {self.folder} is {name!r}; expected {' or '.join(self.class_names)}")
+        return name

@@ -6,9 +6,8 @@ and notes to standard error. Nothing heavy is imported before a command runs.
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
-import click
 import typer
 
 from joyjax.commands import convert, edit, info
@@ -20,6 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: brackets in it are text
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("edit")(edit.command)
@@ -46,32 +46,24 @@ def root(
 
 def main() -> None:
     """Run the program and leave with its status."""
-    arguments = sys.argv[1:]
     # JAX takes three quarters of a GPU unless told otherwise, which is too little for the larger models.
     if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
         os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.95")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice to install torch is not for our users
-    debug = "--debug" in arguments
+    debug = "--debug" in sys.argv[1:]
     try:
-        status = app(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        typer.echo(error.format_message(), err=True)
-        sys.exit(2)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt, Cancelled):
+        app()  # leaves by itself: 0 when done, 2 on wrong usage
+    except (KeyboardInterrupt, Cancelled):
         _fail("cancelled", debug)
     except JoyJaxError as error:
         _fail(str(error), debug)
     except (OSError, MemoryError) as error:
         _fail(f"{type(error).__name__}: {error}", debug)
-    except Exception as error:  # noqa: BLE001 - a user gets one line; --debug shows the rest
+    except Exception as error:  # a user gets one line; --debug shows the rest
         _fail(f"internal error, {type(error).__name__}: {error} (--debug shows where)", debug)
-    sys.exit(status or 0)
 
 
-def _fail(reason: str, debug: bool) -> None:
+def _fail(reason: str, debug: bool) -> NoReturn:
     if debug:
         import traceback
 

@@ -13,7 +13,8 @@ from joyjax.errors import RequestError
 
 ISLAND = jnp.float32
 
-NAMES = ("bfloat16", "float32")
+NAMES = ("bfloat16", "float32")  # to compute in
+STORED = ("bfloat16", "float16", "float32")  # that parameters may have in a file
 
 
 def by_name(name: str) -> np.dtype:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from joyjax.errors import JoyJaxError
@@ -113,7 +113,7 @@ def edit(
         with _timed(timings, "denoise"):
             latents = _denoise(pipeline, request, inputs, pipeline.family.condition(inputs, txt, references), callback)
         with _timed(timings, "decode"):
-            pixels = np.asarray(_decode(pipeline, inputs, latents))
+            pixels = np.asarray(decode(pipeline, inputs, latents))
     timings["total"] = sum(timings.values())
     return Result(
         image=from_pixels(pixels[0]),
@@ -125,11 +125,13 @@ def edit(
 
 
 def encode_prompt(pipeline: Pipeline, inputs: Inputs) -> Float[Array, "B J C"]:
+    """Return the hidden states of both prompts, or of the one that an edit without guidance has."""
     encoder = pipeline.weights["text_encoder"]
     return stages.encode_prompt(encoder, inputs.text, inputs.vision, inputs.first, length=inputs.prompt_size)
 
 
 def encode_references(pipeline: Pipeline, inputs: Inputs) -> Float[Array, "b R P"]:
+    """Return the latent tokens of all references, one behind the other."""
     config = pipeline.files.configs["transformer"]
     tokens = [stages.encode_images(pipeline.weights["vae"], picture, patch=config.patch) for picture in inputs.pictures]
     empty = jnp.zeros((1, 0, config.in_channels * config.patch_area), jnp.float32)
@@ -165,7 +167,7 @@ def _denoise(
         if callback is not None:
             # a straight line through the last two levels, followed to level 0
             clean = before + (latents - before) * (levels[n] / (levels[n] - levels[n + 1]))
-            preview = lambda clean=clean: from_pixels(np.asarray(_decode(pipeline, inputs, clean))[0])  # noqa: E731
+            preview = lambda clean=clean: from_pixels(np.asarray(decode(pipeline, inputs, clean))[0])  # noqa: E731
             seconds = time.perf_counter() - started
             callback(StepEvent(n + 1, request.steps, seconds, jnp.copy(latents), preview))
     if not np.isfinite(np.asarray(latents)).all():
@@ -176,7 +178,8 @@ def _denoise(
     return latents
 
 
-def _decode(pipeline: Pipeline, inputs: Inputs, latents: Float[Array, "b T P"]) -> Array:
+def decode(pipeline: Pipeline, inputs: Inputs, latents: Float[Array, "b T P"]) -> UInt8[Array, "b h w 3"]:
+    """Return the picture of the target's latent tokens."""
     config = pipeline.files.configs["transformer"]
     columns = inputs.noise.shape[2] // config.patch[1]
     return stages.decode_latents(pipeline.weights["vae"], latents, patch=config.patch, width=columns)

@@ -1,11 +1,12 @@
 """`joyjax convert`: a Diffusers checkpoint to an Orbax one."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from joyjax.commands.edit import DType
+from joyjax.commands.options import DType
 
 Option = typer.Option
 
@@ -14,10 +15,38 @@ def command(
     source: Annotated[Path, typer.Argument(help="Diffusers folder.", show_default=False)],
     target: Annotated[Path, typer.Argument(help="Folder to write; it stands alone.", show_default=False)],
     dtype: Annotated[DType | None, Option(help="Convert to this.  [default: as in the source]")] = None,
-    component: Annotated[str | None, Option(help="Convert this component alone, such as vae.")] = None,
-    overwrite: Annotated[bool, Option("--overwrite", help="Replace an existing target.")] = False,
+    component: Annotated[str | None, Option(help="Convert this component alone, such as vae.", metavar="NAME")] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace what is in the target already.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Convert a Diffusers checkpoint to an Orbax checkpoint with its configs, tokenizer and processor."""
-    from joyjax.commands.progress import loading, note
+    """Convert a Diffusers checkpoint to an Orbax one, with its configs, tokenizer and processor.
+
+    Prints the path of the converted folder.
+    """
+    from joyjax import dtypes
+    from joyjax.commands.progress import gibibytes, loading, note
     from joyjax.convert.conversion import convert_checkpoint
+    from joyjax.families.registry import family_of
+    from joyjax.inputs.files import read_json
+    from joyjax.pipeline import model_folder
+
+    folder = model_folder(source)
+    index = folder / "model_index.json"
+    family = family_of(read_json(index).get("_class_name"), str(index))
+    with loading("converting") as advance:
+        manifest = convert_checkpoint(
+            folder,
+            target,
+            family.components,
+            dtype=None if dtype is None else dtypes.by_name(dtype.value),
+            component=component,
+            overwrite=overwrite,
+            progress=advance,
+        )
+    for name, parameters in manifest.components.items():
+        size = sum(stored.nbytes for stored in parameters.values())
+        kinds = ", ".join(sorted({stored.dtype for stored in parameters.values()}))
+        note(f"{name:14} {len(parameters):5} tensors  {gibibytes(size):>10}  {kinds}")
+    if len(manifest.components) == len(family.components):
+        note(f'next: joyjax edit "make the sky red" --image photo.jpg --model {shlex.quote(str(target))}')
+    typer.echo(target)

@@ -1,30 +1,14 @@
 """`joyjax edit`: one edit from the command line."""
 
-import enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from joyjax.commands.options import BaseSize, DType
 from joyjax.errors import RequestError
 
 Option = typer.Option
-
-
-class BaseSize(enum.StrEnum):
-    """The published bucket tables."""
-
-    P256 = "256"
-    P512 = "512"
-    P768 = "768"
-    P1024 = "1024"
-
-
-class DType(enum.StrEnum):
-    """Of parameters and matrix products."""
-
-    BFLOAT16 = "bfloat16"
-    FLOAT32 = "float32"
 
 
 def command(

@@ -62,3 +62,8 @@ def stepping() -> Iterator[Callable[["StepEvent"], None]]:
             progress.update(task, description="editing", completed=event.step, total=event.steps, speed=speed)
 
         yield advance
+
+
+def gibibytes(size: int) -> str:
+    """Return a number of bytes to read: in GiB, or in MiB where that is little."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -25,7 +25,7 @@ class Conv(nnx.Module):
         padding: Padding | None = None,
         axes: Sequence[str | None] = ("conv_in", "conv_out"),
         dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
     ):
         shape = (size, size, features_in, features_out)
         self.kernel = parameter(rngs, shape, (None, None, *axes), dtype, init=fan_in(shape[:3]))

@@ -26,7 +26,7 @@ class Linear(nnx.Module):
         axes_out: Sequence[str | None],
         bias: bool = True,
         dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
     ):
         shape = (*features_in, *features_out)
         self.kernel = parameter(rngs, shape, (*axes_in, *axes_out), dtype, init=fan_in(features_in))
@@ -47,7 +47,7 @@ class Linear(nnx.Module):
 class Embedding(nnx.Module):
     """A table of rows, looked up by number."""
 
-    def __init__(self, rows: int, features: int, *, axes: Sequence[str | None], dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, rows: int, features: int, *, axes: Sequence[str | None], dtype: DTypeLike, rngs: nnx.Rngs | None):
         self.table = parameter(rngs, (rows, features), axes, dtype, init=1.0)
 
     def __call__(self, index: Array) -> Float[Array, "... D"]:

@@ -20,7 +20,7 @@ def rms_norm(x: Float[Array, "... H"], scale: Float[Array, " H"], eps: float) ->
 class RMSNorm(nnx.Module):
     """Root-mean-square normalisation of the last axis (Zhang and Sennrich, 2019)."""
 
-    def __init__(self, features: int, *, eps: float, axis: str | None, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, features: int, *, eps: float, axis: str | None, dtype: DTypeLike, rngs: nnx.Rngs | None):
         self.scale = parameter(rngs, (features,), (axis,), dtype, init="ones")
         self.eps = eps
 
@@ -32,7 +32,7 @@ class RMSNorm(nnx.Module):
 class LayerNorm(nnx.Module):
     """Layer normalisation with scale and bias (Ba et al., 2016)."""
 
-    def __init__(self, features: int, *, eps: float, axis: str | None, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, features: int, *, eps: float, axis: str | None, dtype: DTypeLike, rngs: nnx.Rngs | None):
         self.scale = parameter(rngs, (features,), (axis,), dtype, init="ones")
         self.bias = parameter(rngs, (features,), (axis,), dtype, init="zeros")
         self.eps = eps
@@ -50,7 +50,7 @@ class ChannelNorm(nnx.Module):
     Source: WanRMS_norm in Diffusers' autoencoder_kl_wan.py.
     """
 
-    def __init__(self, features: int, *, axis: str | None, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, features: int, *, axis: str | None, dtype: DTypeLike, rngs: nnx.Rngs | None):
         self.scale = parameter(rngs, (features,), (axis,), dtype, init="ones")
         self.features = features
 

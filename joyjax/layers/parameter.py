@@ -10,16 +10,23 @@ from jax.typing import DTypeLike
 
 
 def parameter(
-    rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str | None], dtype: DTypeLike, *, init: str | float = "ones"
+    rngs: nnx.Rngs | None,
+    shape: Sequence[int],
+    axes: Sequence[str | None],
+    dtype: DTypeLike,
+    *,
+    init: str | float = "ones",
 ) -> nnx.Param:
     """Declare a parameter whose every dimension has a logical axis name (or None where it is never split).
 
-    `init` is "ones", "zeros", or the standard deviation of a normal distribution. A checkpoint replaces the values;
-    they matter only to training from scratch.
+    `init` is "ones", "zeros", or the standard deviation of a normal distribution. Without `rngs` the parameter is its
+    shape alone, to be filled from a checkpoint: that takes no memory, and no time to trace.
     """
     if len(shape) != len(axes):
         raise ValueError(f"shape {tuple(shape)} and axes {tuple(axes)} differ in length")
-    if init == "ones":
+    if rngs is None:
+        value = jax.ShapeDtypeStruct(tuple(shape), dtype)
+    elif init == "ones":
         value = jnp.ones(shape, dtype)
     elif init == "zeros":
         value = jnp.zeros(shape, dtype)

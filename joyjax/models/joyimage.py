@@ -128,7 +128,7 @@ class Condition:
 class Stream(nnx.Module):
     """One stream's half of a block: its modulation table, its projections to and from attention, its MLP."""
 
-    def __init__(self, config: JoyImageConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: JoyImageConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
         width, heads = (config.hidden_size,), (config.num_attention_heads, config.head_dim)
         head_axes = ("heads", "head_width")
         self.table = parameter(rngs, (MODULATIONS, *width), (None, "embed"), dtype, init=width[0] ** -0.5)
@@ -178,7 +178,7 @@ class Layout:
 class Block(nnx.Module):
     """A double-stream block: modulated norms, joint attention over [image, text], gated residuals, MLPs."""
 
-    def __init__(self, config: JoyImageConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: JoyImageConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
         self.img = Stream(config, dtype=dtype, rngs=rngs)
         self.txt = Stream(config, dtype=dtype, rngs=rngs)
 
@@ -232,7 +232,7 @@ class Block(nnx.Module):
 class JoyImageTransformer(nnx.Module):
     """Predicts the velocity of the target's latents from noisy target, clean references, text and time."""
 
-    def __init__(self, config: JoyImageConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: JoyImageConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
         def linear(inputs: int, outputs: tuple[int, ...], axes: tuple[str | None, ...], dtype: DTypeLike) -> Linear:
             return Linear((inputs,), outputs, axes_in=axes[:1], axes_out=axes[1:], dtype=dtype, rngs=rngs)
 

@@ -1,0 +1,37 @@
+"""`joyjax info`: what a checkpoint holds and needs."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Option = typer.Option
+
+
+def command(
+    model: Annotated[Path, typer.Argument(help="Diffusers folder, or one that `convert` wrote.", show_default=False)],
+    as_json: Annotated[bool, Option("--json", help="Print json.")] = False,
+    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Print a checkpoint's family, networks, sizes and dtypes, and what it needs to run. No weights are read."""
+    from joyjax.commands.progress import gibibytes
+    from joyjax.info import describe
+    from joyjax.pipeline import model_folder
+
+    described = describe(model_folder(model))
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(described), indent=2))
+        return
+    typer.echo(f"{described.family} ({described.class_name}), {described.format} folder, whole")
+    typer.echo(f"{'component':14} {'class':42} {'tensors':>8} {'parameters':>16} {'size':>11}  dtype")
+    for part in described.components:
+        row = f"{part.folder:14} {part.class_name:42} {part.tensors:8} {part.parameters:16,} {gibibytes(part.bytes):>11}"
+        typer.echo(f"{row}  {', '.join(part.dtypes)}")
+    total = f"{described.tensors:8} {described.parameters:16,} {gibibytes(described.bytes):>11}"
+    typer.echo(f"{'in all':57} {total}")
+    typer.echo("parameters in memory while it runs, besides the working memory of each stage:")
+    for need in described.needs:
+        alone = f"the largest network alone {gibibytes(need.staged_bytes)}"
+        typer.echo(f"  {need.dtype:9} {gibibytes(need.resident_bytes):>11}  ({alone})")

@@ -1,0 +1,99 @@
+"""What a checkpoint holds and what it needs to run, from headers, manifests and configurations alone."""
+
+import dataclasses
+import math
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from joyjax import dtypes
+from joyjax.convert import checkpoint, stream
+from joyjax.convert.checkpoint import Stored
+from joyjax.convert.component import Component
+from joyjax.convert.safetensors import Tensor, Tensors
+from joyjax.dtypes import ISLAND
+from joyjax.families.registry import family_of
+from joyjax.inputs.files import read_json
+from joyjax.layers.weights import leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class ComponentInfo:
+    """One network as it is stored. A Diffusers folder may hold tensors that joyjax has no use for; they count here."""
+
+    folder: str
+    class_name: str
+    tensors: int
+    parameters: int
+    bytes: int
+    dtypes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """Bytes of parameters on the device(s): all networks together, or one after the other, the largest alone."""
+
+    dtype: str
+    resident_bytes: int
+    staged_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInfo:
+    """A checkpoint, as plain data: `dataclasses.asdict` of it can be written as json."""
+
+    family: str
+    class_name: str
+    format: str  # "diffusers" or "converted"
+    components: tuple[ComponentInfo, ...]
+    tensors: int
+    parameters: int
+    bytes: int
+    needs: tuple[Need, ...]
+
+
+def describe(folder: Path) -> ModelInfo:
+    """Look into a Diffusers folder or a converted one; no array is read.
+
+    Raises:
+        CheckpointError: if it is neither, is not whole, or is of no known family.
+    """
+    index = folder / "model_index.json"
+    family = family_of(read_json(index).get("_class_name"), str(index))
+    configs = {component.folder: component.read_config(folder) for component in family.components}
+    components = tuple(_describe(folder, component, configs[component.folder]) for component in family.components)
+    return ModelInfo(
+        family=family.name,
+        class_name=family.class_name,
+        format="converted" if checkpoint.is_converted(folder) else "diffusers",
+        components=components,
+        tensors=sum(component.tensors for component in components),
+        parameters=sum(component.parameters for component in components),
+        bytes=sum(component.bytes for component in components),
+        needs=tuple(parameters_need(family.components, configs, dtype) for dtype in dtypes.NAMES),
+    )
+
+
+def parameters_need(components: Iterable[Component], configs: Mapping[str, Any], dtype: str) -> Need:
+    """Return what the parameters take at run time if the networks compute in `dtype`; the arithmetic of all plans."""
+    each = []
+    for component in components:
+        parameters = leaves(component.abstract(configs[component.folder], dtypes.by_name(dtype)).state)
+        each.append(sum(leaf.size * leaf.dtype.itemsize for leaf in parameters.values()))
+    return Need(dtype, resident_bytes=sum(each), staged_bytes=max(each))
+
+
+def _describe(folder: Path, component: Component, config: Any) -> ComponentInfo:
+    stored: Collection[Tensor | Stored]
+    if checkpoint.is_converted(folder):
+        stored = checkpoint.plan(folder, component, config, ISLAND).parameters.values()
+    else:
+        stored = stream.plan(component, config, Tensors(folder / component.folder), ISLAND).tensors.headers.values()
+    return ComponentInfo(
+        folder=component.folder,
+        class_name=component.class_name(folder),
+        tensors=len(stored),
+        parameters=sum(math.prod(tensor.shape) for tensor in stored),
+        bytes=sum(tensor.nbytes for tensor in stored),
+        dtypes=tuple(sorted({tensor.dtype for tensor in stored})),
+    )

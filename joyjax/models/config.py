@@ -1,3 +1,0 @@
-"""Moved: import joyjax.config."""
-
-from joyjax.config import read_config  # noqa: F401

@@ -1,0 +1,375 @@
+"""The converted folder: whole or not there, the same numbers, and readable without joyjax."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+from jax.sharding import Mesh, PartitionSpec
+from safetensors.numpy import save_file
+
+from joyjax.convert import checkpoint, stream
+from joyjax.convert.checkpoint import Manifest
+from joyjax.convert.conversion import convert_checkpoint
+from joyjax.convert.safetensors import Tensors
+from joyjax.errors import CheckpointError, MeshError, RequestError
+from joyjax.layers.weights import leaves
+
+CONFIG = toy.ToyConfig()
+BOTH = (toy.TOY, toy.OTHER)
+
+
+@pytest.fixture
+def source(tmp_path):
+    return toy.save_model(tmp_path / "source", *BOTH)
+
+
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "models" / "target"
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(checkpoint, "PART_BYTES", 2000)
+
+
+def same(ours, theirs) -> None:
+    ours, theirs = leaves(ours.state), leaves(theirs.state)
+    assert ours.keys() == theirs.keys()
+    for path, leaf in ours.items():
+        assert leaf.dtype == theirs[path].dtype
+        assert np.asarray(leaf[...]).tobytes() == np.asarray(theirs[path][...]).tobytes(), path
+
+
+def files(folder) -> set[str]:
+    """Return the files of a folder, those inside the parts left out."""
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "part-" not in str(p)}
+
+
+WHOLE = {
+    *("joyjax.json", "model_index.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"),
+    *("toy/config.json", "other/config.json"),
+}
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loading_the_converted_folder_is_loading_the_source(tmp_path, target, stored, dtype, small_parts):
+    source = toy.save_model(tmp_path / "source", *BOTH, dtype=stored)
+    convert_checkpoint(source, target, BOTH)
+    assert files(target) == WHOLE
+    for component in BOTH:
+        ours = checkpoint.restore(target, component, CONFIG, jnp.dtype(dtype))
+        same(ours, stream.fill(component, CONFIG, Tensors(source / component.folder), jnp.dtype(dtype)))
+        kinds = {stored.dtype for stored in Manifest.read(target).components[component.folder].values()}
+        assert kinds == {stored}
+
+
+def test_a_dtype_asked_for_leaves_what_the_network_holds_in_float32(source, target):
+    manifest = convert_checkpoint(source, target, BOTH, dtype="bfloat16")
+    for path, stored in manifest.components["toy"].items():
+        assert stored.dtype == ("float32" if path.endswith("norm.scale") else "bfloat16")
+    theirs = stream.fill(toy.TOY, CONFIG, Tensors(source / "toy"), jnp.bfloat16)
+    same(checkpoint.restore(target, toy.TOY, CONFIG, jnp.bfloat16), theirs)
+
+
+def test_the_manifest_is_read_as_it_was_written(source, target):
+    manifest = convert_checkpoint(source, target, BOTH, base_size=256)
+    assert Manifest.read(target) == manifest
+    assert manifest.base_size == 256
+    raw = json.loads((target / "joyjax.json").read_text())
+    assert (raw["format"], raw["version"]) == ("joyjax-orbax", 1)
+    assert raw["components"]["toy"]["parts"] == ["part-00000"]
+    entry = raw["components"]["toy"]["parameters"]["blocks.1.qkv.kernel"]
+    assert entry == {"shape": [12, 3, 8, 2], "dtype": "float32", "part": "part-00000"}
+
+
+def test_parts_are_small_and_in_order(source, target, small_parts):
+    convert_checkpoint(source, target, BOTH)
+    stored = Manifest.read(target).components["toy"]
+    parts = checkpoint.parts(stored)
+    assert list(parts) == [f"part-{n:05}" for n in range(len(parts))]
+    assert sorted(p.name for p in (target / "toy").iterdir()) == ["config.json", *parts]
+    assert [path for paths in parts.values() for path in paths] == list(stored)
+    for paths in parts.values():
+        assert len(paths) == 1 or sum(stored[path].nbytes for path in paths) <= 2000
+    assert max(stored[path].nbytes for path in stored) > 2000
+
+
+ORBAX_ALONE = """
+import sys
+from pathlib import Path
+import numpy as np
+import orbax.checkpoint as ocp
+
+with ocp.StandardCheckpointer() as checkpointer:
+    arrays = checkpointer.restore(Path(sys.argv[1]))
+assert "joyjax" not in sys.modules
+np.savez(sys.argv[2], **{path: np.asarray(array, np.float32) for path, array in arrays.items()})
+print(sorted({str(array.dtype) for array in arrays.values()}))
+"""
+
+
+def test_another_program_opens_a_part_with_orbax_alone(tmp_path, source, target):
+    convert_checkpoint(source, target, BOTH, dtype="bfloat16")
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-P", "-c", ORBAX_ALONE, str(target / "toy" / "part-00000"), str(tmp_path / "read.npz")]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout == "['bfloat16', 'float32']\n"
+    theirs = leaves(stream.fill(toy.TOY, CONFIG, Tensors(source / "toy"), jnp.bfloat16).state)
+    with np.load(tmp_path / "read.npz") as read:
+        assert set(read) == theirs.keys()
+        for path in read:
+            np.testing.assert_array_equal(read[path], np.asarray(theirs[path][...], np.float32))
+
+
+def test_a_mesh_places_restored_parameters_by_their_logical_axes(source, target, small_parts):
+    convert_checkpoint(source, target, BOTH)
+    mesh = Mesh(np.array(jax.devices()), ("tensor",))
+    restored = checkpoint.restore(target, toy.TOY, CONFIG, jnp.bfloat16, mesh)
+    kernel = leaves(restored.state)["blocks.0.out.kernel"][...]
+    assert kernel.sharding.spec == PartitionSpec("tensor", None, None)
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(1, 2, 12)}
+    same(restored, stream.fill(toy.TOY, CONFIG, Tensors(source / "toy"), jnp.bfloat16))
+    with pytest.raises(MeshError, match="blocks.0.out.kernel"):
+        checkpoint.restore(target, toy.TOY, CONFIG, jnp.bfloat16, Mesh(np.array(jax.devices()[:3]), ("tensor",)))
+
+
+def test_progress_ends_at_the_whole(source, target, small_parts):
+    for run in (
+        lambda progress: convert_checkpoint(source, target, BOTH, progress=progress),
+        lambda progress: checkpoint.restore(target, toy.TOY, CONFIG, jnp.float32, progress=progress),
+    ):
+        calls = []
+        run(lambda done, total, calls=calls: calls.append((done, total)))
+        assert calls == sorted(calls)
+        assert calls[-1][0] == calls[-1][1] > 0
+
+
+# What is already there
+
+
+def test_an_existing_target_survives(source, target):
+    target.mkdir(parents=True)
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(RequestError, match="--overwrite"):
+        convert_checkpoint(source, target, BOTH)
+    assert files(target) == {"notes.txt"}
+    convert_checkpoint(source, target, BOTH, overwrite=True)
+    assert files(target) == {"notes.txt", *WHOLE}
+
+
+def test_overwrite_replaces_what_was_converted_before(tmp_path, source, target):
+    convert_checkpoint(source, target, BOTH, dtype="bfloat16")
+    with pytest.raises(RequestError, match="--overwrite"):
+        convert_checkpoint(source, target, BOTH)
+    assert Manifest.read(target).components["toy"]["first.kernel"].dtype == "bfloat16"
+    convert_checkpoint(source, target, BOTH, overwrite=True)
+    theirs = stream.fill(toy.OTHER, CONFIG, Tensors(source / "other"), jnp.float32)
+    same(checkpoint.restore(target, toy.OTHER, CONFIG, jnp.float32), theirs)
+    assert os.listdir(target.parent) == [target.name]
+
+
+def test_an_empty_target_is_as_good_as_none(source, target):
+    target.mkdir(parents=True)
+    convert_checkpoint(source, target, BOTH)
+    assert files(target) == WHOLE
+
+
+def test_components_may_come_one_by_one(source, target):
+    convert_checkpoint(source, target, BOTH, component="toy")
+    assert files(target) == WHOLE - {"other/config.json"}
+    with pytest.raises(CheckpointError, match="no component other, only toy: add it with .* --component other"):
+        checkpoint.restore(target, toy.OTHER, CONFIG, jnp.float32)
+    with pytest.raises(RequestError, match="--overwrite"):
+        convert_checkpoint(source, target, BOTH, component="toy")
+    convert_checkpoint(source, target, BOTH, component="other")
+    assert files(target) == WHOLE
+    convert_checkpoint(source, target, BOTH, component="toy", dtype="bfloat16", overwrite=True)
+    assert files(target) == WHOLE
+    theirs = stream.fill(toy.OTHER, CONFIG, Tensors(source / "other"), jnp.float32)
+    same(checkpoint.restore(target, toy.OTHER, CONFIG, jnp.float32), theirs)
+    theirs = stream.fill(toy.TOY, CONFIG, Tensors(source / "toy"), jnp.bfloat16)
+    same(checkpoint.restore(target, toy.TOY, CONFIG, jnp.bfloat16), theirs)
+
+
+def test_a_component_does_not_join_another_model(tmp_path, source, target):
+    convert_checkpoint(toy.save_model(tmp_path / "another", toy.TOY), target, (toy.TOY,))
+    with pytest.raises(RequestError, match="holds files already"):
+        convert_checkpoint(source, target, BOTH, component="other")
+    assert "other" not in Manifest.read(target).components
+
+
+def test_an_unknown_component(source, target):
+    with pytest.raises(RequestError, match="component 'unet' is not in this model; it has toy, other"):
+        convert_checkpoint(source, target, BOTH, component="unet")
+
+
+def test_a_target_that_is_a_file(source, target):
+    target.parent.mkdir()
+    target.write_text("mine")
+    with pytest.raises(RequestError, match="is a file"):
+        convert_checkpoint(source, target, BOTH, overwrite=True)
+    assert target.read_text() == "mine"
+
+
+@pytest.mark.parametrize("where", [".", ".."])
+def test_a_target_that_holds_the_source(source, where):
+    before = files(source)
+    with pytest.raises(RequestError, match="holds the source"):
+        convert_checkpoint(source, source / where, BOTH, overwrite=True)
+    assert files(source) == before
+
+
+# Failures
+
+
+def test_a_failed_conversion_leaves_nothing(source, target, small_parts, monkeypatch):
+    written = []
+
+    def write_part(folder, arrays):
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+        written.append(folder)
+
+    monkeypatch.setattr(checkpoint, "write_part", write_part)
+    with pytest.raises(CheckpointError, match="target cannot be written: .*No space left"):
+        convert_checkpoint(source, target, BOTH)
+    assert len(written) == 3
+    assert os.listdir(target.parent) == []
+
+
+def test_an_interrupted_overwrite_leaves_the_old_target(source, target, monkeypatch):
+    convert_checkpoint(source, target, BOTH, dtype="bfloat16")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "write_part", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        convert_checkpoint(source, target, BOTH, overwrite=True)
+    assert os.listdir(target.parent) == [target.name]
+    theirs = stream.fill(toy.TOY, CONFIG, Tensors(source / "toy"), jnp.bfloat16)
+    same(checkpoint.restore(target, toy.TOY, CONFIG, jnp.bfloat16), theirs)
+
+
+def test_a_part_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="part-00000 cannot be written"):
+        checkpoint.write_part(tmp_path / "file" / "part-00000", {"x": np.zeros(3)})
+
+
+def test_too_little_space_is_seen_before_anything_is_written(source, target, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
+    monkeypatch.setattr(checkpoint, "write_part", lambda *_: pytest.fail("written"))
+    with pytest.raises(CheckpointError, match="GiB free"):
+        convert_checkpoint(source, target, BOTH)
+    assert os.listdir(target.parent) == []
+
+
+@pytest.mark.parametrize("fault", ["tensor", "config", "class", "tokenizer", "converted", "missing"])
+def test_a_source_that_is_not_whole_is_refused_before_anything_is_written(tmp_path, source, target, fault, monkeypatch):
+    name, folder = fault, source
+    index = source / "model_index.json"
+    if fault == "tensor":
+        name, named = "layers.1.qkv.bias", toy.tensors(CONFIG)
+        del named[name]
+        save_file(named, source / "other" / "diffusion_pytorch_model.safetensors")
+    elif fault == "config":
+        name = str(source / "toy" / "config.json")
+        os.unlink(name)
+    elif fault == "class":
+        name = "model_index.json: toy is 'Other'; expected ToyModel"
+        index.write_text(index.read_text().replace('"toy": ["diffusers", "ToyModel"]', '"toy": ["diffusers", "Other"]'))
+    elif fault == "tokenizer":
+        shutil.rmtree(source / "tokenizer")
+    elif fault == "converted":
+        folder = tmp_path / "converted"
+        convert_checkpoint(source, folder, BOTH)
+    elif fault == "missing":
+        name, folder = "model_index.json is missing", tmp_path / "nowhere"
+    monkeypatch.setattr(checkpoint, "write_part", lambda *_: pytest.fail("written"))
+    with pytest.raises(CheckpointError) as raised:
+        convert_checkpoint(folder, target, BOTH)
+    assert name in str(raised.value)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("name", ["..", "", "a/b", "/etc"])
+def test_an_index_that_names_a_folder_elsewhere(source, target, name):
+    index = json.loads((source / "model_index.json").read_text())
+    (source / "model_index.json").write_text(json.dumps({**index, name: ["library", "Class"]}))
+    with pytest.raises(CheckpointError, match="no such folder"):
+        convert_checkpoint(source, target, BOTH)
+    assert not target.exists()
+
+
+def edit_manifest(folder, edit) -> None:
+    raw = json.loads((folder / "joyjax.json").read_text())
+    edit(raw)
+    (folder / "joyjax.json").write_text(json.dumps(raw))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda raw: raw.update(format="other"), "format is 'other'"),
+        (lambda raw: raw.update(version=2), "version 2; this joyjax reads 'joyjax-orbax', version 1"),
+        (lambda raw: raw.pop("components"), "is damaged"),
+        (lambda raw: raw.update(components=[]), "is damaged"),
+        (lambda raw: raw.update(components={"toy": None}), "is damaged"),
+        (lambda raw: raw.update(base_size="256"), "base_size is '256'"),
+        (lambda raw: first(raw).update(shape=[12, -1]), "shape"),
+        (lambda raw: first(raw).update(shape="12"), "shape"),
+        (lambda raw: first(raw).update(dtype="int8"), "dtype 'int8'"),
+        (lambda raw: first(raw).update(dtype=[]), "dtype"),
+        (lambda raw: first(raw).update(part="part-00009"), "part 'part-00009'"),
+        (lambda raw: first(raw).update(part=3), "part 3"),
+        (lambda raw: raw["components"]["toy"].update(parts=[".."]), "part "),
+        (lambda raw: first(raw).pop("shape"), "shape"),
+        (lambda raw: first(raw).update(shape=[5, 13]), r"first.kernel has shape \[5, 13\], expected \[5, 12\]"),
+        (lambda raw: raw["components"]["toy"]["parameters"].pop("first.bias"), r"first.bias \[12\] is missing"),
+        (lambda raw: raw["components"]["toy"]["parameters"].update({"x": first(raw)}), "x .* is not part"),
+    ],
+)
+def test_a_damaged_manifest(source, target, edit, message):
+    convert_checkpoint(source, target, BOTH)
+    edit_manifest(target, edit)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.restore(target, toy.TOY, CONFIG, jnp.float32)
+
+
+def first(raw) -> dict:
+    return raw["components"]["toy"]["parameters"]["first.kernel"]
+
+
+def test_a_missing_part(source, target, small_parts):
+    convert_checkpoint(source, target, BOTH)
+    shutil.rmtree(target / "toy" / "part-00001")
+    with pytest.raises(CheckpointError, match="part-00001 is missing"):
+        checkpoint.restore(target, toy.TOY, CONFIG, jnp.float32)
+
+
+def test_a_part_of_other_arrays(source, target):
+    convert_checkpoint(source, target, BOTH)
+    part = target / "toy" / "part-00000"
+    shutil.rmtree(part)
+    checkpoint.write_part(part, {"first.kernel": np.zeros((5, 12), np.float32)})
+    with pytest.raises(CheckpointError, match="part-00000 cannot be read; convert the model again"):
+        checkpoint.restore(target, toy.TOY, CONFIG, jnp.float32)
+
+
+def test_a_damaged_part(source, target):
+    convert_checkpoint(source, target, BOTH)
+    (target / "toy" / "part-00000" / "_METADATA").write_text("{")
+    with pytest.raises(CheckpointError, match="part-00000 cannot be read; convert the model again"):
+        checkpoint.restore(target, toy.TOY, CONFIG, jnp.float32)

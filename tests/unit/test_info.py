@@ -1,0 +1,87 @@
+"""What `info` says of a checkpoint, against what its files and networks are."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import pytest
+from safetensors import safe_open
+
+from joyjax import info
+from joyjax.convert import stream
+from joyjax.convert.conversion import convert_checkpoint
+from joyjax.convert.safetensors import Tensors
+from joyjax.errors import CheckpointError
+from joyjax.families.registry import FAMILIES
+
+pytestmark = pytest.mark.parity  # the checkpoint is the reference's
+
+
+@pytest.fixture(scope="module")
+def converted(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("converted") / "tiny"
+    family = FAMILIES["JoyImageEditPipeline"]
+    convert_checkpoint(checkpoint, folder, family.components, dtype="bfloat16")
+    return folder
+
+
+def test_a_diffusers_folder(checkpoint):
+    found = info.describe(checkpoint)
+    assert (found.family, found.class_name, found.format) == ("JoyImage-Edit", "JoyImageEditPipeline", "diffusers")
+    assert {component.folder for component in found.components} == {"transformer", "text_encoder", "vae"}
+    for component in found.components:
+        shapes = {}
+        for file in (checkpoint / component.folder).glob("*.safetensors"):
+            with safe_open(file, framework="numpy") as opened:
+                shapes |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}
+        assert component.tensors == len(shapes)
+        assert component.parameters == sum(math.prod(shape) for shape in shapes.values())
+        assert component.bytes == 4 * component.parameters
+        assert component.dtypes == ("float32",)
+    assert found.tensors == sum(component.tensors for component in found.components)
+    assert found.parameters == sum(component.parameters for component in found.components)
+    assert found.bytes == sum(component.bytes for component in found.components)
+
+
+def test_a_converted_folder(checkpoint, converted):
+    found, source = info.describe(converted), info.describe(checkpoint)
+    assert found.format == "converted"
+    assert found.needs == source.needs
+    assert found.parameters < source.parameters  # what no network uses is left behind
+    transformer = found.components[1]
+    assert transformer.folder == "transformer"
+    assert transformer.dtypes == ("bfloat16", "float32")  # the time embedder stays
+    assert transformer.parameters == source.components[1].parameters
+
+
+def test_what_a_model_needs_is_what_its_networks_hold(checkpoint):
+    found = info.describe(checkpoint)
+    assert [need.dtype for need in found.needs] == ["bfloat16", "float32"]
+    for need in found.needs:
+        each = []
+        for component in FAMILIES["JoyImageEditPipeline"].components:
+            config, tensors = component.read_config(checkpoint), Tensors(checkpoint / component.folder)
+            network = stream.fill(component, config, tensors, need.dtype)
+            each.append(sum(array.nbytes for array in jax.tree.leaves(network.state)))
+        assert (need.resident_bytes, need.staged_bytes) == (sum(each), max(each))
+
+
+def test_it_can_be_written_as_json(checkpoint):
+    found = dataclasses.asdict(info.describe(checkpoint))
+    assert json.loads(json.dumps(found))["components"][0]["folder"] == "text_encoder"
+
+
+def test_no_array_is_read(checkpoint, converted, monkeypatch):
+    monkeypatch.setattr(Tensors, "read", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("orbax.checkpoint.StandardCheckpointer", lambda *_: pytest.fail("read"))
+    info.describe(checkpoint)
+    info.describe(converted)
+
+
+def test_a_folder_that_is_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="model_index.json is missing"):
+        info.describe(tmp_path)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(CheckpointError, match="'FluxPipeline'; .* JoyImageEditPipeline"):
+        info.describe(tmp_path)

@@ -1,0 +1,106 @@
+"""Filling a network from safetensors: dtypes, places, and that nothing is read before all is known to fit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+from jax.sharding import Mesh, PartitionSpec
+from safetensors.numpy import save_file
+
+from joyjax.convert import stream
+from joyjax.convert.rules import match
+from joyjax.convert.safetensors import Tensors
+from joyjax.errors import CheckpointError, MeshError
+from joyjax.layers.weights import leaves
+
+CONFIG = toy.ToyConfig()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    toy.save_sharded(tmp_path, toy.tensors(CONFIG), 3)
+    return tmp_path
+
+
+def expected(named) -> dict[str, np.ndarray]:
+    """Return the parameters made of these tensors, in the tensors' dtype."""
+    shapes = {path: leaf.shape for path, leaf in leaves(toy.TOY.abstract(CONFIG, jnp.float32).state).items()}
+    found = match(toy.rules(CONFIG), toy.TOY.ignored, {k: v.shape for k, v in named.items()}, shapes, where="test")
+    return {m.target: m.parameter(named[m.source]) for m in found}
+
+
+def test_every_parameter_gets_its_numbers(folder):
+    weights = stream.fill(toy.TOY, CONFIG, Tensors(folder), jnp.float32)
+    filled, wanted = leaves(weights.state), expected(toy.tensors(CONFIG))
+    assert filled.keys() == wanted.keys()
+    for path, leaf in filled.items():
+        np.testing.assert_array_equal(leaf[...], wanted[path])
+    assert isinstance(weights.module(), toy.Toy)
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_numbers_are_cast_to_what_the_network_wants(tmp_path, stored, dtype):
+    named = toy.tensors(CONFIG, stored)
+    save_file(named, tmp_path / "model.safetensors")
+    filled = leaves(stream.fill(toy.TOY, CONFIG, Tensors(tmp_path), jnp.dtype(dtype)).state)
+    for path, value in expected(named).items():
+        wanted = "float32" if path.endswith("norm.scale") else dtype
+        assert filled[path].dtype == wanted, path
+        np.testing.assert_array_equal(np.asarray(filled[path][...]), value.astype(wanted))
+
+
+def test_a_mesh_places_parameters_by_their_logical_axes(folder):
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("cfg", "tensor"))
+    filled = leaves(stream.fill(toy.TOY, CONFIG, Tensors(folder), jnp.float32, mesh).state)
+    kernel = filled["blocks.1.qkv.kernel"][...]
+    assert kernel.sharding.spec == PartitionSpec(None, None, "tensor", None)
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(12, 3, 2, 2)}
+    assert len(kernel.addressable_shards) == 8
+    assert filled["first.kernel"][...].sharding.is_fully_replicated
+    for path, value in expected(toy.tensors(CONFIG)).items():
+        np.testing.assert_array_equal(filled[path][...], value)
+
+
+def test_a_mesh_that_does_not_fit_is_refused_before_reading(folder, monkeypatch):
+    monkeypatch.setattr(Tensors, "read", lambda *_: pytest.fail("read"))
+    mesh = Mesh(np.array(jax.devices()[:3]), ("tensor",))
+    with pytest.raises(MeshError, match="blocks.0.out.kernel"):
+        stream.fill(toy.TOY, CONFIG, Tensors(folder), jnp.float32, mesh)
+
+
+def test_tensors_that_do_not_fit_are_refused_before_reading(tmp_path, monkeypatch):
+    named = toy.tensors(CONFIG)
+    named["first.weight"] = named["first.weight"].T.copy()
+    del named["layers.1.out.bias"]
+    save_file(named, tmp_path / "model.safetensors")
+    monkeypatch.setattr(Tensors, "read", lambda *_: pytest.fail("read"))
+    with pytest.raises(CheckpointError) as raised:
+        stream.fill(toy.TOY, CONFIG, Tensors(tmp_path), jnp.float32)
+    assert all(part in str(raised.value) for part in (str(tmp_path), "first.weight", "layers.1.out.bias"))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float64", "float8_e4m3fn"])
+def test_parameters_of_another_kind_are_refused(tmp_path, dtype):
+    named = toy.tensors(CONFIG)
+    named["first.weight"] = named["first.weight"].astype(dtype)
+    save_file(named, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"tensor first.weight is {dtype}"):
+        stream.fill(toy.TOY, CONFIG, Tensors(tmp_path), jnp.float32)
+
+
+def test_an_ignored_tensor_may_be_of_any_kind(tmp_path):
+    named = toy.tensors(CONFIG)
+    save_file({**named, "unused.7": np.ones(4, np.int64)}, tmp_path / "model.safetensors")
+    stream.fill(toy.TOY, CONFIG, Tensors(tmp_path), jnp.float32)
+
+
+def test_progress_counts_the_bytes_that_are_used(folder):
+    calls = []
+    plan = stream.plan(toy.TOY, CONFIG, Tensors(folder), jnp.bfloat16)
+    plan.fill(progress=lambda done, total: calls.append((done, total)))
+    used = sum(array.nbytes for name, array in toy.tensors(CONFIG).items() if name != "unused.7")
+    assert calls[-1] == (used, used) == (plan.nbytes, plan.nbytes)
+    assert calls == sorted(calls)
+    assert len(calls) == len(plan.matches)

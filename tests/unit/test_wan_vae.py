@@ -1,0 +1,132 @@
+"""The autoencoder's configuration and key table at the real sizes, without weights."""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from joyjax.convert.rules import match
+from joyjax.convert.wan_vae import VAE
+from joyjax.errors import CheckpointError, ConfigError
+from joyjax.inputs.files import read_json
+from joyjax.layers.weights import count_parameters, leaves
+from joyjax.models.wan_vae import WanVAEConfig
+
+REAL = {
+    "_class_name": "AutoencoderKLWan",
+    "_diffusers_version": "0.38.0.dev0",
+    "attn_scales": [],
+    "base_dim": 96,
+    "decoder_base_dim": None,
+    "dim_mult": [1, 2, 4, 4],
+    "dropout": 0.0,
+    "in_channels": 3,
+    "is_residual": False,
+    "latents_mean": [
+        *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
+        *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
+    ],
+    "latents_std": [
+        *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
+        *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.916),
+    ],
+    "num_res_blocks": 2,
+    "out_channels": 3,
+    "patch_size": None,
+    "scale_factor_spatial": 8,
+    "scale_factor_temporal": 4,
+    "temperal_downsample": [False, True, True],
+    "z_dim": 16,
+}
+
+
+def shapes(config: WanVAEConfig) -> dict[str, tuple[int, ...]]:
+    return {path: leaf.shape for path, leaf in leaves(VAE.abstract(config, jnp.bfloat16).state).items()}
+
+
+def test_these_are_the_files_values(reference_files):
+    assert read_json(reference_files / "vae" / "config.json") == REAL
+
+
+def test_real_config():
+    config = WanVAEConfig.from_diffusers(REAL)
+    assert config.spatial_factor == 8
+    assert config.widths == (96, 192, 384, 384)
+    assert (config.latents_mean[7], config.latents_std[15]) == (1.5508, 1.916)
+    assert hash(config) == hash(WanVAEConfig.from_diffusers(copy.deepcopy(REAL)))
+
+
+def test_real_size():
+    weights = VAE.abstract(WanVAEConfig.from_diffusers(REAL), jnp.bfloat16)
+    assert count_parameters(weights.state) == 44_599_603
+    latents = jax.eval_shape(lambda w, x: w.module().encode(x), weights, jnp.zeros((2, 1024, 768, 3)))
+    assert (latents.shape, latents.dtype) == ((2, 128, 96, 16), jnp.float32)
+    pixels = jax.eval_shape(lambda w, z: w.module().decode(z), weights, latents)
+    assert (pixels.shape, pixels.dtype) == ((2, 1024, 768, 3), jnp.float32)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("changes", "tensors", "parameters"),
+    [
+        ({}, 194, 126_892_531),
+        ({"dim_mult": [2, 1, 3], "num_res_blocks": 1, "temperal_downsample": [True, False]}, None, None),
+    ],
+)
+def test_every_tensor_of_the_reference_is_matched(changes, tensors, parameters):
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    raw = {**REAL, **changes}
+    for name in ("scale_factor_spatial", "scale_factor_temporal") if changes else ():
+        del raw[name]
+    with torch.device("meta"):
+        theirs = diffusers.AutoencoderKLWan(**{key: value for key, value in raw.items() if not key.startswith("_")})
+    state = {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()}
+    config = WanVAEConfig.from_diffusers(raw)
+    found = match(VAE.rules(config), VAE.ignored, state, shapes(config), where="vae")
+    assert {m.target for m in found} == shapes(config).keys()
+    assert state.keys() - {m.source for m in found} == {name for name in state if ".time_conv." in name}
+    if tensors:
+        assert (len(state), theirs.num_parameters()) == (tensors, parameters)
+    with pytest.raises(CheckpointError, match=r"decoder\.up_blocks\.1\.resnets\.0\.conv1\.weight .* is missing"):
+        match(
+            VAE.rules(config),
+            VAE.ignored,
+            {name: shape for name, shape in state.items() if name != "decoder.up_blocks.1.resnets.0.conv1.weight"},
+            shapes(config),
+            where="vae",
+        )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("is_residual", True, "is_residual is True"),  # the Wan 2.2 network
+        ("patch_size", 2, "patch_size is 2"),
+        ("attn_scales", [0.5], r"attn_scales is \[0.5\]"),
+        ("decoder_base_dim", 256, "decoder_base_dim is 256; .* implements None or 96"),
+        ("in_channels", 12, "in_channels is 12"),
+        ("out_channels", 4, "out_channels is 4"),
+        ("clip_output", False, "clip_output = False is not known"),
+        ("z_dim", 16.5, "z_dim is 16.5; expected int"),
+        ("z_dim", 8, "latents_mean has 16 values; expected z_dim, 8"),
+        ("latents_std", [1.0] * 15, "latents_std has 15 values"),
+        ("latents_std", [1.0] * 15 + [0.0], "expected positive"),
+        ("latents_mean", None, "latents_mean is None"),
+        ("num_res_blocks", 0, "must be positive"),
+        ("dim_mult", [], "must be positive"),
+        ("temperal_downsample", [False, True], "temperal_downsample has 2 values; .* the 4 levels"),
+        ("scale_factor_spatial", 16, "scale_factor_spatial is 16; .* make it 8"),
+        ("scale_factor_temporal", 8, "scale_factor_temporal is 8; .* make it 4"),
+    ],
+)
+def test_refusals_name_the_value(key, value, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        WanVAEConfig.from_diffusers({**REAL, key: value}, where="there/config.json")
+    assert "there/config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["base_dim", "z_dim", "latents_mean", "temperal_downsample"])
+def test_nothing_is_filled_in(key):
+    with pytest.raises(ConfigError, match=f"{key} is missing"):
+        WanVAEConfig.from_diffusers({name: value for name, value in REAL.items() if name != key})
