@@ -1,0 +1,75 @@
+"""Attention against softmax written out in float64."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from joyjax.kernels.attention import QUERY_BLOCK, SCORES_AT_ONCE, attention
+
+TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
+
+
+def draw(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def plain(query, key, value, lengths, causal, scale):
+    batch, queries, heads, width = query.shape
+    out = np.zeros_like(query)
+    for b in range(batch):
+        for n in range(heads):
+            k, v = (x[b, : lengths[b], n * x.shape[2] // heads] for x in (key, value))
+            scores = query[b, :, n] @ k.T * scale
+            if causal:
+                scores[np.arange(queries)[:, None] < np.arange(len(k))] = -np.inf
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            out[b, :, n] = weights / weights.sum(-1, keepdims=True) @ v
+    return out
+
+
+CASES = {
+    "square": dict(batch=2, queries=7, keys=7, heads=4, key_heads=4, width=16),
+    "grouped": dict(batch=2, queries=5, keys=9, heads=6, key_heads=2, width=8),
+    "one key head": dict(batch=1, queries=3, keys=11, heads=5, key_heads=1, width=24),
+    "wide head": dict(batch=1, queries=33, keys=33, heads=1, key_heads=1, width=384),
+    "blocks": dict(batch=2, queries=2 * QUERY_BLOCK + 37, keys=1500, heads=4, key_heads=2, width=8),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("case", CASES)
+def test_attention(case, causal, padded, dtype):
+    c = CASES[case]
+    query = draw(0, c["batch"], c["queries"], c["heads"], c["width"])
+    key, value = draw(1, 2, c["batch"], c["keys"], c["key_heads"], c["width"])
+    query, key, value = (np.asarray(jnp.asarray(x, dtype).astype(jnp.float32), np.float64) for x in (query, key, value))
+    lengths = np.array([c["keys"] - 2 * b - 1 if padded else c["keys"] for b in range(c["batch"])])
+    for b in range(c["batch"]):  # what lies behind a row's end must not matter
+        key[b, lengths[b] :], value[b, lengths[b] :] = 1e4, 1e4
+    expected = plain(query, key, value, lengths, causal, c["width"] ** -0.5)
+    out = attention(
+        *(jnp.asarray(x, dtype) for x in (query, key, value)),
+        lengths=jnp.asarray(lengths, jnp.int32) if padded else None,
+        causal=causal,
+    )
+    assert out.dtype == dtype
+    error = np.abs(np.asarray(out.astype(jnp.float32)) - expected).max() / np.abs(expected).max()
+    assert error < TOLERANCE[dtype]
+
+
+def test_the_long_case_is_computed_in_blocks():
+    c = CASES["blocks"]
+    assert c["batch"] * c["heads"] * c["queries"] * c["keys"] > SCORES_AT_ONCE
+    assert c["queries"] % QUERY_BLOCK
+
+
+def test_scale():
+    query, key, value = (jnp.asarray(draw(n, 1, 4, 2, 8), jnp.float32) for n in range(3))
+    expected = plain(*(np.asarray(x, np.float64) for x in (query, key, value)), [4], False, 0.7)
+    np.testing.assert_allclose(attention(query, key, value, scale=0.7), expected, atol=1e-5)
+
+
+def test_large_scores_do_not_overflow():
+    query, key = (jnp.full((1, 3, 1, 8), 1e4, jnp.float32) for _ in range(2))
+    assert np.isfinite(attention(query, key, key)).all()
