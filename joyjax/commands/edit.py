@@ -12,29 +12,48 @@ Option = typer.Option
 
 
 def command(
-    prompt: Annotated[str | None, typer.Argument(help="What to change.", show_default=False)] = None,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to change.")] = None,
     prompt_option: Annotated[
-        str | None, Option("--prompt", "-p", help="The prompt, in place of the argument.", show_default=False)
+        str | None, Option("--prompt", "-p", metavar="TEXT", help="The prompt, in place of the argument.")
     ] = None,
     image: Annotated[
         list[Path] | None,
-        Option("--image", "-i", help="Picture to edit; repeat for several references; none: text to image."),
+        Option(
+            "--image", "-i", metavar="FILE", help="Picture to edit; repeat for several references; none: text to image."
+        ),
     ] = None,
     output: Annotated[
-        Path | None, Option("--output", "-o", help="Where to write.  [default: edit.png, then edit-2.png, …]")
+        Path | None,
+        Option("--output", "-o", metavar="FILE", help="Where to write.  [default: edit.png, then edit-2.png, …]"),
     ] = None,
-    model: Annotated[str | None, Option("--model", "-m", help="Diffusers folder, or one that `convert` wrote.")] = None,
-    steps: Annotated[int | None, Option(help="Denoising steps.  [default: the model's own, 40 or 30]")] = None,
-    guidance_scale: Annotated[float, Option(help="Strength of guidance; 1 or less: none.")] = 4.0,
-    negative_prompt: Annotated[str | None, Option(help="What to steer away from.  [default: the model's own]")] = None,
+    model: Annotated[
+        str | None, Option("--model", "-m", metavar="FOLDER", help="Diffusers folder, or one that `convert` wrote.")
+    ] = None,
+    steps: Annotated[
+        int | None, Option(metavar="N", help="Denoising steps.  [default: the model's own, 40 or 30]")
+    ] = None,
+    guidance_scale: Annotated[float, Option(metavar="X", help="Strength of guidance; 1 or less: none.")] = 4.0,
+    negative_prompt: Annotated[
+        str | None, Option(metavar="TEXT", help="What to steer away from.  [default: the model's own]")
+    ] = None,
     seed: Annotated[str, Option(help="A whole number, or `random`.", metavar="N|random")] = "0",
-    height: Annotated[int | None, Option(help="Of the result; snapped to the nearest bucket.")] = None,
-    width: Annotated[int | None, Option(help="Of the result; snapped to the nearest bucket.")] = None,
+    height: Annotated[
+        int | None, Option(metavar="N", help="Of the result, in pixels; snapped to the nearest bucket.")
+    ] = None,
+    width: Annotated[
+        int | None, Option(metavar="N", help="Of the result, in pixels; snapped to the nearest bucket.")
+    ] = None,
     exact_size: Annotated[bool, Option("--exact-size", help="Use --height and --width as they are.")] = False,
     base_size: Annotated[
         BaseSize | None, Option(help="Size of the buckets: side of the square.  [default: the model's own]")
     ] = None,
     dtype: Annotated[DType, Option(help="Of parameters and matrix products.")] = DType.BFLOAT16,
+    mesh: Annotated[
+        str | None,
+        Option(
+            help="Split over devices, as in tensor=4,sequence=2; axes: data, cfg, sequence, tensor.", metavar="AXES"
+        ),
+    ] = None,
     timings: Annotated[bool, Option("--timings", help="Print what each stage took.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -43,7 +62,9 @@ def command(
         raise typer.BadParameter("given twice, as an argument and as --prompt", param_hint="prompt")
     text = prompt if prompt is not None else prompt_option
     if text is None:
-        raise typer.BadParameter('missing: write what to change, as in joyjax edit "make the sky red"', param_hint="prompt")
+        raise typer.BadParameter(
+            'missing: write what to change, as in joyjax edit "make the sky red"', param_hint="prompt"
+        )
     number = _seed(seed)
 
     from joyjax.commands.progress import loading, note, stepping
@@ -53,9 +74,11 @@ def command(
     target = _target(output)
 
     import joyjax
+    from joyjax.sharding.mesh import parse_mesh
 
     with loading("loading") as advance:
-        pipeline = joyjax.load(model, dtype=dtype.value, progress=advance)
+        devices = None if mesh is None else parse_mesh(mesh)
+        pipeline = joyjax.load(model, dtype=dtype.value, mesh=devices, progress=advance)
     with stepping() as callback:
         result = joyjax.edit(
             pipeline,

@@ -7,6 +7,7 @@ Source: transformer_joyimage.py and transformer_joyimage_edit_plus.py in Diffuse
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,8 +64,14 @@ class JoyImageConfig:
         )
         if len(config.patch_size) != 3 or config.patch_size[0] != 1 or min(config.patch_size) < 1:
             raise ConfigError(f"{where}: patch_size is {config.patch_size}; expected one frame, as in [1, 2, 2]")
-        if min(config.hidden_size, config.num_attention_heads, config.num_layers, config.text_dim) < 1:
-            raise ConfigError(f"{where}: sizes must be positive")
+        sizes = config.hidden_size, config.num_attention_heads, config.num_layers, config.in_channels, config.text_dim
+        if min(sizes) < 1 or not all(0 < number < math.inf for number in (config.mlp_width_ratio, config.theta)):
+            raise ConfigError(f"{where}: sizes, mlp_width_ratio and theta must be positive")
+        if config.out_channels != config.in_channels:
+            raise ConfigError(
+                f"{where}: out_channels {config.out_channels} must equal in_channels {config.in_channels}, or be null: "
+                "what is predicted is added to the latents"
+            )
         if config.hidden_size % config.num_attention_heads:
             raise ConfigError(
                 f"{where}: hidden_size {config.hidden_size} is not divisible by "
@@ -75,8 +82,8 @@ class JoyImageConfig:
                 f"{where}: rope_dim_list {list(config.rope_dim_list)} must be three widths that add up to the head's, "
                 f"{config.head_dim}"
             )
-        if any(width % 2 for width in config.rope_dim_list):
-            raise ConfigError(f"{where}: rope_dim_list {list(config.rope_dim_list)} has an odd width")
+        if any(width < 2 or width % 2 for width in config.rope_dim_list):
+            raise ConfigError(f"{where}: rope_dim_list {list(config.rope_dim_list)} must be even widths from 2")
         # The Edit-Plus class has the field and does not read it.
         if str(raw.get("_class_name")).startswith("JoyImageEditPlus"):
             config = dataclasses.replace(config, rope_type="rope")
