@@ -11,6 +11,7 @@ The reference draws its VAE posterior at random, whatever the seed; its mode is 
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from PIL import Image
 
 # Largest difference over the largest number, for float32; for bfloat16 the root-mean-square one, since rounding spreads.
 LIMITS = {"float32": 1e-4, "bfloat16": 5e-2}
+MEASURED = ("seconds to load", "seconds to edit", "peak host memory in GiB")
 IMAGE_LIMITS = {"float32": ("largest difference", 2 / 255), "bfloat16": ("PSNR in dB, at least", 34.7)}
 
 
@@ -103,8 +105,14 @@ def run_diffusers(arguments: argparse.Namespace, noise: np.ndarray, out: Path) -
         callback_on_step_end=step_hook,
     ).images[0]
     stages["seconds to edit"] = np.array(time.perf_counter() - started)
+    stages["peak host memory in GiB"] = np.array(peak_memory())
     stages["image"] = np.asarray(result)
     np.savez(out, diffusers=diffusers.__version__, **stages)
+
+
+def peak_memory() -> float:
+    """Return the most memory that this process has held, in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def load_diffusers(folder: Path, dtype: object) -> object:
@@ -189,6 +197,7 @@ def run_joyjax(arguments: argparse.Namespace, noise: np.ndarray | None, out: Pat
     started = time.perf_counter()
     result = joyjax.edit(pipeline, pictures, arguments.prompt, callback=keep, **options)
     stages["seconds to edit"] = np.array(time.perf_counter() - started)
+    stages["peak host memory in GiB"] = np.array(peak_memory())
     stages["image"] = np.asarray(result.image)
     np.savez(out, **stages)
 
@@ -198,7 +207,7 @@ def compare(theirs: dict[str, np.ndarray], ours: dict[str, np.ndarray], dtype: s
     limit, good = LIMITS[dtype], True
     print(f"{'stage':32} {'shape':>20} {'largest diff':>13} {'rms diff':>10}  (relative, {dtype})")
     for name, their in theirs.items():
-        if name in ("image", "diffusers") or name.startswith("seconds"):
+        if name in ("image", "diffusers", *MEASURED):
             continue
         if name not in ours or ours[name].shape != their.shape:
             got = "nothing" if name not in ours else f"shape {ours[name].shape}"
@@ -217,8 +226,9 @@ def compare(theirs: dict[str, np.ndarray], ours: dict[str, np.ndarray], dtype: s
     kind, bound = IMAGE_LIMITS[dtype]
     ok = psnr >= bound if dtype == "bfloat16" else np.abs(off).max() <= 255 * bound
     print(f"{'image':32} {off.shape!s:>20} {np.abs(off).max():9.0f}/255   PSNR {psnr:.1f} dB  {'' if ok else 'FAIL'}")
-    for name in ("seconds to load", "seconds to edit"):
-        print(f"{name + ' (with compiling)':32} Diffusers {float(theirs[name]):8.2f}   joyjax {float(ours[name]):8.2f}")
+    for name in MEASURED:
+        print(f"{name:32} Diffusers {float(theirs[name]):8.2f}   joyjax {float(ours[name]):8.2f}")
+    print("(joyjax's seconds include compiling)")
     good &= bool(ok)
     unit = "largest difference" if dtype == "float32" else "root-mean-square difference"
     print(f"limits: {unit} {limit:g} at each stage; image: {kind} {bound:g}")

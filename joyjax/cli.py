@@ -69,4 +69,6 @@ def _fail(reason: str, debug: bool) -> NoReturn:
 
         traceback.print_exc()
     typer.echo(f"joyjax: {reason}", err=True)
-    sys.exit(1)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)  # everything is cleaned up by now; devices may still be computing what nobody waits for

@@ -21,6 +21,7 @@ from joyjax.request import check_request
 from joyjax.sampling import steps as stages
 from joyjax.sampling.noise import NOISE_RULE
 from joyjax.sampling.schedule import sigmas, timesteps
+from joyjax.sharding.place import replicate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +102,7 @@ def edit(
         exact_size=exact_size,
         base_size=base_size,
         noise=noise,
+        callback=callback,
     )
     timings: dict[str, float] = {}
     with jax.set_mesh(pipeline.mesh) if pipeline.mesh is not None else contextlib.nullcontext():
@@ -149,7 +151,7 @@ def _denoise(
     schedule, config = pipeline.files.schedule, pipeline.files.configs["transformer"]
     levels = sigmas(request.steps, schedule)
     times = timesteps(levels, schedule)
-    latents = patchify(jnp.asarray(inputs.noise), config.patch)
+    latents = replicate(patchify(jnp.asarray(inputs.noise), config.patch), pipeline.mesh)
     for n in range(request.steps):
         started = time.perf_counter()
         before = jnp.copy(latents) if callback is not None else latents  # the step takes `latents` away
@@ -171,18 +173,25 @@ def _denoise(
             seconds = time.perf_counter() - started
             callback(StepEvent(n + 1, request.steps, seconds, jnp.copy(latents), preview))
     if not np.isfinite(np.asarray(latents)).all():
-        raise JoyJaxError(
-            f"the latents are not finite after {request.steps} steps in {pipeline.dtype}: the weights are damaged or do "
-            "not belong to this model; check them with `joyjax info`, or try --dtype float32"
-        )
+        raise _not_finite(pipeline, f"the latents after {request.steps} steps")
     return latents
 
 
 def decode(pipeline: Pipeline, inputs: Inputs, latents: Float[Array, "b T P"]) -> UInt8[Array, "b h w 3"]:
-    """Return the picture of the target's latent tokens."""
+    """Return the picture of the target's latent tokens; JoyJaxError if its numbers are not finite."""
     config = pipeline.files.configs["transformer"]
     columns = inputs.noise.shape[2] // config.patch[1]
-    return stages.decode_latents(pipeline.weights["vae"], latents, patch=config.patch, width=columns)
+    pixels, finite = stages.decode_latents(pipeline.weights["vae"], latents, patch=config.patch, width=columns)
+    if not np.asarray(finite).all():
+        raise _not_finite(pipeline, "the decoded pixels")
+    return pixels
+
+
+def _not_finite(pipeline: Pipeline, what: str) -> JoyJaxError:
+    return JoyJaxError(
+        f"{what} are not finite in {pipeline.dtype}: the weights are damaged or do not belong to this model; "
+        "check them with `joyjax info`, or try --dtype float32"
+    )
 
 
 def _settings(pipeline: Pipeline, request: Request, inputs: Inputs) -> dict[str, Any]:

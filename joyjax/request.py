@@ -1,7 +1,6 @@
 """Checking the arguments of an edit, all in one place and before anything is compiled."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,11 @@ from joyjax.families.family import Request
 from joyjax.inputs.image import as_rgb
 from joyjax.pipeline import Pipeline
 
+SIDES = 16, 8192
 BASE_SIZES = (256, 512, 768, 1024)
 MOST_STEPS = 1000
+MOST_GUIDANCE = 1000.0
+OPEN = "open files with PIL.Image.open"
 
 
 def check_request(
@@ -30,6 +32,7 @@ def check_request(
     exact_size: bool,
     base_size: int | None,
     noise: np.ndarray | None,
+    callback: Callable | None = None,
 ) -> Request:
     """Fill in the family's defaults and check every value; the arguments are those of `joyjax.edit`.
 
@@ -37,6 +40,8 @@ def check_request(
         RequestError: naming the argument, its value and what is accepted.
         PictureError: for a picture that cannot be used.
     """
+    if not isinstance(pipeline, Pipeline):
+        raise RequestError(f"pipeline is a {type(pipeline).__name__}; expected what joyjax.load returns")
     family = pipeline.family
     for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
         if not isinstance(text, str) and not (name == "negative_prompt" and text is None):
@@ -44,20 +49,23 @@ def check_request(
     steps = _integer("steps", family.steps if steps is None else steps, 1, MOST_STEPS)
     if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, int | float | np.floating | np.integer):
         raise RequestError(f"guidance_scale is {guidance_scale!r}; expected a number")
-    if not math.isfinite(guidance_scale):
-        raise RequestError(f"guidance_scale is {guidance_scale}; expected a finite number, 1 or less for no guidance")
+    if not abs(guidance_scale) <= MOST_GUIDANCE:  # not so for NaN either
+        raise RequestError(
+            f"guidance_scale is {guidance_scale}; expected a number up to {MOST_GUIDANCE:g}, 1 or less for no guidance"
+        )
     if (height is None) != (width is None):
         given, missing = ("width", "height") if height is None else ("height", "width")
         raise RequestError(f"{given} is given without {missing}; give both, or neither to take the picture's bucket")
-    for name, value in (("height", height), ("width", width)):
-        if value is not None:
-            _integer(name, value, 16, 8192)
+    if height is not None and width is not None:
+        height, width = _integer("height", height, *SIDES), _integer("width", width, *SIDES)
     if not isinstance(exact_size, bool | np.bool_):
         raise RequestError(f"exact_size is {exact_size!r}; expected True or False")
     allowed = sorted({*BASE_SIZES, pipeline.base_size})
     base_size = pipeline.base_size if base_size is None else base_size
-    if base_size not in allowed:
+    if isinstance(base_size, bool) or not isinstance(base_size, int | np.integer) or base_size not in allowed:
         raise RequestError(f"base_size is {base_size!r}; choose one of {', '.join(map(str, allowed))}")
+    if callback is not None and not callable(callback):
+        raise RequestError(f"callback is {callback!r}; expected a function of one event, or None")
     return Request(
         prompt=prompt,
         negative_prompt=family.negative_prompt if negative_prompt is None else negative_prompt,
@@ -84,22 +92,23 @@ def _integer(name: str, value: Any, lowest: int, highest: int) -> int:
 def _pictures(image: Any, most: int, family: str) -> tuple[Image.Image, ...]:
     images = [] if image is None else [image] if isinstance(image, Image.Image) else image
     if not isinstance(images, list | tuple):
-        raise RequestError(f"image is a {type(image).__name__}; expected a PIL.Image, a list of them, or None")
+        raise RequestError(f"image is a {type(image).__name__}; expected a PIL.Image, a list of them, or None: {OPEN}")
     for one in images:
         if not isinstance(one, Image.Image):
-            raise RequestError(f"image holds a {type(one).__name__}; expected PIL.Image: open files with PIL.Image.open")
+            raise RequestError(f"image holds a {type(one).__name__}; expected PIL.Image: {OPEN}")
     if len(images) > most:
-        raise RequestError(
-            f"{len(images)} reference pictures were given and {family} takes {most} at most; "
-            "Edit-Plus weights take several"
-        )
+        several = "" if most > 1 else "; Edit-Plus weights take several"
+        raise RequestError(f"{len(images)} reference pictures were given and {family} takes {most} at most{several}")
     return tuple(as_rgb(one) for one in images)
 
 
 def _noise(noise: Any) -> np.ndarray | None:
     if noise is None:
         return None
-    array = np.asarray(noise)
+    try:
+        array = np.asarray(noise)
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"noise is no array ({error}); expected float32 [1, height/8, width/8, channels]") from None
     if array.ndim != 4 or not np.issubdtype(array.dtype, np.floating) and array.dtype.name != "bfloat16":
         raise RequestError(
             f"noise has shape {array.shape} and dtype {array.dtype}; expected float32 [1, height/8, width/8, channels]"

@@ -53,6 +53,15 @@ def parameter_sharding(
     return NamedSharding(mesh, spec)
 
 
+def replicate(x: Array, mesh: Mesh | None) -> Array:
+    """Put an array on every device of the mesh, or on JAX's default device, and keep it there.
+
+    What goes into a compiled function and comes out of it to go in again must lie the same way both times: otherwise
+    the function is compiled twice.
+    """
+    return jax.device_put(x, jax.devices()[0] if mesh is None else NamedSharding(mesh, PartitionSpec()))
+
+
 def _devices(names: str | tuple[str, ...] | None, sizes: Mapping[str, int]) -> int:
     """Return how many parts a dimension is cut into."""
     if names is None:

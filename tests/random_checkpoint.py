@@ -3,11 +3,12 @@
     python tests/random_checkpoint.py FOLDER [--size tiny|small|wide] [--seed N] [--plus] [--dtype float32|bfloat16]
 
 On a library's default initialisation most mistakes move the picture by less than can be seen. Here matrices are drawn
-from N(0, 1.5/√fan_in), embeddings from N(0, 1), norms and biases get noise, and the modulation tables, which are zero at
-initialisation, are drawn from N(0, 0.5).
+from N(0, 1.5/√fan_in), embeddings from N(0, 1), norms and biases get noise, and the modulation tables, which are zero
+at initialisation, are drawn from N(0, 0.5).
 """
 
 import argparse
+import copy
 import json
 import os
 from pathlib import Path
@@ -31,8 +32,9 @@ SPECIAL = [
     *("<|image_pad|>", "<|video_pad|>"),
 ]
 SAMPLE = (
-    "system\n \\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships "
-    "of the objects and background: user\n assistant\n make the sky red, remove the small dog and add a blue tree."
+    "system\n \\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background: user\n assistant\n make the sky red, remove the small dog and add a "
+    "blue tree."
 )
 
 SIZES = {
@@ -115,7 +117,7 @@ def make_pipeline(
     tokenizer: str | os.PathLike | None = None,
     shortest_edge: int = 1024,
 ) -> JoyImageEditPipeline | JoyImageEditPlusPipeline:
-    """Return the reference's pipeline in float32 with strong random weights. `tokenizer`: a folder, None for a tiny one."""
+    """Return the reference's pipeline, float32, with strong random weights; without a tokenizer's folder a tiny one."""
     generator = torch.Generator().manual_seed(seed)
     numbers = SIZES[size]
     words = Qwen2Tokenizer.from_pretrained(tokenizer) if tokenizer else make_tokenizer()
@@ -162,8 +164,10 @@ def save(
     """Write the pipeline as Diffusers does. Part by part, since its processor cannot be saved without torchvision."""
     folder = Path(folder)
     for name in ("transformer", "text_encoder", "vae"):
-        getattr(pipeline, name).to(dtype).save_pretrained(folder / name, max_shard_size=shard_size)
-        getattr(pipeline, name).to(torch.float32)
+        part = getattr(pipeline, name)
+        if dtype != torch.float32:  # a copy, because rounding spoils the RoPE frequencies too, which are no parameters
+            part = copy.deepcopy(part).to(dtype)
+        part.save_pretrained(folder / name, max_shard_size=shard_size)
     pipeline.scheduler.save_pretrained(folder / "scheduler")
     pipeline.tokenizer.save_pretrained(folder / "tokenizer")
     pipeline.tokenizer.save_pretrained(folder / "processor")

@@ -1,7 +1,7 @@
 """Mistakes that are easily made when this model is written anew, each made on purpose by patching joyjax.
 
-`tests/parity/test_traps.py` runs an edit with each of them and asserts that the tests would notice. A trap is a function
-that patches; around it stand what is wrong, in words, and the stage of the edit at which it is measured.
+`tests/parity/test_traps.py` runs an edit with each of them and asserts that the tests would notice. A trap is a
+function that patches; above it stand what is wrong, in words, and the stage of the edit at which it is measured.
 """
 
 import dataclasses
@@ -13,32 +13,41 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from einops import rearrange
 from flax import nnx
+from PIL import Image
+
 from joyjax import editing
 from joyjax.convert import joyimage as joyimage_keys
 from joyjax.convert import wan_vae as wan_vae_keys
-from joyjax.convert.rules import last_frame, patch_in, split_out
 from joyjax.families import joyimage as family
 from joyjax.inputs import image, text, vision
 from joyjax.kernels import modulate, qk_norm_rope
-from joyjax.kernels.attention import attention
-from joyjax.kernels.modulate import layer_norm
-from joyjax.kernels.qk_norm_rope import norm_rope
 from joyjax.layers.conv import Conv
-from joyjax.layers.embed import timestep_embedding
 from joyjax.layers.norm import ChannelNorm, rms_norm
 from joyjax.layers.rope import rotate_half_split, rotation_by_blocks
 from joyjax.models import joyimage, qwen3_vl, qwen3_vl_vision, wan_vae
 from joyjax.models.joyimage import JoyImageTransformer, Stream
 from joyjax.models.qwen3_vl import LanguageModel, TextConfig
-from joyjax.models.qwen3_vl_vision import Merger, VisionBlock, gelu, place_patches
+from joyjax.models.qwen3_vl_vision import VisionBlock, gelu
 from joyjax.models.wan_vae import ResBlock, Upsample, WanVAE
 from joyjax.sampling import steps
-from joyjax.sampling.guidance import guide
-from PIL import Image
 
-Patch = Callable[[Any, str, Any], None]  # monkeypatch.setattr: where, name, what instead
+
+@dataclasses.dataclass(frozen=True)
+class Patch:
+    """Puts something else in a name's place until the test ends."""
+
+    monkeypatch: pytest.MonkeyPatch
+
+    def set(self, owner: Any, name: str, value: Any) -> None:
+        self.monkeypatch.setattr(owner, name, value, raising=False)
+
+    def around(self, owner: Any, name: str, wrong: Callable) -> None:
+        """Call `wrong` with the right function in front of the arguments."""
+        right = getattr(owner, name)
+        self.set(owner, name, lambda *args, **kwargs: wrong(right, *args, **kwargs))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,152 +80,172 @@ def trap(part: str, mistake: str, stage: str, **options: Any) -> Callable[[Calla
 
 @trap("transformer", "RoPE's theta 256, the default of the class, for 10000", "velocity")
 def theta_of_the_class(patch):
-    patch(joyimage, "rotation_by_blocks", lambda positions, channels, theta: rotation_by_blocks(positions, channels, 256.0))
+    patch.around(
+        joyimage, "rotation_by_blocks", lambda right, positions, channels, theta: right(positions, channels, 256.0)
+    )
 
 
-def with_norm_rope(patch, function):
-    patch(qk_norm_rope, "norm_rope", function)
-    patch(joyimage, "norm_rope", function)
+def around_norm_rope(patch, wrong):
+    patch.around(qk_norm_rope, "norm_rope", wrong)
+    patch.around(joyimage, "norm_rope", wrong)
 
 
 @trap("transformer", "RoPE pairs channels i and i + H/2, for 2i and 2i + 1", "velocity")
 def half_split(patch):
-    def half_split(x, scale, rotation):
-        y = norm_rope(x, scale, None)
+    def wrong(right, x, scale, rotation, **eps):
+        y = right(x, scale, None, **eps)
         return y if rotation is None else rotate_half_split(y, rotation)
 
-    with_norm_rope(patch, lambda x, scale, rotation, eps=1e-6: half_split(x, scale, rotation))
+    around_norm_rope(patch, wrong)
 
 
-@trap("transformer", "queries and keys normalised after RoPE", "velocity")
+@trap("transformer", "queries and keys normalised after RoPE, for before", "velocity")
 def norm_after_rope(patch):
-    def rotated_first(x, scale, rotation):
-        rotated = norm_rope(x, jnp.ones_like(scale), rotation)  # the norm does not depend on the rotation, the scale does
-        return norm_rope(rotated, scale, None)
+    def wrong(right, x, scale, rotation, **eps):
+        rotated = right(x, jnp.ones_like(scale), rotation, **eps)  # rotating keeps the norm, but not the scale
+        return right(rotated, scale, None, **eps)
 
-    with_norm_rope(patch, lambda x, scale, rotation, eps=1e-6: rotated_first(x, scale, rotation))
+    around_norm_rope(patch, wrong)
 
 
-@trap("transformer", "RoPE's first axis is the column, for the item", "velocity")
+@trap("transformer", "RoPE's axes are column, row, item, for item, row, column", "velocity")
 def column_first(patch):
-    flipped = lambda positions, channels, theta: rotation_by_blocks(positions[..., ::-1], channels, theta)
-    patch(joyimage, "rotation_by_blocks", flipped)
+    patch.around(joyimage, "rotation_by_blocks", lambda right, positions, *how: right(positions[..., ::-1], *how))
 
 
-@trap("transformer", "items numbered as Diffusers is given them, the target last, for first", "velocity")
+@trap("transformer", "items numbered as they come, the target last, for the target first", "velocity")
 def target_last(patch):
-    right = family._grid
-    patch(family, "_grid", lambda item, rows, columns: right((item - 1) % 3, rows, columns))
+    patch.around(family, "_grid", lambda right, item, *size: right((item - 1) % 3, *size))
 
 
-@trap("transformer", "references not numbered: every item at time 0", "velocity")
+@trap("transformer", "every item at time 0, for one time each", "velocity")
 def items_not_numbered(patch):
-    right = family._grid
-    patch(family, "_grid", lambda item, rows, columns: right(0, rows, columns))
+    patch.around(family, "_grid", lambda right, item, *size: right(0, *size))
 
 
 def rotate_text(patch, offset=0):
-    """Have RoPE for text, as `rope_type` mrope has it; with an offset, in the wrong place."""
-    right = JoyImageTransformer._layout
+    """Give the text positions, as `rope_type` mrope does; with an offset, wrong ones."""
 
-    def layout(self, condition, targets):
+    def layout(right, self, condition, targets):
         start = jnp.max(condition.positions, axis=(1, 2)) + 1 + offset
         positions = start[:, None, None] + jnp.arange(condition.txt.shape[1], dtype=start.dtype)[:, None]
         rotation = rotation_by_blocks(jnp.tile(positions, 3), self.config.rope_dim_list, self.config.theta)
         return dataclasses.replace(right(self, condition, targets), txt_rotation=rotation)
 
-    patch(JoyImageTransformer, "_layout", layout)
+    patch.around(JoyImageTransformer, "_layout", layout)
 
 
-@trap("transformer", "text rotated although rope_type is rope", "velocity")
+@trap("transformer", "text rotated, though rope_type is rope", "velocity")
 def text_rotated(patch):
     rotate_text(patch)
 
 
-@trap("transformer", "rope_type mrope: text starts at the largest image index, for one beyond", "velocity", given=rotate_text)
+@trap("transformer", "mrope: text starts at the largest image index, for one beyond", "velocity", given=rotate_text)
 def mrope_starts_early(patch):
     rotate_text(patch, offset=-1)
 
 
+@trap("transformer", "padding of the shorter prompt attended to", "velocity")
+def padding_attended_to(patch):
+    patch.around(
+        JoyImageTransformer, "_layout", lambda right, *inputs: dataclasses.replace(right(*inputs), lengths=None)
+    )
+
+
 @trap("transformer", "time embedding [sin, cos], for [cos, sin]", "velocity")
 def sine_first(patch):
-    swapped = lambda time, channels: jnp.roll(timestep_embedding(time, channels), channels // 2, axis=-1)
-    patch(joyimage, "timestep_embedding", swapped)
+    patch.around(
+        joyimage, "timestep_embedding", lambda right, time, size: jnp.roll(right(time, size), size // 2, axis=-1)
+    )
 
 
-@trap("transformer", "no SiLU between time embedding and time projection", "velocity")
+@trap("transformer", "frequencies of the time over half − 1, for half", "velocity")
+def frequencies_over_half_less_one(patch):
+    def wrong(right, time, size):
+        angle = time[:, None] * np.float32(10000) ** -np.linspace(0, 1, size // 2, dtype=np.float32)
+        return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+    patch.around(joyimage, "timestep_embedding", wrong)
+
+
+@trap("transformer", "no SiLU before the time projection", "velocity")
 def no_silu(patch):
-    def embed(self, time):
-        embedding = timestep_embedding(time, joyimage.TIME_CHANNELS)
+    def wrong(right, self, time):
+        embedding = joyimage.timestep_embedding(time, joyimage.TIME_CHANNELS)
         return self.time_out(self.time_hidden(nnx.silu(self.time_in(embedding))))
 
-    patch(JoyImageTransformer, "_embed_time", embed)
+    patch.around(JoyImageTransformer, "_embed_time", wrong)
 
 
 @trap("transformer", "modulation read as scale, shift, gate, for shift, scale, gate", "velocity")
 def scale_first(patch):
-    right = Stream.modulation
-    patch(Stream, "modulation", lambda self, temb: [right(self, temb)[n] for n in (1, 0, 2, 4, 3, 5)])
+    patch.around(Stream, "modulation", lambda right, *inputs: [right(*inputs)[n] for n in (1, 0, 2, 4, 3, 5)])
 
 
-@trap("transformer", "modulation of the MLP first, for that of the attention", "velocity")
+@trap("transformer", "modulation of the MLP before that of the attention", "velocity")
 def mlp_modulation_first(patch):
-    right = Stream.modulation
-    patch(Stream, "modulation", lambda self, temb: [right(self, temb)[n] for n in (3, 4, 5, 0, 1, 2)])
+    patch.around(Stream, "modulation", lambda right, *inputs: [right(*inputs)[n] for n in (3, 4, 5, 0, 1, 2)])
 
 
-@trap("transformer", "norm scaled by scale, for 1 + scale", "velocity")
+@trap("transformer", "norm times scale, for 1 + scale", "velocity")
 def scale_without_one(patch):
-    right = modulate._modulated
-    patch(modulate, "_modulated", lambda x, scale, shift, eps: right(x, scale - 1, shift, eps))
+    patch.around(modulate, "_modulated", lambda right, x, scale, shift, eps: right(x, scale - 1, shift, eps))
 
 
 @trap("transformer", "head modulated, as in Flux, for a plain norm", "velocity")
 def modulated_head(patch):
-    right, seen = JoyImageTransformer._embed_time, {}
+    seen = []
 
-    def embed(self, time):
-        seen["temb"] = right(self, time)
-        return seen["temb"]
+    def keep(right, *inputs):
+        seen.append(right(*inputs))
+        return seen[-1]
 
-    patch(JoyImageTransformer, "_embed_time", embed)
-    patch(joyimage, "layer_norm", lambda x: layer_norm(x) * (1 + seen["temb"][:, None, 1]) + seen["temb"][:, None, 0])
+    def wrong(right, x):
+        shift, scale = seen[-1][:, None, 0], seen[-1][:, None, 1]
+        return right(x) * (1 + scale) + shift
+
+    patch.around(JoyImageTransformer, "_embed_time", keep)
+    patch.around(joyimage, "layer_norm", wrong)
 
 
-@trap("transformer", "queries, keys and values apart within each head, for one after the other", "velocity", reload=True)
+@trap("transformer", "queries, keys and values side by side in each head, for apart", "velocity", reload=True)
 def qkv_by_head(patch):
-    def by_head(x, shape):  # [(N 3 H), D], time_proj left as it is
-        if len(shape) < 4:
-            return split_out.forward(x, shape)
+    def wrong(x, shape):
+        if len(shape) < 4:  # time_proj, which has no heads
+            return right.forward(x, shape)
         return rearrange(x, "(n c h) d -> d c n h", c=shape[1], n=shape[2])
 
-    patch(joyimage_keys, "split_out", dataclasses.replace(split_out, forward=by_head))
+    right = joyimage_keys.split_out
+    patch.set(joyimage_keys, "split_out", dataclasses.replace(right, forward=wrong))
 
 
 @trap("transformer", "patches flattened channel last into img_in, for channel first", "velocity", reload=True)
 def patches_in_channel_last(patch):
-    channel_first = lambda x, shape: x.reshape(len(x), -1).T  # the kernel's order kept where the tokens are channel-last
-    patch(joyimage_keys, "patch_in", lambda *size: dataclasses.replace(patch_in(*size), forward=channel_first))
+    def wrong(right, *size):  # our tokens are channel-last; the mistake is a kernel that is not turned to fit them
+        return dataclasses.replace(right(*size), forward=lambda x, shape: x.reshape(len(x), -1).T)
+
+    patch.around(joyimage_keys, "patch_in", wrong)
 
 
 @trap("transformer", "patches unfolded channel first from proj_out, for channel last", "velocity")
 def patches_out_channel_first(patch):
-    right = JoyImageTransformer.__call__
-    unfold = lambda tokens: rearrange(tokens, "b t (c q r) -> b t (q r c)", q=2, r=2)
-    patch(JoyImageTransformer, "__call__", lambda self, *inputs: unfold(right(self, *inputs)))
+    def wrong(right, *inputs):
+        return rearrange(right(*inputs), "b t (c q r) -> b t (q r c)", q=2, r=2)
+
+    patch.around(JoyImageTransformer, "__call__", wrong)
 
 
-@trap("transformer", "padding of the shorter prompt attended to", "velocity")
-def padding_attended_to(patch):
-    right = JoyImageTransformer._layout
-    everything = lambda self, *inputs: dataclasses.replace(right(self, *inputs), lengths=None)
-    patch(JoyImageTransformer, "_layout", everything)
+@trap("transformer", "the MLPs' GELU exact, for tanh", "transformer MLP")
+def mlp_gelu_exact(patch):
+    patch.set(Stream, "mlp", lambda self, x: self.down(nnx.gelu(self.up(x), approximate=False)))
 
 
-@trap("transformer", "the text's GELU exact, for tanh", "velocity")
+@trap("transformer", "the text embedding's GELU exact, for tanh", "text embedding")
 def text_gelu_exact(patch):
-    right = nnx.gelu
-    patch(joyimage.nnx, "gelu", lambda x, approximate: right(x, approximate=False))
+    def wrong(self, txt):
+        return self.txt_hidden(nnx.gelu(self.txt_in(txt), approximate=False))
+
+    patch.set(JoyImageTransformer, "_embed_text", wrong)
 
 
 # Guidance and schedule
@@ -224,37 +253,37 @@ def text_gelu_exact(patch):
 
 @trap("guidance", "conditional + g·(conditional − unconditional), for unconditional + …", "latents")
 def guided_from_conditional(patch):
-    patch(steps, "guide", lambda c, u, scale, channels: guide(c, u, scale + 1, channels))
+    patch.around(steps, "guide", lambda right, c, u, scale, channels: right(c, u, scale + 1, channels))
 
 
 @trap("guidance", "the two rows swapped", "latents")
 def guidance_rows_swapped(patch):
-    patch(steps, "guide", lambda c, u, scale, channels: guide(u, c, scale, channels))
+    patch.around(steps, "guide", lambda right, c, u, scale, channels: right(u, c, scale, channels))
 
 
 @trap("guidance", "norm not restored", "latents")
 def norm_not_restored(patch):
-    patch(steps, "guide", lambda c, u, scale, channels: u + scale * (c - u))
+    patch.set(steps, "guide", lambda c, u, scale, channels: u + scale * (c - u))
 
 
-@trap("guidance", "norm restored for each token, for each latent pixel", "latents")
+@trap("guidance", "norm restored token by token, for latent pixel by latent pixel", "latents")
 def norm_of_tokens(patch):
-    patch(steps, "guide", lambda c, u, scale, channels: guide(c, u, scale, c.shape[-1]))
+    patch.around(steps, "guide", lambda right, c, u, scale, channels: right(c, u, scale, c.shape[-1]))
 
 
 @trap("schedule", "lowest sigma shifted once, for twice", "schedule")
 def lowest_sigma_shifted_once(patch):
-    def shifted_once(count, config):
+    def wrong(right, count, config):
         levels = np.linspace(1, 1 / config.num_train_timesteps, count)
         levels = config.shift * levels / (1 + (config.shift - 1) * levels)
         return np.append(levels, 0).astype(np.float32)
 
-    patch(editing, "sigmas", shifted_once)
+    patch.around(editing, "sigmas", wrong)
 
 
 @trap("schedule", "time told as sigma, for 1000·sigma", "latents")
 def time_is_sigma(patch):
-    patch(editing, "timesteps", lambda levels, config: levels)
+    patch.set(editing, "timesteps", lambda levels, config: levels)
 
 
 # The autoencoder
@@ -262,41 +291,39 @@ def time_is_sigma(patch):
 
 @trap("autoencoder", "norm with an epsilon beside the mean square, for an L2 norm", "norm of small numbers")
 def norm_with_epsilon(patch):
-    patch(ChannelNorm, "__call__", lambda self, x: rms_norm(x, self.scale[...], 1e-6).astype(x.dtype))
+    patch.set(ChannelNorm, "__call__", lambda self, x: rms_norm(x, self.scale[...], 1e-6).astype(x.dtype))
 
 
 @trap("autoencoder", "downsampling pads top and left, for bottom and right", "reference latents", reload=True)
 def padded_top_left(patch):
     padding = ((1, 0), (1, 0))
-    patch(wan_vae, "downsample", lambda width, **how: Conv(width, width, 3, stride=2, padding=padding, **how))
+    patch.set(wan_vae, "downsample", lambda width, **how: Conv(width, width, 3, stride=2, padding=padding, **how))
 
 
 @trap("autoencoder", "first temporal slice of the causal kernels, for the last", "reference latents", reload=True)
 def first_temporal_slice(patch):
-    first = lambda x, shape: x[:, :, 0].transpose(2, 3, 1, 0)
-    patch(wan_vae_keys, "last_frame", lambda frames: dataclasses.replace(last_frame(frames), forward=first))
+    def wrong(right, frames):
+        return dataclasses.replace(right(frames), forward=lambda x, shape: x[:, :, 0].transpose(2, 3, 1, 0))
+
+    patch.around(wan_vae_keys, "last_frame", wrong)
 
 
 @trap("autoencoder", "shortcut of the normalised input, for the raw one", "reference latents")
 def shortcut_normalised(patch):
-    right = ResBlock.__call__
+    def wrong(right, self, x):
+        shortcut = self.shortcut or (lambda x: x)
+        return right(self, x) - shortcut(x) + shortcut(self.norm1(x))
 
-    def call(self, x):
-        normed = self.norm1(x)
-        if self.shortcut is None:
-            return right(self, x) - x + normed
-        return right(self, x) - self.shortcut(x) + self.shortcut(normed)
-
-    patch(ResBlock, "__call__", call)
+    patch.around(ResBlock, "__call__", wrong)
 
 
-@trap("autoencoder", "bilinear upsampling, for nearest", "decoded")
+@trap("autoencoder", "upsampling bilinear, for nearest", "decoded")
 def bilinear_upsampling(patch):
-    def call(self, x):
+    def wrong(right, self, x):
         b, h, w, c = x.shape
         return self.conv(jax.image.resize(x, (b, 2 * h, 2 * w, c), "bilinear"))
 
-    patch(Upsample, "__call__", call)
+    patch.around(Upsample, "__call__", wrong)
 
 
 def statistics(vae):
@@ -305,46 +332,41 @@ def statistics(vae):
 
 @trap("autoencoder", "reference latents not normalised", "reference latents")
 def latents_not_normalised(patch):
-    right = WanVAE.encode
-
-    def encode(self, pixels):
+    def wrong(right, self, pixels):
         mean, std = statistics(self)
         return right(self, pixels) * std + mean
 
-    patch(WanVAE, "encode", encode)
+    patch.around(WanVAE, "encode", wrong)
 
 
-@trap("autoencoder", "latents decoded as they are, not brought back from their statistics", "decoded")
+@trap("autoencoder", "latents decoded without undoing the normalisation", "decoded")
 def latents_not_brought_back(patch):
-    right = WanVAE.decode
-
-    def decode(self, latents):
+    def wrong(right, self, latents):
         mean, std = statistics(self)
         return right(self, (latents - mean) / std)
 
-    patch(WanVAE, "decode", decode)
+    patch.around(WanVAE, "decode", wrong)
 
 
-@trap("autoencoder", "posterior sampled, for its mode", "reference latents")
+@trap("autoencoder", "a sample of the posterior, for its mode", "reference latents")
 def posterior_sampled(patch):
-    def encode(self, pixels):
-        mean, log_variance = jnp.split(self.quant(self.encoder(pixels)), 2, axis=-1)
-        sample = mean + jnp.exp(log_variance / 2) * jax.random.normal(jax.random.key(0), mean.shape, mean.dtype)
-        mean, std = statistics(self)
-        return (sample - mean) / std
+    def wrong(right, self, pixels):
+        _, log_variance = jnp.split(self.quant(self.encoder(pixels)), 2, axis=-1)
+        noise = jax.random.normal(jax.random.key(0), log_variance.shape, log_variance.dtype)
+        _, std = statistics(self)
+        return right(self, pixels) + jnp.exp(log_variance / 2) * noise / std
 
-    patch(WanVAE, "encode", encode)
+    patch.around(WanVAE, "encode", wrong)
 
 
 @trap("autoencoder", "pixels taken to [0, 1], for [-1, 1]", "reference latents")
 def pixels_from_zero(patch):
-    right = WanVAE.encode
-    patch(WanVAE, "encode", lambda self, pixels: right(self, (pixels + 1) / 2))
+    patch.around(WanVAE, "encode", lambda right, self, pixels: right(self, (pixels + 1) / 2))
 
 
 @trap("autoencoder", "pixels cut off, for rounded", "picture")
 def pixels_cut_off(patch):
-    patch(steps.jnp, "round", jnp.floor)
+    patch.set(steps.jnp, "round", jnp.floor)
 
 
 # The text encoder
@@ -352,68 +374,75 @@ def pixels_cut_off(patch):
 
 @trap("text encoder", "hidden states after the final norm, for before", "hidden states")
 def after_the_final_norm(patch):
-    right = LanguageModel.__call__
-    normed = lambda x: rms_norm(x, jnp.ones(x.shape[-1], jnp.float32), 1e-6)
-    patch(LanguageModel, "__call__", lambda self, *inputs: normed(right(self, *inputs)))
+    def wrong(right, *inputs):
+        states = right(*inputs)
+        return rms_norm(states, jnp.ones(states.shape[-1], jnp.float32), 1e-6)
+
+    patch.around(LanguageModel, "__call__", wrong)
 
 
 @trap("text encoder", "RoPE pairs channels 2i and 2i + 1, for i and i + H/2", "hidden states")
 def interleaved_pairs(patch):
-    def interleaved(x, rotation):
-        cos, sin = rotation[0][:, :, None], rotation[1][:, :, None]
-        even, odd = x[..., ::2], x[..., 1::2]
-        return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(x.shape)
+    def wrong(right, x, rotation):
+        turned = right(jnp.concatenate([x[..., ::2], x[..., 1::2]], axis=-1), rotation)
+        return rearrange(turned, "b l n (two h) -> b l n (h two)", two=2)
 
-    patch(qwen3_vl, "rotate_half_split", interleaved)
+    patch.around(qwen3_vl, "rotate_half_split", wrong)
 
 
 @trap("text encoder", "frequencies dealt to the three axes in chunks, for in turn", "hidden states")
 def mrope_in_chunks(patch):
-    chunks = lambda self: tuple(np.repeat((0, 1, 2), self.mrope_section).tolist())
-    patch(TextConfig, "axis_of_frequency", property(chunks))
+    patch.set(
+        TextConfig, "axis_of_frequency", property(lambda self: tuple(np.repeat((0, 1, 2), self.mrope_section).tolist()))
+    )
 
 
-@trap("text encoder", "key head j for the query heads j, j + K, …, for neighbours", "hidden states")
+@trap("text encoder", "key head j for query heads j, j + K, …, for neighbours", "hidden states")
 def key_heads_by_turns(patch):
-    def by_turns(query, key, value, *, causal):
-        count = query.shape[2] // key.shape[2]
-        return attention(query, jnp.tile(key, (1, 1, count, 1)), jnp.tile(value, (1, 1, count, 1)), causal=causal)
+    def wrong(right, query, key, value, **how):
+        turns = (1, 1, query.shape[2] // key.shape[2], 1)
+        return right(query, jnp.tile(key, turns), jnp.tile(value, turns), **how)
 
-    patch(qwen3_vl, "attention", by_turns)
+    patch.around(qwen3_vl, "attention", wrong)
+
+
+@trap("text encoder", "attention in both directions, for causal", "hidden states")
+def text_sees_ahead(patch):
+    patch.around(qwen3_vl, "attention", lambda right, *heads, causal: right(*heads))
 
 
 @trap("text encoder", "no DeepStack", "hidden states")
 def no_deepstack(patch):
-    right = LanguageModel.__call__
-    patch(LanguageModel, "__call__", lambda self, inputs, features, deepstack: right(self, inputs, features))
+    patch.around(LanguageModel, "__call__", lambda right, self, inputs, features, _: right(self, inputs, features))
 
 
 @trap("text encoder", "DeepStack one layer late", "hidden states")
 def deepstack_late(patch):
-    right = LanguageModel.__call__
-    late = lambda deepstack: (jnp.zeros_like(deepstack[0]), *deepstack)
-    patch(LanguageModel, "__call__", lambda self, inputs, features, deepstack: right(self, inputs, features, late(deepstack)))
+    def wrong(right, self, inputs, features, deepstack):
+        return right(self, inputs, features, (jnp.zeros_like(features), *deepstack))
+
+    patch.around(LanguageModel, "__call__", wrong)
 
 
-@trap("text encoder", "text goes on behind a picture at p + count, for p + max(rows, columns)", "hidden states")
+@trap("text encoder", "text after a picture goes on at p + count, for p + max(rows, columns)", "hidden states")
 def text_after_every_patch(patch):
-    def positions(ids, image_token, grids):
-        right = text.multimodal_positions(ids, image_token, grids)
-        late = np.arange(len(ids), dtype=np.int32) - right[:, 0]
+    def wrong(right, ids, image_token, grids):
+        positions = right(ids, image_token, grids)
+        late = np.arange(len(ids), dtype=np.int32) - positions[:, 0]
         for start, (rows, columns) in zip(text._image_starts(ids, image_token, grids), grids, strict=True):
             late[start : start + rows * columns] = late[start]
-        return right + late[:, None]
+        return positions + late[:, None]
 
-    patch(family, "multimodal_positions", positions)
+    patch.around(family, "multimodal_positions", wrong)
 
 
 # The vision tower
 
 
-@trap("vision tower", "position table stretched with align_corners false", "vision tokens")
+@trap("vision tower", "position table stretched with align_corners false, for true", "vision tokens")
 def corners_not_aligned(patch):
-    def place(rows, columns, config):
-        positions, size = place_patches(rows, columns, config)[0], config.grid_size
+    def wrong(right, rows, columns, config):
+        positions, size = right(rows, columns, config)[0], config.grid_size
         source = np.clip((positions + 0.5) * size / np.array([rows, columns]) - 0.5, 0, size - 1)
         low = np.floor(source).astype(np.int32)
         corners = np.stack([low, np.minimum(low + 1, size - 1)])
@@ -422,49 +451,57 @@ def corners_not_aligned(patch):
         weights = shares[:, None, :, 0] * shares[None, :, :, 1]
         return positions, taps.reshape(4, -1).T, weights.reshape(4, -1).T
 
-    patch(family, "place_patches", place)
+    patch.around(family, "place_patches", wrong)
 
 
-@trap("vision tower", "RoPE turns columns first, for rows", "vision tokens")
+@trap("vision tower", "RoPE's axes are column, row, for row, column", "vision tokens")
 def columns_before_rows(patch):
-    flipped = lambda positions, channels, theta: rotation_by_blocks(positions[..., ::-1], channels, theta)
-    patch(qwen3_vl_vision, "rotation_by_blocks", flipped)
+    patch.around(
+        qwen3_vl_vision, "rotation_by_blocks", lambda right, positions, *how: right(positions[..., ::-1], *how)
+    )
+
+
+def around_patches(patch, wrong):
+    def changed(right, *inputs):
+        patches, grid = right(*inputs)
+        return wrong(patches, *grid), grid
+
+    patch.around(family, "vision_patches", changed)
 
 
 @trap("vision tower", "patches row by row, for block by block", "vision patches")
 def patches_row_by_row(patch):
-    def row_by_row(picture, config):
-        patches, (rows, columns) = vision.vision_patches(picture, config)
-        order = "(row column m k) p -> (row m column k) p"
-        return rearrange(patches, order, row=rows // 2, column=columns // 2, m=2), (rows, columns)
-
-    patch(family, "vision_patches", row_by_row)
+    order = "(row column m k) p -> (row m column k) p"
+    around_patches(patch, lambda patches, rows, columns: rearrange(patches, order, row=rows // 2, m=2, k=2))
 
 
-@trap("vision tower", "numbers of a patch frame first, for channel first", "vision patches")
+@trap("vision tower", "numbers of a patch frame by frame, for channel by channel", "vision patches")
 def frame_first(patch):
-    def frame_first(picture, config):
-        patches, grid = vision.vision_patches(picture, config)
-        return rearrange(patches, "n (c t p) -> n (t c p)", c=3, t=2), grid
+    around_patches(patch, lambda patches, rows, columns: rearrange(patches, "n (c t p) -> n (t c p)", c=3, t=2))
 
-    patch(family, "vision_patches", frame_first)
+
+@trap("vision tower", "second frame of a patch empty, for the first again", "vision patches")
+def one_frame(patch):
+    empty = np.tile(np.repeat(np.float32([1, 0]), 256), 3)
+    around_patches(patch, lambda patches, rows, columns: patches * empty)
 
 
 @trap("vision tower", "pictures attend to each other", "vision tokens")
 def pictures_see_each_other(patch):
-    joined = lambda x: x.reshape(1, -1, *x.shape[2:])
-    across = lambda q, k, v, *, lengths: attention(joined(q), joined(k), joined(v)).reshape(q.shape)
-    patch(qwen3_vl_vision, "attention", across)
+    def wrong(right, *heads, lengths):
+        return right(*(x.reshape(1, -1, *x.shape[2:]) for x in heads)).reshape(heads[0].shape)
+
+    patch.around(qwen3_vl_vision, "attention", wrong)
 
 
-@trap("vision tower", "the MLP's GELU exact, for tanh", "vision MLP")
+@trap("vision tower", "the MLPs' GELU exact, for tanh", "vision MLP")
 def vision_gelu_exact(patch):
-    patch(VisionBlock, "mlp", lambda self, x: self.down(gelu(self.up(x), approximate=False)))
+    patch.set(VisionBlock, "mlp", lambda self, x: self.down(gelu(self.up(x), approximate=False)))
 
 
 @trap("vision tower", "the mergers' GELU tanh, for exact", "vision merger")
 def merger_gelu_tanh(patch):
-    patch(qwen3_vl_vision, "gelu", lambda x, approximate: gelu(x, approximate=True))
+    patch.around(qwen3_vl_vision, "gelu", lambda right, x, approximate: right(x, approximate=True))
 
 
 # The prompt
@@ -472,91 +509,103 @@ def merger_gelu_tanh(patch):
 
 @trap("prompt", "template without the backslash and the n", "velocity")
 def template_corrected(patch):
-    patch(family, "SYSTEM", family.SYSTEM.replace("\\n", ""))
+    patch.set(family, "SYSTEM", family.SYSTEM.replace("\\n", ""))
 
 
 @trap("prompt", "33 tokens dropped, for 34", "velocity")
 def drop_33(patch):
-    patch(family, "DROPPED", 33)
+    patch.set(family, "DROPPED", 33)
 
 
 @trap("prompt", "a line break between picture and prompt", "velocity")
 def line_break_after_picture(patch):
-    right = family.prompt_tokens
-    patch(family, "prompt_tokens", lambda tokenizer, prompt, counts: right(tokenizer, "\n" + prompt, counts))
+    patch.around(family, "prompt_tokens", lambda right, words, prompt, counts: right(words, "\n" + prompt, counts))
 
 
 @trap("prompt", "control tokens in a prompt act", "token ids")
 def control_tokens_act(patch):
-    acting = lambda tokenizer, words: tokenizer(words, add_special_tokens=False)["input_ids"]
-    patch(family, "plain_tokens", acting)
+    patch.set(family, "plain_tokens", lambda words, prompt: words(prompt, add_special_tokens=False)["input_ids"])
+
+
+def few_states(patch):
+    patch.set(family, "LONGEST_PROMPT", 24)
+
+
+@trap("prompt", "the first 4096 hidden states kept, for the last", "velocity", given=few_states)
+def start_of_a_prompt_kept(patch):
+    def wrong(right, *inputs):
+        states, first, *rest = right(*inputs)
+        return states, np.full_like(first, family.DROPPED), *rest
+
+    patch.around(family, "_text_inputs", wrong)
 
 
 # Pictures
 
 
-def with_resample(patch, resample):
-    right = Image.Image.resize
-    patch(Image.Image, "resize", lambda self, size, _: right(self, size, resample))
+def resampled(patch, resample):
+    patch.around(Image.Image, "resize", lambda right, self, size, _: right(self, size, resample))
 
 
 @trap("pictures", "fitted bicubically, for bilinearly", "pixels")
 def fitted_bicubically(patch):
-    with_resample(patch, Image.Resampling.BICUBIC)
+    resampled(patch, Image.Resampling.BICUBIC)
 
 
-@trap("pictures", "resized bilinearly for the vision tower, for bicubically", "vision patches")
-def vision_bilinear(patch):
-    with_resample(patch, Image.Resampling.BILINEAR)
+@trap("pictures", "enlarged bilinearly for the vision tower, for bicubically", "vision patches")
+def enlarged_bilinearly(patch):
+    resampled(patch, Image.Resampling.BILINEAR)
 
 
 @trap("pictures", "scaled size rounded, for rounded up", "pixels")
 def scaled_size_rounded(patch):
-    patch(image, "math", SimpleNamespace(ceil=round))
+    patch.set(image, "math", SimpleNamespace(ceil=round))
 
 
-@trap("pictures", "crop rounded to the right and down, for left and up", "pixels")
+@trap("pictures", "odd rest of a crop cut off at the top and left, for bottom and right", "pixels")
 def crop_to_the_right(patch):
-    right = Image.Image.crop
-    patch(Image.Image, "crop", lambda self, box: right(self, shifted(self, box)))
+    def wrong(right, self, box):
+        left, top, width, height = *box[:2], box[2] - box[0], box[3] - box[1]
+        left, top = left + (self.width - width) % 2, top + (self.height - height) % 2
+        return right(self, (left, top, left + width, top + height))
 
-
-def shifted(picture, box):
-    left, top, right, bottom = box
-    dx, dy = (picture.width - (right - left)) % 2, (picture.height - (bottom - top)) % 2
-    return left + dx, top + dy, right + dx, bottom + dy
+    patch.around(Image.Image, "crop", wrong)
 
 
 @trap("pictures", "of equally near buckets the last, for the first in Diffusers' order", "buckets")
 def last_of_equal_buckets(patch):
-    right = image.buckets
-    patch(image, "buckets", lambda base_size: right(base_size)[::-1])
+    patch.around(image, "buckets", lambda right, base_size: right(base_size)[::-1])
 
 
 @trap("pictures", "nearest bucket by the ratio's logarithm, for its plain difference", "buckets")
 def ratio_by_logarithm(patch):
-    def nearest(height, width, base_size):
+    def wrong(right, height, width, base_size):
         return min(image.buckets(base_size), key=lambda size: abs(math.log(size[0] / size[1] * width / height)))
 
-    patch(image, "nearest_bucket", nearest)
+    patch.around(image, "nearest_bucket", wrong)
 
 
 @trap("pictures", "halves of 32 rounded up, for to even", "vision sizes")
 def halves_up(patch):
-    patch(vision, "round", lambda x: math.floor(x + 0.5), raising=False)
+    patch.set(vision, "round", lambda x: math.floor(x + 0.5))
 
 
-# What Edit-Plus does its own way
+# What Edit-Plus does in its own way
+
+
+@trap("Edit-Plus", "negative prompt empty, for one space", "velocity")
+def negative_prompt_of_edit(patch):
+    patch.set(family, "EDIT_PLUS", dataclasses.replace(family.EDIT_PLUS, negative_prompt=""))
 
 
 @trap("Edit-Plus", "references fitted to the result's size, for each to its own bucket", "velocity")
 def references_of_one_size(patch):
-    right = family.fit_pictures
-    patch(family, "fit_pictures", lambda request, size, own_sizes: right(request, size, False))
+    patch.around(family, "fit_pictures", lambda right, request, size, own_sizes: right(request, size, False))
 
 
 @trap("Edit-Plus", "size from the first reference, for the last", "size")
 def size_of_the_first(patch):
-    right = family.target_size
-    first = lambda request: dataclasses.replace(request, pictures=request.pictures[:1])
-    patch(family, "target_size", lambda request: right(first(request)))
+    def wrong(right, request):
+        return right(dataclasses.replace(request, pictures=request.pictures[:1]))
+
+    patch.around(family, "target_size", wrong)

@@ -12,8 +12,8 @@ Option = typer.Option
 
 
 def command(
-    source: Annotated[Path, typer.Argument(help="Diffusers folder.", show_default=False)],
-    target: Annotated[Path, typer.Argument(help="Folder to write; it stands alone.", show_default=False)],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Diffusers folder.", show_default=False)],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to write; it stands alone.")],
     dtype: Annotated[DType | None, Option(help="Convert to this.  [default: as in the source]")] = None,
     component: Annotated[str | None, Option(help="Convert this component alone, such as vae.", metavar="NAME")] = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace what is in the target already.")] = False,

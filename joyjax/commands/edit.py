@@ -95,7 +95,12 @@ def command(
             callback=callback,
         )
     if result.crop is not None and result.crop.lost > 0.005:
-        note(f"{result.crop}")
+        left, top, right, bottom = (round(side) for side in result.crop.box)
+        height, width = result.crop.source
+        note(
+            f"cropped: {result.crop.lost:.1%} of the picture ({width} × {height}) is lost to fit the size; "
+            f"columns {left} to {right} and rows {top} to {bottom} are left"
+        )
     if seed == "random":
         note(f"seed {number}")
     save_png(result.image, target)

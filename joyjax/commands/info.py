@@ -11,7 +11,7 @@ Option = typer.Option
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="Diffusers folder, or one that `convert` wrote.", show_default=False)],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Diffusers folder, or one that `convert` wrote.")],
     as_json: Annotated[bool, Option("--json", help="Print json.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -27,7 +27,9 @@ def command(
     typer.echo(f"{described.family} ({described.class_name}), {described.format} folder, whole")
     typer.echo(f"{'component':14} {'class':42} {'tensors':>8} {'parameters':>16} {'size':>11}  dtype")
     for part in described.components:
-        row = f"{part.folder:14} {part.class_name:42} {part.tensors:8} {part.parameters:16,} {gibibytes(part.bytes):>11}"
+        row = (
+            f"{part.folder:14} {part.class_name:42} {part.tensors:8} {part.parameters:16,} {gibibytes(part.bytes):>11}"
+        )
         typer.echo(f"{row}  {', '.join(part.dtypes)}")
     total = f"{described.tensors:8} {described.parameters:16,} {gibibytes(described.bytes):>11}"
     typer.echo(f"{'in all':57} {total}")

@@ -1,6 +1,8 @@
 """Progress on standard error: bars where there is a terminal, nothing where there is none."""
 
 import contextlib
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+
+from joyjax.errors import Cancelled
 
 if TYPE_CHECKING:
     from joyjax.editing import StepEvent
@@ -46,7 +50,11 @@ def loading(title: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextlib.contextmanager
 def stepping() -> Iterator[Callable[["StepEvent"], None]]:
-    """Show a bar of steps with the time each takes; yields the callback for `edit`."""
+    """Show a bar of steps with the time each takes; yields the callback for `edit`.
+
+    Ctrl-C ends the edit after the step that is running: JAX does not always survive being interrupted within one. A
+    second Ctrl-C does not wait.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -54,14 +62,28 @@ def stepping() -> Iterator[Callable[["StepEvent"], None]]:
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console(), disable=not console().is_terminal) as progress:
-        task = progress.add_task("compiling", total=None, speed="the first run of a size takes longer")
+    stop = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
 
-        def advance(event: "StepEvent") -> None:
-            speed = f"{event.seconds:.2f} s/step"
-            progress.update(task, description="editing", completed=event.step, total=event.steps, speed=speed)
+    def ask_to_stop(*_: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, before)
+        note("stopping after this step; Ctrl-C again stops at once")
 
-        yield advance
+    signal.signal(signal.SIGINT, ask_to_stop)
+    try:
+        with Progress(*columns, console=console(), disable=not console().is_terminal) as progress:
+            task = progress.add_task("compiling", total=None, speed="the first run of a size takes longer")
+
+            def advance(event: "StepEvent") -> None:
+                if stop.is_set():
+                    raise Cancelled
+                speed = f"{event.seconds:.2f} s/step"
+                progress.update(task, description="editing", completed=event.step, total=event.steps, speed=speed)
+
+            yield advance
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def gibibytes(size: int) -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.convert.qwen3_vl import TEXT_ENCODER
 from joyjax.convert.wan_vae import VAE
-from joyjax.errors import RequestError
+from joyjax.errors import CheckpointError, RequestError
 from joyjax.families.family import Family, Files, Inputs, Request
 from joyjax.inputs.files import read_json
 from joyjax.inputs.image import Crop, cover_crop, nearest_bucket, to_pixels
@@ -48,15 +48,47 @@ LONGEST_PROMPT = 4096  # hidden states that the transformer is given; the last o
 
 
 def read(folder: Path, configs: Mapping[str, Any]) -> Files:
-    """Open the tokenizer, the processor's numbers and the schedule."""
+    """Open the tokenizer, the processor's numbers and the schedule, and check that all parts fit together."""
     processor = folder / "processor" / "preprocessor_config.json"
     scheduler = folder / "scheduler" / "scheduler_config.json"
-    return Files(
+    files = Files(
         tokenizer=load_tokenizer(folder / "tokenizer"),
         vision=VisionProcessorConfig.from_json(read_json(processor), where=str(processor)),
         schedule=ScheduleConfig.from_diffusers(read_json(scheduler), where=str(scheduler)),
         configs=configs,
     )
+    _check_parts(files, folder)
+    return files
+
+
+def _check_parts(files: Files, folder: Path) -> None:
+    """Raise CheckpointError where two parts, each good by itself, are not of one model."""
+    transformer, vae, encoder = (files.configs[name] for name in ("transformer", "vae", "text_encoder"))
+    words, vision, text, tower = folder / "tokenizer", files.vision, encoder.text, encoder.vision
+    try:
+        prompt_tokens(files.tokenizer, "", [1])  # takes every control token
+    except CheckpointError as error:
+        raise CheckpointError(f"{words}: {error}") from None
+    if len(files.tokenizer) > text.vocab_size:
+        raise CheckpointError(f"{words} has {len(files.tokenizer)} tokens; the text encoder {text.vocab_size}")
+    image = control_token(files.tokenizer, "<|image_pad|>")
+    processor = "processor/preprocessor_config.json"
+    for file, key, value, other, expected in (
+        ("transformer/config.json", "in_channels", transformer.in_channels, "the VAE's z_dim", vae.z_dim),
+        (
+            "transformer/config.json",
+            "text_dim",
+            transformer.text_dim,
+            "the text's hidden_size",
+            encoder.text.hidden_size,
+        ),
+        ("text_encoder/config.json", "image_token_id", encoder.image_token_id, "the tokenizer's <|image_pad|>", image),
+        (processor, "patch_size", vision.patch_size, "the vision tower's", tower.patch_size),
+        (processor, "temporal_patch_size", vision.temporal_patch_size, "the vision tower's", tower.temporal_patch_size),
+        (processor, "merge_size", vision.merge_size, "the vision tower's spatial_merge_size", tower.spatial_merge_size),
+    ):
+        if value != expected:
+            raise CheckpointError(f"{folder / file}: {key} is {value}, but {other} is {expected}; is this one model?")
 
 
 def prompt_tokens(tokenizer: Any, prompt: str, image_tokens: Sequence[int]) -> list[int]:
@@ -105,7 +137,11 @@ def fit_pictures(request: Request, size: tuple[int, int], own_sizes: bool) -> li
 
 def prepare(request: Request, files: Files, *, plus: bool) -> Inputs:
     """Turn a request into arrays."""
+    vae, transformer = files.configs["vae"], files.configs["transformer"]
+    factor = vae.spatial_factor
+    sides = factor * transformer.patch[0], factor * transformer.patch[1]
     height, width = target_size(request)
+    _check_size(height, width, sides)
     fitted = fit_pictures(request, (height, width), own_sizes=plus)
     pictures = [picture for picture, _ in fitted]
     pixels = tuple(to_pixels(picture)[None] for picture in pictures)
@@ -117,8 +153,6 @@ def prepare(request: Request, files: Files, *, plus: bool) -> Inputs:
         rows = [row[:LONGEST_TEXT] for row in rows]
     text, first, prompt_lengths, prompt_size = _text_inputs(rows, grids, image_size, files)
 
-    vae, transformer = files.configs["vae"], files.configs["transformer"]
-    factor = vae.spatial_factor
     noise_shape = (1, height // factor, width // factor, transformer.in_channels)
     if request.noise is not None and request.noise.shape != noise_shape:
         raise RequestError(
@@ -126,7 +160,6 @@ def prepare(request: Request, files: Files, *, plus: bool) -> Inputs:
             "batch, height, width, channels"
         )
     noise = initial_noise(request.seed, pixels, noise_shape) if request.noise is None else request.noise
-    sides = factor * transformer.patch[0], factor * transformer.patch[1]
     items = [(height // sides[0], width // sides[1])]
     items += [(picture.height // sides[0], picture.width // sides[1]) for picture in pictures]
     positions = np.concatenate([_grid(n, *item) for n, item in enumerate(items)])
@@ -145,9 +178,7 @@ def prepare(request: Request, files: Files, *, plus: bool) -> Inputs:
     )
 
 
-def condition(
-    inputs: Inputs, txt: Float[Array, "B J C"], references: Float[Array, "b R P"]
-) -> Condition:
+def condition(inputs: Inputs, txt: Float[Array, "B J C"], references: Float[Array, "b R P"]) -> Condition:
     """Put together what one denoising step is told; every pass of an edit sees the same references."""
     rows = txt.shape[0]
     return Condition(
@@ -158,9 +189,17 @@ def condition(
     )
 
 
-def _vision_inputs(
-    pictures: list[Image.Image], files: Files
-) -> tuple[VisionInputs | None, list[tuple[int, int]], int]:
+def _check_size(height: int, width: int, sides: tuple[int, int]) -> None:
+    """Raise RequestError unless the size is made of whole tokens, which are `sides` pixels high and wide."""
+    if height % sides[0] or width % sides[1]:
+        fit = [max(1, round(size / side)) * side for size, side in zip((height, width), sides, strict=True)]
+        raise RequestError(
+            f"height is {height} and width is {width}; exact_size needs multiples of {sides[0]} and {sides[1]}: "
+            f"the nearest are height {fit[0]} and width {fit[1]}"
+        )
+
+
+def _vision_inputs(pictures: list[Image.Image], files: Files) -> tuple[VisionInputs | None, list[tuple[int, int]], int]:
     """Return the vision tower's inputs, the merged grid of each picture, and the merged tokens all are padded to."""
     if not pictures:
         return None, [], 0

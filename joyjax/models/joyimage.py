@@ -261,7 +261,7 @@ class JoyImageTransformer(nnx.Module):
         """Return the velocity of the target's tokens, in float32; `timestep` is 1000·sigma."""
         targets = latents.shape[1]
         temb = self._embed_time(timestep)
-        txt = self.txt_hidden(nnx.gelu(self.txt_in(condition.txt), approximate=True))
+        txt = self._embed_text(condition.txt)
         img = self.img_in(join(latents, condition.references, condition.target_lengths))
         img = constrain(img, "batch", "sequence", "embed")
         txt = constrain(txt, "batch", "sequence", "embed")
@@ -270,6 +270,9 @@ class JoyImageTransformer(nnx.Module):
             img, txt = block(img, txt, temb, layout)
         img = self.blocks[-1].last(img, txt, temb, layout, targets)
         return self.out(layer_norm(img)).astype(ISLAND)
+
+    def _embed_text(self, txt: Float[Array, "B J C"]) -> Float[Array, "B J D"]:
+        return self.txt_hidden(nnx.gelu(self.txt_in(txt), approximate=True))
 
     def _embed_time(self, timestep: Float[Array, " B"]) -> Float[Array, "B 6 D"]:
         temb = self.time_hidden(nnx.silu(self.time_in(timestep_embedding(timestep, TIME_CHANNELS))))

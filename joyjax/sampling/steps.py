@@ -9,13 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from joyjax.dtypes import ISLAND
 from joyjax.layers.patch import patchify, unpatchify
 from joyjax.layers.weights import Weights
 from joyjax.sampling.guidance import guide
 from joyjax.sampling.schedule import euler_step
+from joyjax.sharding.place import constrain
 
 
 @functools.partial(jax.jit, static_argnames="length")
@@ -60,13 +61,17 @@ def denoise_step(
     if passes == 2:
         unconditional, conditional = jnp.split(velocity, 2)
         velocity = guide(conditional, unconditional, guidance_scale, channels)
-    return euler_step(latents, velocity, sigma, sigma_next)
+    return constrain(euler_step(latents, velocity, sigma, sigma_next), None, None, None)
 
 
 @functools.partial(jax.jit, static_argnames=("patch", "width"))
 def decode_latents(
     vae: Weights, latents: Float[Array, "b T P"], *, patch: tuple[int, int], width: int
-) -> UInt8[Array, "b h w 3"]:
-    """Return the pictures of latent tokens that lie `width` patches wide, rounded half to even."""
+) -> tuple[UInt8[Array, "b h w 3"], Bool[Array, " b"]]:
+    """Return the pictures of latent tokens that lie `width` patches wide, and which of them are finite numbers.
+
+    Values are rounded half to even. A number that is not finite would come out black.
+    """
     pixels = vae.module().decode(unpatchify(latents, patch, width))
-    return jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
+    finite = jnp.all(jnp.isfinite(pixels), axis=(1, 2, 3))
+    return jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8), finite

@@ -9,17 +9,14 @@ import pytest
 from PIL import Image
 
 from joyjax.errors import PictureError
+from joyjax.families.joyimage import prompt_tokens
 from joyjax.inputs.image import buckets, cover_crop
-from joyjax.inputs.text import control_token, load_tokenizer, multimodal_positions, plain_tokens
+from joyjax.inputs.text import control_token, load_tokenizer, multimodal_positions
 from joyjax.inputs.vision import VisionProcessorConfig, smart_resize, vision_patches
 
 pytestmark = pytest.mark.parity
 
 BUCKETS = [(64, 64), (64, 96), (96, 64)]  # in place of the published ones, to be quick
-SYSTEM = (
-    "system\n \\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
-    "relationships of the objects and background:"
-)
 PROMPTS = {
     "plain": "Make the sky red, and add 2 small dogs.",
     "empty": "",
@@ -96,27 +93,10 @@ def fitted(image):
     return cover_crop(image, min(BUCKETS, key=lambda size: abs(size[0] / size[1] - ratio)))[0]
 
 
-def turn(tokenizer, prompt, image_tokens=()):
-    """Return the ids of the whole prompt, put together by number."""
-    start, end = control_token(tokenizer, "<|im_start|>"), control_token(tokenizer, "<|im_end|>")
-    line = plain_tokens(tokenizer, "\n")
-    if image_tokens:
-        names = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
-        before, image, after = (control_token(tokenizer, name) for name in names)
-        user = plain_tokens(tokenizer, "user\n")
-        for count in image_tokens:
-            user += [before, *[image] * count, after]
-        user += plain_tokens(tokenizer, prompt)
-    else:
-        user = plain_tokens(tokenizer, "user\n" + prompt)
-    system = [start, *plain_tokens(tokenizer, SYSTEM), end, *line]
-    return [*system, start, *user, end, *line, start, *plain_tokens(tokenizer, "assistant\n")]
-
-
 @pytest.mark.parametrize("name", PROMPTS)
 def test_ids_of_a_prompt_alone_equal_edits(name, tokenizers, sent):
     theirs = sent("JoyImageEditPipeline", prompt=PROMPTS[name])["input_ids"]
-    assert turn(tokenizers[0], PROMPTS[name]) == theirs[0].tolist()
+    assert prompt_tokens(tokenizers[0], PROMPTS[name], []) == theirs[0].tolist()
 
 
 @pytest.mark.parametrize("name", PROMPTS)
@@ -126,7 +106,7 @@ def test_ids_and_patches_of_a_picture_and_a_prompt_equal_edits(name, tokenizers,
     patches, (rows, columns) = vision_patches(fitted(image), config)
     assert theirs["image_grid_thw"].tolist() == [[1, rows, columns]]
     assert np.array_equal(patches, theirs["pixel_values"].numpy())
-    assert turn(tokenizers[0], PROMPTS[name], [rows * columns // 4]) == theirs["input_ids"][0].tolist()
+    assert prompt_tokens(tokenizers[0], PROMPTS[name], [rows * columns // 4]) == theirs["input_ids"][0].tolist()
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
@@ -136,7 +116,7 @@ def test_ids_and_positions_equal_edit_plus(count, name, tokenizers, sent, config
     theirs = sent("JoyImageEditPlusPipeline", images=images or None, prompt=PROMPTS[name], height=64, width=64)
     patched = [vision_patches(fitted(image), config) for image in images]
     grids = [(rows // 2, columns // 2) for _, (rows, columns) in patched]
-    ids = turn(tokenizers[0], PROMPTS[name], [rows * columns for rows, columns in grids])
+    ids = prompt_tokens(tokenizers[0], PROMPTS[name], [rows * columns for rows, columns in grids])
     assert ids == theirs["input_ids"][0].tolist()
     if images:
         assert np.array_equal(np.concatenate([patches for patches, _ in patched]), theirs["pixel_values"].numpy())
@@ -151,12 +131,14 @@ def test_a_control_token_in_a_prompt_acts_in_the_reference_and_not_here(tokenize
     prompt = "a<|im_end|>b"
     end = control_token(tokenizers[0], "<|im_end|>")
     assert sent("JoyImageEditPipeline", prompt=prompt)["input_ids"][0].tolist().count(end) == 3
-    assert turn(tokenizers[0], prompt).count(end) == 2
+    assert prompt_tokens(tokenizers[0], prompt, []).count(end) == 2
+    picture = control_token(tokenizers[0], "<|image_pad|>")
+    assert prompt_tokens(tokenizers[0], "a<|image_pad|>b", [5]).count(picture) == 5
 
 
 def test_the_prefix_is_33_tokens_and_user_the_first_one_kept(reference_files):
     tokenizer = load_tokenizer(reference_files / "processor")
-    ids = turn(tokenizer, "make it blue")
+    ids = prompt_tokens(tokenizer, "make it blue", [])
     assert ids[33] == control_token(tokenizer, "<|im_start|>")
     assert tokenizer.decode(ids[34:]) == "user\nmake it blue<|im_end|>\n<|im_start|>assistant\n"
     assert control_token(tokenizer, "<|image_pad|>") == 151655

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 
 ENCODE_TOLERANCE = 3e-6  # measured: 7e-7
+NORM_TOLERANCE = 1e-5
 DECODE_TOLERANCE = 2e-5  # measured: 4.4e-6; on these weights the decoder amplifies more
 
 encode = jax.jit(lambda weights, pixels: weights.module().encode(pixels))
@@ -98,7 +99,7 @@ def test_norm_of_small_numbers(size, error):
     ours = ChannelNorm(24, axis=None, dtype=jnp.float32, rngs=nnx.Rngs(0))
     ours.scale.set_value(jnp.linspace(-1, 2, 24, dtype=jnp.float32))
     x = np.float32(size) * np.random.default_rng(2).standard_normal((2, 3, 5, 24)).astype(np.float32)
-    np.testing.assert_allclose(ours(jnp.asarray(x)), to_numpy(theirs(to_torch(x))), rtol=1e-5)
+    np.testing.assert_allclose(ours(jnp.asarray(x)), to_numpy(theirs(to_torch(x))), rtol=NORM_TOLERANCE)
 
 
 def test_bfloat16_is_as_exact_as_the_reference(reference, checkpoint):

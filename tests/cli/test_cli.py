@@ -1,0 +1,193 @@
+"""The installed program in a process of its own: status, standard output, standard error, files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+PROGRAM = Path(sys.executable).with_name("joyjax")
+SMALL = ["--steps", "2", "--height", "64", "--width", "96", "--exact-size", "--dtype", "float32"]
+
+
+def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    # not what conftest sets for this process: a user has none of it
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TOKENIZERS_"))}
+    return subprocess.run(
+        [str(PROGRAM), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300, env=environment
+    )
+
+
+def fails(*arguments: object, cwd: Path | None = None, says: str) -> None:
+    """The work failed: status 1, nothing on standard output, one line that says why."""
+    done = run(*arguments, cwd=cwd)
+    assert (done.returncode, done.stdout) == (1, ""), done
+    assert done.stderr.startswith("joyjax: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert says in done.stderr
+
+
+def misused(*arguments: object, says: str) -> None:
+    """Wrong usage: status 2."""
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, ""), done
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("picture") / "photo.jpg"
+    y, x = np.mgrid[:150, :220]
+    Image.fromarray(np.uint8(np.stack([y, x, (x * y) % 256], -1) % 256)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def converted(checkpoint, tmp_path_factory) -> Path:
+    target = tmp_path_factory.mktemp("converted") / "joy"
+    done = run("convert", checkpoint, target)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{target}\n"
+    for name in ("text_encoder", "transformer", "vae", "next: joyjax edit"):
+        assert name in done.stderr
+    return target
+
+
+def test_help_and_version():
+    for arguments in ([], ["edit"], ["convert"], ["info"]):
+        done = run(*arguments, "--help")
+        assert done.returncode == 0
+        assert done.stdout.startswith("Usage: joyjax")
+        assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "edit-2.png" in run("edit", "--help").stdout
+    assert run("--version").stdout.strip() == "0.1.0"
+
+
+def test_wrong_usage():
+    misused(says="Usage: joyjax")
+    misused("edit", says="what to change")
+    misused("edit", "a", "--prompt", "b", says="given twice")
+    misused("edit", "a", "--seed", "-1", says="--seed")
+    misused("edit", "a", "--seed", "1.5", says="--seed")
+    misused("edit", "a", "--steps", "many", says="--steps")
+    misused("edit", "a", "--dtype", "float16", says="bfloat16")
+    misused("edit", "a", "--base-size", "300", says="1024")
+    misused("edit", "a", "--cfg-scale", "4", says="No such option")
+    misused("sketch", says="No such command")
+    misused("convert", says="SOURCE")
+
+
+def test_failures_of_an_edit(tmp_path, picture):
+    fails("edit", "x", says="no model is given")
+    fails("edit", "x", "--model", tmp_path / "none", says="does not exist")
+    fails("edit", "x", "--model", picture, says="is not a folder")
+    fails("edit", "x", "--model", tmp_path, says="model_index.json is missing")
+    fails("edit", "x", "--model", tmp_path, "--image", tmp_path / "none.jpg", says="none.jpg does not exist")
+    (tmp_path / "text.jpg").write_text("no picture")
+    fails("edit", "x", "--model", tmp_path, "--image", tmp_path / "text.jpg", says="cannot be read as a picture")
+    fails("edit", "x", "--model", tmp_path, "--output", tmp_path / "no" / "a.png", says="does not exist")
+    fails("edit", "x", "--model", tmp_path, "--output", tmp_path / "a.jpg", says=".png")
+    (tmp_path / "folder.png").mkdir()
+    fails("edit", "x", "--model", tmp_path, "--output", tmp_path / "folder.png", says="is a folder")
+    debug = run("edit", "x", "--debug")
+    assert debug.returncode == 1
+    assert "Traceback" in debug.stderr
+
+
+@pytest.mark.parity
+def test_edit_from_both_kinds_of_folder(tmp_path, checkpoint, converted, picture):
+    """The same pixels; default names never overwrite; standard output holds the path and nothing else."""
+    done = run("edit", "make the sky red", "--image", picture, "--model", checkpoint, *SMALL, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "edit.png\n"), done.stderr
+    assert "cropped" in done.stderr or "%" in done.stderr  # 6 % of the picture are lost: said
+    first = (tmp_path / "edit.png").read_bytes()
+
+    arguments = ["--prompt", "make the sky red", "--image", picture, "--model", converted, *SMALL, "--timings"]
+    done = run("edit", *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "edit-2.png\n"), done.stderr
+    for stage in ("prompt", "references", "denoise", "decode", "total"):
+        assert stage in done.stderr
+    pixels = [np.asarray(Image.open(tmp_path / name)) for name in ("edit.png", "edit-2.png")]
+    assert pixels[0].shape == (64, 96, 3)
+    np.testing.assert_array_equal(*pixels)
+
+    named = tmp_path / "edit.png"
+    done = run("edit", "other words", "--image", picture, "--model", converted, *SMALL, "--output", named, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"{named}\n"), done.stderr
+    assert named.read_bytes() != first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["edit-2.png", "edit.png"]
+
+
+@pytest.mark.parity
+def test_random_seed_is_told_and_gives_the_same_again(tmp_path, converted):
+    done = run("edit", "a tree", "--model", converted, *SMALL, "--seed", "random", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    seed = done.stderr.split("seed ")[1].split()[0]
+    again = run("edit", "a tree", "--model", converted, *SMALL, "--seed", seed, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "edit.png").read_bytes() == (tmp_path / "edit-2.png").read_bytes()
+
+
+@pytest.mark.parity
+def test_too_many_references(converted, picture):
+    fails("edit", "x", "--model", converted, "--image", picture, "--image", picture, says="2 reference pictures")
+
+
+@pytest.mark.parity
+def test_info(checkpoint, converted):
+    done = run("info", checkpoint)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("JoyImage-Edit (JoyImageEditPipeline), diffusers folder, whole")
+    described = json.loads(run("info", converted, "--json").stdout)
+    assert described["format"] == "converted"
+    assert [part["folder"] for part in described["components"]] == ["text_encoder", "transformer", "vae"]
+    assert described["parameters"] == sum(part["parameters"] for part in described["components"])
+    fails("info", converted / "vae", says="model_index.json is missing")
+
+
+@pytest.mark.parity
+def test_convert_keeps_what_is_there(checkpoint, converted, tmp_path):
+    fails("convert", checkpoint, converted, says="--overwrite")
+    fails("convert", tmp_path / "none", tmp_path / "out", says="does not exist")
+    fails("convert", checkpoint, tmp_path / "out", "--component", "nose", says="'nose'")
+    assert list(tmp_path.iterdir()) == []
+    done = run("convert", checkpoint, tmp_path / "half", "--dtype", "bfloat16", "--component", "vae")
+    assert done.returncode == 0, done.stderr
+    assert "bfloat16" in done.stderr
+    assert "next:" not in done.stderr  # one component alone cannot be edited with
+    fails("edit", "x", "--model", tmp_path / "half", says="is missing")
+
+
+@pytest.mark.parity
+def test_interrupt_ends_cleanly(tmp_path, converted):
+    """Ctrl-C in the middle of the steps: status 1, one word, no file."""
+    arguments = ["edit", "a tree", "--model", converted, "--steps", "1000", "--base-size", "256", "--dtype", "float32"]
+    process = subprocess.Popen(
+        [str(PROGRAM), *map(str, arguments)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "JAX_LOG_COMPILES": "1"},
+    )
+    seen = ""
+    for line in process.stderr:  # wait until the step is compiled, so that steps are running
+        seen += line
+        if "Finished XLA compilation of jit(denoise_step)" in line:
+            break
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err[-500:]
+    assert out == ""
+    assert "joyjax: cancelled" in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []

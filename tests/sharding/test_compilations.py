@@ -1,0 +1,57 @@
+"""Each stage is compiled once, however the weights came to lie where they are, and not again for the next edit."""
+
+import collections
+import logging
+
+import jax
+import joyjax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from joyjax.convert.conversion import convert_checkpoint
+
+pytestmark = pytest.mark.parity
+
+
+@pytest.fixture(scope="module")
+def converted(checkpoint, loaded, tmp_path_factory):
+    target = tmp_path_factory.mktemp("converted") / "joy"
+    convert_checkpoint(checkpoint, target, loaded.family.components)
+    return target
+
+
+class Compilations(logging.Handler):
+    """Counts what JAX says that it has compiled."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = collections.Counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message.startswith("Finished XLA compilation of jit("):
+            self.counts[message.split("jit(")[1].split(")")[0]] += 1
+
+
+@pytest.mark.parametrize("folder", ["checkpoint", "converted"])
+@pytest.mark.parametrize("sizes", [{}, {"cfg": 2, "sequence": 2}], ids=["one", "four"])
+def test_one_compilation_of_each_stage(folder, sizes, request):
+    mesh = None
+    if sizes:
+        devices = np.asarray(jax.devices()[: int(np.prod(list(sizes.values())))])
+        mesh = Mesh(devices.reshape(tuple(sizes.values())), tuple(sizes))
+    pipeline = joyjax.load(request.getfixturevalue(folder), dtype="float32", mesh=mesh)
+    jax.clear_caches()
+    handler, logger = Compilations(), logging.getLogger("jax._src.dispatch")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        options = {"height": 64, "width": 96, "exact_size": True}
+        joyjax.edit(pipeline, None, "a tree", steps=3, **options)
+        joyjax.edit(pipeline, None, "a dog", steps=4, seed=5, guidance_scale=2.5, callback=lambda event: None, **options)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    stages = {name: handler.counts[name] for name in ("encode_prompt", "denoise_step", "decode_latents")}
+    assert stages == {"encode_prompt": 1, "denoise_step": 1, "decode_latents": 1}
