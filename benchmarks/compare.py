@@ -2,8 +2,8 @@
 
     python benchmarks/compare.py MODEL --image FILE --prompt "make the sky red" [--dtype float32|bfloat16] [--steps N]
 
-Diffusers and joyjax run one after the other, each in a process of its own that stores its stages, so the two never share
-memory. Then a table is printed, and a verdict, which is also the exit status. Needs `pip install 'joyjax[reference]'`.
+Diffusers and joyjax run one after the other, each in a process of its own that stores its stages, so the two never
+share memory. Then a table is printed, and a verdict, which is also the exit status. Needs the extra `joyjax[reference]`.
 On a GPU, Diffusers moves to it; joyjax takes what JAX finds.
 
 The reference draws its VAE posterior at random, whatever the seed; its mode is taken instead, on both sides.
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-# Largest difference over the largest number, for float32; for bfloat16 the root-mean-square one, since rounding spreads.
+# Relative, of each stage. float32: the largest difference; bfloat16: the root-mean-square one, since rounding spreads.
 LIMITS = {"float32": 1e-4, "bfloat16": 5e-2}
 MEASURED = ("seconds to load", "seconds to edit", "peak host memory in GiB")
 IMAGE_LIMITS = {"float32": ("largest difference", 2 / 255), "bfloat16": ("PSNR in dB, at least", 34.7)}
@@ -248,7 +248,7 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, default=4.0)
     parser.add_argument("--height", type=int)
     parser.add_argument("--width", type=int)
-    parser.add_argument("--base-size", type=int, help="buckets of another size than the checkpoint's own, on both sides")
+    parser.add_argument("--base-size", type=int, help="buckets of another size than 1024, on both sides")
     parser.add_argument("--keep", type=Path, help="folder for the stored stages (default: thrown away)")
     parser.add_argument("--side", choices=["noise", "diffusers", "joyjax"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -1,9 +1,9 @@
 """Times the whole edit and its stages against Diffusers, in one process on one checkpoint: `python benchmarks/edit.py`.
 
 Without MODEL a random checkpoint is made: six transformer layers of 512, language model and vision tower to match, the
-real VAE's shape at a third of its width. Sides take turns (A B B A …), after warm-up calls that do not count; compiling is
-timed on its own line. The figure to quote is the ratio of medians. Inputs, noise, steps and threads are the same, and the
-pictures are compared before anything is timed. Needs `pip install 'joyjax[test]'`.
+real VAE's shape at a third of its width. Sides take turns (A B B A …), after warm-up calls that do not count; compiling
+is timed on its own line. The figure to quote is the ratio of medians. Inputs, noise, steps and threads are the same,
+and the pictures are compared before anything is timed. Needs the extra `joyjax[test]`.
 """
 
 import argparse

@@ -19,8 +19,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    *("Cancelled", "CheckpointError", "ConfigError", "JoyJaxError", "MeshError", "PictureError", "RequestError"),
-    *("Pipeline", "Result", "StepEvent", "edit", "load"),
+    "Cancelled",
+    "CheckpointError",
+    "ConfigError",
+    "JoyJaxError",
+    "MeshError",
+    "PictureError",
+    "Pipeline",
+    "RequestError",
+    "Result",
+    "StepEvent",
+    "edit",
+    "load",
 ]
 
 # Loaded on first use, so that `joyjax --help` does not wait for JAX.

@@ -39,7 +39,9 @@ def read_config(
             wanted = " or ".join(repr(v) for v in fixed[key])
             raise ConfigError(f"{where}: {key} is {value!r}; this version of joyjax implements {wanted}")
         if key not in known and key not in fixed and key not in ignored and not key.startswith("_"):
-            raise ConfigError(f"{where}: {key} = {value!r} is not known to this version of joyjax; it may need a newer one")
+            raise ConfigError(
+                f"{where}: {key} = {value!r} is not known to this version of joyjax; it may need a newer one"
+            )
     values = {}
     for key, field in known.items():
         value = raw.get(key)
@@ -55,7 +57,7 @@ def _typed(value: Any, field: dataclasses.Field, where: str) -> Any:
     if dataclasses.is_dataclass(value):  # a section of the json object, read already
         return value
     wanted = _type_name(field)
-    element = {"int": int, "float": (int, float), "bool": bool, "str": str}
+    element: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}
 
     def fits(v: Any, name: str) -> bool:
         return isinstance(v, element[name]) and (name == "bool" or not isinstance(v, bool))

@@ -1,7 +1,7 @@
 """Layer normalisation followed by a scale and shift that depend on the diffusion time.
 
-The modulation of a diffusion transformer (Peebles and Xie, 2023): `LN(x)·(1 + scale) + shift`, with no parameters in the
-norm itself. Everything between load and store is float32; results are rounded once, to the dtype of `x`.
+The modulation of a diffusion transformer (Peebles and Xie, 2023): `LN(x)·(1 + scale) + shift`, with no parameters in
+the norm itself. Everything between load and store is float32; results are rounded once, to the dtype of `x`.
 """
 
 from typing import Literal

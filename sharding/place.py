@@ -27,7 +27,9 @@ def constrain(x: Array, *axes: str | None) -> Array:
     spec = partition_spec(axes, mesh.axis_names)
     if mesh.empty:
         return x
-    kept = [names if size % _devices(names, mesh.shape) == 0 else None for names, size in zip(spec, x.shape, strict=True)]
+    kept = [
+        names if size % _devices(names, mesh.shape) == 0 else None for names, size in zip(spec, x.shape, strict=True)
+    ]
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*kept)))
 
 

@@ -1,7 +1,7 @@
 """The one table from logical axis names to mesh axes.
 
-A parameter or activation names its dimensions by what they mean; which mesh axis a meaning is split over is decided here
-and nowhere else. None: never split.
+A parameter or activation names its dimensions by what they mean; which mesh axis a meaning is split over is decided
+here and nowhere else. None: never split.
 """
 
 from jax.sharding import PartitionSpec

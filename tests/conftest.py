@@ -37,7 +37,9 @@ def error():
 @pytest.fixture(scope="session")
 def reference_files() -> Path:
     if not REFERENCE.is_dir():
-        pytest.skip(f"the model's own configs and tokenizer are not at {REFERENCE} (JOYJAX_REFERENCE names another place)")
+        pytest.skip(
+            f"the model's own configs and tokenizer are not at {REFERENCE} (JOYJAX_REFERENCE names another place)"
+        )
     return REFERENCE
 
 

@@ -36,7 +36,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """A request as arrays on the host. Rows of `text`: the unconditional prompt if there is guidance, then the prompt."""
+    """A request as arrays. Rows of `text`: the unconditional prompt if there is guidance, then the prompt."""
 
     height: int
     width: int

@@ -39,8 +39,8 @@ from joyjax.sampling.schedule import ScheduleConfig
 # The backslash and the n behind the line break are two characters, by a slip in the code that the model was trained
 # with. They belong to the prompt now.
 SYSTEM = (
-    "system\n \\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships "
-    "of the objects and background:"
+    "system\n \\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:"
 )
 DROPPED = 34  # the system turn, and the <|im_start|> of the user's
 LONGEST_TEXT = 2048 + DROPPED  # Edit's tokenizer cuts a prompt without pictures here, from the right

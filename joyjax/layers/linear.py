@@ -47,7 +47,9 @@ class Linear(nnx.Module):
 class Embedding(nnx.Module):
     """A table of rows, looked up by number."""
 
-    def __init__(self, rows: int, features: int, *, axes: Sequence[str | None], dtype: DTypeLike, rngs: nnx.Rngs | None):
+    def __init__(
+        self, rows: int, features: int, *, axes: Sequence[str | None], dtype: DTypeLike, rngs: nnx.Rngs | None
+    ):
         self.table = parameter(rngs, (rows, features), axes, dtype, init=1.0)
 
     def __call__(self, index: Array) -> Float[Array, "... D"]:

@@ -24,6 +24,7 @@ def parameter(
     """
     if len(shape) != len(axes):
         raise ValueError(f"shape {tuple(shape)} and axes {tuple(axes)} differ in length")
+    value: jax.Array | jax.ShapeDtypeStruct
     if rngs is None:
         value = jax.ShapeDtypeStruct(tuple(shape), dtype)
     elif init == "ones":

@@ -15,7 +15,6 @@ from joyjax.dtypes import ISLAND
 from joyjax.kernels.qk_norm_rope import Rotation
 
 
-
 def inverse_frequencies(channels: int, theta: float) -> np.ndarray:
     """Return `theta^(-2i/channels)` for i below channels/2, in float32."""
     exponent = np.arange(0, channels, 2, dtype=np.float32) / np.float32(channels)

@@ -1,7 +1,7 @@
 """The JoyImage-Edit diffusion transformer: two streams, image and text, that meet in joint attention.
 
-An item is a picture's latent: the target that is being denoised, or a reference. Tokens are 2×2 patches of latent pixels;
-those of the target come first, then those of each reference. Edit and Edit-Plus are this one network.
+An item is a picture's latent: the target that is being denoised, or a reference. Tokens are 2×2 patches of latent
+pixels; those of the target come first, then those of each reference. Edit and Edit-Plus are this one network.
 Source: transformer_joyimage.py and transformer_joyimage_edit_plus.py in Diffusers.
 """
 
@@ -139,9 +139,7 @@ class Stream(nnx.Module):
         width, heads = (config.hidden_size,), (config.num_attention_heads, config.head_dim)
         head_axes = ("heads", "head_width")
         self.table = parameter(rngs, (MODULATIONS, *width), (None, "embed"), dtype, init=width[0] ** -0.5)
-        self.qkv = Linear(
-            width, (3, *heads), axes_in=("embed",), axes_out=(None, *head_axes), dtype=dtype, rngs=rngs
-        )
+        self.qkv = Linear(width, (3, *heads), axes_in=("embed",), axes_out=(None, *head_axes), dtype=dtype, rngs=rngs)
         self.q_norm = parameter(rngs, (config.head_dim,), ("head_width",), dtype)
         self.k_norm = parameter(rngs, (config.head_dim,), ("head_width",), dtype)
         self.out = Linear(heads, width, axes_in=head_axes, axes_out=("embed",), dtype=dtype, rngs=rngs)

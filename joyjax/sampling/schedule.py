@@ -1,6 +1,6 @@
 """The noise levels of flow matching and the Euler step between them.
 
-A latent at level sigma is `(1 - sigma)·data + sigma·noise` and the network predicts `noise - data` (Lipman et al., 2023).
+A latent at level sigma is `(1 - sigma)·data + sigma·noise`; the network predicts `noise - data` (Lipman et al., 2023).
 Levels are worked out on the host, in the reference's precision, so that they agree to the last bit.
 Source: FlowMatchEulerDiscreteScheduler in Diffusers.
 """
@@ -66,7 +66,10 @@ def timesteps(levels: np.ndarray, config: ScheduleConfig) -> np.ndarray:
 
 
 def euler_step(
-    latents: Float[Array, "b T P"], velocity: Float[Array, "b T P"], sigma: Float[Array, ""], sigma_next: Float[Array, ""]
+    latents: Float[Array, "b T P"],
+    velocity: Float[Array, "b T P"],
+    sigma: Float[Array, ""],
+    sigma_next: Float[Array, ""],
 ) -> Float[Array, "b T P"]:
     """Move the latents from `sigma` to `sigma_next` along the predicted velocity; everything is float32."""
     return latents + (sigma_next - sigma) * velocity

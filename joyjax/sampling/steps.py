@@ -1,7 +1,7 @@
 """The jitted stages of an edit: prompt, references, one step of denoising, and decoding.
 
-Each is a pure function of weights and arrays, compiled once for each shape. They call the networks by what every family's
-networks share, and they compose: all of them inside one `jax.jit` are one program from arrays to pixels.
+Each is a pure function of weights and arrays, compiled once for each shape. They call the networks by what every
+family's networks share, and they compose: all of them inside one `jax.jit` are one program from arrays to pixels.
 """
 
 import functools

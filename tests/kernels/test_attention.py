@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from joyjax.kernels.attention import QUERY_BLOCK, SCORES_AT_ONCE, attention
 
 TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from joyjax.kernels.modulate import (
     layer_norm,
     layer_norm_scale_shift,

@@ -3,10 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from joyjax.kernels.joint import join, split
 from joyjax.kernels.qk_norm_rope import qk_norm_rope
 
-B, I, J, N, H = 2, 5, 3, 2, 8
+B, T, J, N, H = 2, 5, 3, 2, 8
 TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-2}
 
 
@@ -27,10 +28,10 @@ def rotated(x, scale, angle):
 @pytest.mark.parametrize("parts", [2, 3])
 @pytest.mark.parametrize("lengths", [None, [5, 2]])
 def test_qk_norm_rope(parts, rotate_text, lengths, dtype):
-    img, txt = draw(0, B, I, parts, N, H), draw(1, B, J, parts, N, H)
+    img, txt = draw(0, B, T, parts, N, H), draw(1, B, J, parts, N, H)
     img, txt = (np.asarray(jnp.asarray(x, dtype).astype(jnp.float32), np.float64) for x in (img, txt))
     img_scales, txt_scales = 1 + draw(2, 2, H), 1 + draw(3, 2, H)
-    img_angle, txt_angle = 3 * draw(4, B, I, H // 2), 3 * draw(5, B, J, H // 2)
+    img_angle, txt_angle = 3 * draw(4, B, T, H // 2), 3 * draw(5, B, J, H // 2)
     single = [jnp.asarray(x, jnp.float32) for x in (np.cos(img_angle), np.sin(img_angle))]
     text = [jnp.asarray(x, jnp.float32) for x in (np.cos(txt_angle), np.sin(txt_angle))]
     out = qk_norm_rope(
@@ -51,7 +52,7 @@ def test_qk_norm_rope(parts, rotate_text, lengths, dtype):
             second = rotated(second, txt_scales[kind], txt_angle if rotate_text else None)
         assert joint.dtype == dtype
         for row in range(B):
-            count = I if lengths is None else lengths[row]
+            count = T if lengths is None else lengths[row]
             expected = np.concatenate([first[row, :count], second[row]])
             got = np.asarray(joint[row, : count + J].astype(jnp.float32))
             assert np.abs(got - expected).max() < TOLERANCE[dtype] * np.abs(expected).max()

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 
 ENCODE_TOLERANCE = 3e-6  # measured: 7e-7
-NORM_TOLERANCE = 1e-5
+NORM_TOLERANCE = 1e-5  # measured: 1.5e-6
 DECODE_TOLERANCE = 2e-5  # measured: 4.4e-6; on these weights the decoder amplifies more
 
 encode = jax.jit(lambda weights, pixels: weights.module().encode(pixels))

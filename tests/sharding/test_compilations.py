@@ -4,10 +4,11 @@ import collections
 import logging
 
 import jax
-import joyjax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+
+import joyjax
 from joyjax.convert.conversion import convert_checkpoint
 
 pytestmark = pytest.mark.parity
@@ -49,7 +50,9 @@ def test_one_compilation_of_each_stage(folder, sizes, request):
     try:
         options = {"height": 64, "width": 96, "exact_size": True}
         joyjax.edit(pipeline, None, "a tree", steps=3, **options)
-        joyjax.edit(pipeline, None, "a dog", steps=4, seed=5, guidance_scale=2.5, callback=lambda event: None, **options)
+        joyjax.edit(
+            pipeline, None, "a dog", steps=4, seed=5, guidance_scale=2.5, callback=lambda event: None, **options
+        )
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)

@@ -1,15 +1,16 @@
 """The tiny edit on meshes of simulated devices: the same latents as on one device."""
 
 import jax
-import joyjax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from PIL import Image
+
+import joyjax
 from joyjax.errors import MeshError
 from joyjax.layers.weights import leaves
 from joyjax.sharding.mesh import check_mesh, parse_mesh
 from joyjax.sharding.place import constrain, parameter_sharding
-from PIL import Image
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8))
 
@@ -60,7 +61,8 @@ def test_a_mesh_from_its_description():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "tensor", "tensor=", "tensor=0", "tensor=-2", "tensor=2,tensor=2", "model=2", "tensor=x", "tensor=2;cfg=2"]
+    "text",
+    ["", "tensor", "tensor=", "tensor=0", "tensor=-2", "tensor=2,tensor=2", "model=2", "tensor=x", "tensor=2;cfg=2"],
 )
 def test_a_description_that_cannot_be_read(text):
     with pytest.raises(MeshError, match="tensor=4,sequence=2"):

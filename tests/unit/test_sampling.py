@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from joyjax.errors import ConfigError
 from joyjax.sampling.guidance import guide
 from joyjax.sampling.noise import initial_noise
