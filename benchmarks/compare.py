@@ -3,7 +3,7 @@
     python benchmarks/compare.py MODEL --image FILE --prompt "make the sky red" [--dtype float32|bfloat16] [--steps N]
 
 Diffusers and joyjax run one after the other, each in a process of its own that stores its stages, so the two never
-share memory. Then a table is printed, and a verdict, which is also the exit status. Needs the extra `joyjax[reference]`.
+share memory. Then a table is printed, and a verdict, which is also the exit status. Needs extra `joyjax[reference]`.
 On a GPU, Diffusers moves to it; joyjax takes what JAX finds.
 
 The reference draws its VAE posterior at random, whatever the seed; its mode is taken instead, on both sides.
