@@ -86,7 +86,7 @@ def model_folder(model: str | os.PathLike | None) -> Path:
     """Return the folder of a model.
 
     Raises:
-        RequestError: if none is given.
+        RequestError: if none is given, or what is given is no path.
         CheckpointError: if there is no such folder.
     """
     if model is None:
@@ -94,6 +94,8 @@ def model_folder(model: str | os.PathLike | None) -> Path:
             "no model is given and this version bundles none; name a folder, as in "
             "--model JoyAI-Image-Edit-Diffusers (Python: joyjax.load(folder))"
         )
+    if not isinstance(model, str | os.PathLike):
+        raise RequestError(f"model is a {type(model).__name__}; expected the path of a folder")
     folder = Path(model)
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"

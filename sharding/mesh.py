@@ -37,8 +37,10 @@ def check_mesh(mesh: Mesh) -> Mesh:
     `jax.make_mesh` makes explicit ones, where a product over a split axis is an error.
 
     Raises:
-        MeshError: if it has an axis that joyjax does not know.
+        MeshError: if it is no mesh, or has an axis that joyjax does not know.
     """
+    if not isinstance(mesh, Mesh):
+        raise MeshError(f"mesh is {mesh!r}; expected a jax.sharding.Mesh, as joyjax.sharding.mesh.parse_mesh makes")
     unknown = [name for name in mesh.axis_names if name not in MESH_AXES]
     if unknown:
         raise MeshError(f"the mesh has axes {mesh.axis_names}; joyjax knows {', '.join(MESH_AXES)}")

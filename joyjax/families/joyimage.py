@@ -75,13 +75,7 @@ def _check_parts(files: Files, folder: Path) -> None:
     processor = "processor/preprocessor_config.json"
     for file, key, value, other, expected in (
         ("transformer/config.json", "in_channels", transformer.in_channels, "the VAE's z_dim", vae.z_dim),
-        (
-            "transformer/config.json",
-            "text_dim",
-            transformer.text_dim,
-            "the text's hidden_size",
-            encoder.text.hidden_size,
-        ),
+        ("transformer/config.json", "text_dim", transformer.text_dim, "the text's hidden_size", text.hidden_size),
         ("text_encoder/config.json", "image_token_id", encoder.image_token_id, "the tokenizer's <|image_pad|>", image),
         (processor, "patch_size", vision.patch_size, "the vision tower's", tower.patch_size),
         (processor, "temporal_patch_size", vision.temporal_patch_size, "the vision tower's", tower.temporal_patch_size),

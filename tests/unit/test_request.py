@@ -1,4 +1,4 @@
-"""What `joyjax.edit` refuses, in which words, and that it does so before anything is compiled."""
+"""What `edit` and `load` refuse, in which words, and that they do so before anything is compiled or read."""
 
 import dataclasses
 
@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 import joyjax
-from joyjax.errors import PictureError, RequestError
+from joyjax.convert.safetensors import Tensors
+from joyjax.errors import MeshError, PictureError, RequestError
 from joyjax.families.joyimage import EDIT_PLUS
 from joyjax.request import check_request
 from joyjax.sampling import steps
@@ -108,6 +109,22 @@ def test_a_bad_value_is_named(argument, value, message, loaded):
     arguments = {"pipeline": loaded, "image": PICTURE, "prompt": PROMPT, "steps": 2, **SIZE, argument: value}
     with pytest.raises(RequestError, match=message):
         joyjax.edit(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"model": None}, RequestError, "no model is given"),
+        ({"model": 3}, RequestError, "model is a int; expected the path of a folder"),
+        ({"dtype": "float16"}, RequestError, "dtype 'float16' is not available; choose one of: bfloat16, float32"),
+        ({"dtype": np.float32}, RequestError, "dtype <class 'numpy.float32'> is not available"),
+        ({"mesh": "tensor=2"}, MeshError, "mesh is 'tensor=2'; expected a jax.sharding.Mesh"),
+    ],
+)
+def test_a_bad_value_is_named_by_load(arguments, error, message, checkpoint, monkeypatch):
+    monkeypatch.setattr(Tensors, "read", lambda *_: pytest.fail("a tensor was read"))
+    with pytest.raises(error, match=message):
+        joyjax.load(**{"model": checkpoint, **arguments})
 
 
 @pytest.mark.parametrize(
