@@ -19,9 +19,9 @@ def command(
     overwrite: Annotated[bool, Option("--overwrite", help="Replace what is in the target already.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Convert a Diffusers checkpoint to an Orbax one, with its configs, tokenizer and processor.
+    """Convert a Diffusers checkpoint to Orbax.
 
-    Prints the path of the converted folder.
+    The converted folder stands alone, with configs, tokenizer and processor. Prints its path.
     """
     from joyjax import dtypes
     from joyjax.commands.progress import gibibytes, loading, note

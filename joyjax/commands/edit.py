@@ -57,7 +57,10 @@ def command(
     timings: Annotated[bool, Option("--timings", help="Print what each stage took.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Edit a picture as the prompt says, and print the path of the result."""
+    """Edit a picture as the prompt says.
+
+    Prints the path of the result.
+    """
     if prompt is not None and prompt_option is not None:
         raise typer.BadParameter("given twice, as an argument and as --prompt", param_hint="prompt")
     text = prompt if prompt is not None else prompt_option

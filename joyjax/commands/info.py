@@ -15,7 +15,10 @@ def command(
     as_json: Annotated[bool, Option("--json", help="Print json.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Print a checkpoint's family, networks, sizes and dtypes, and what it needs to run. No weights are read."""
+    """Print what a checkpoint holds and needs.
+
+    Its family, networks, sizes and dtypes, and the memory to run it. No weights are read.
+    """
     from joyjax.commands.progress import gibibytes
     from joyjax.info import describe
     from joyjax.pipeline import model_folder

@@ -8,9 +8,12 @@ from PIL import Image
 
 import joyjax
 from joyjax.errors import MeshError
+from joyjax.families.joyimage import EDIT
+from joyjax.inputs.files import read_json
 from joyjax.layers.weights import leaves
 from joyjax.sharding.mesh import check_mesh, parse_mesh
 from joyjax.sharding.place import constrain, parameter_sharding
+from joyjax.sharding.rules import RULES
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8))
 
@@ -35,7 +38,7 @@ def alone(loaded) -> np.ndarray:
 @pytest.mark.parity
 @pytest.mark.parametrize(
     "sizes",
-    [{"tensor": 2}, {"cfg": 2}, {"sequence": 2}, {"cfg": 2, "sequence": 2, "tensor": 2}],
+    [{"tensor": 2}, {"cfg": 2}, {"data": 2}, {"sequence": 2}, {"cfg": 2, "sequence": 2, "tensor": 2}],
     ids=lambda sizes: "-".join(f"{name}{size}" for name, size in sizes.items()),
 )
 def test_every_mesh_gives_the_same_latents(sizes, checkpoint, alone, error):
@@ -43,6 +46,33 @@ def test_every_mesh_gives_the_same_latents(sizes, checkpoint, alone, error):
     assert error(final_latents(pipeline), alone) < 1e-4
     kernel = leaves(pipeline.weights["transformer"].state)["blocks.0.img.up.kernel"][...]
     assert kernel.addressable_shards[0].data.size == kernel.size // sizes.get("tensor", 1)
+
+
+@pytest.mark.parity
+def test_a_mesh_that_does_not_divide_a_network(checkpoint):
+    with pytest.raises(MeshError, match=r"0\.k\.kernel has 2 kv_heads, which 4 devices .*sizes that fit: 1, 2$"):
+        joyjax.load(checkpoint, mesh=mesh_of(tensor=4))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("component", EDIT.components, ids=lambda component: component.folder)
+def test_every_dimension_of_every_parameter_has_a_rule(component, checkpoint):
+    for path, leaf in leaves(component.abstract(component.read_config(checkpoint), "bfloat16").state).items():
+        assert len(leaf.axes) == leaf.ndim, path
+        assert set(leaf.axes) <= {None, *RULES}, path
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("component", EDIT.components, ids=lambda component: component.folder)
+def test_the_real_networks_divide(component, devices, reference_files):
+    config = component.configure(read_json(reference_files / component.folder / "config.json"))
+    shares = []
+    for path, leaf in leaves(component.abstract(config, "bfloat16").state).items():
+        sharding = parameter_sharding(path, leaf.shape, leaf.axes, mesh_of(tensor=devices))
+        shares.append((leaf.size, np.prod(sharding.shard_shape(leaf.shape))))
+    whole, share = np.sum(shares, axis=0, dtype=np.int64)
+    expected = {"transformer": 1 / devices, "text_encoder": 1 / devices, "vae": 1}[component.folder]
+    assert expected <= share / whole < expected + 0.1  # norms, modulation and the vocabulary stay whole
 
 
 def test_explicit_axes_are_made_automatic():

@@ -1,6 +1,5 @@
 """Broken checkpoint folders: always one CheckpointError that names the file, never another exception."""
 
-import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -93,11 +92,6 @@ def index_to(where: str) -> Break:
         (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {**held, IMG_IN: where}}))
 
     return apply
-
-
-def cut_arrays(folder: Path) -> None:
-    for path in (folder / PART / "ocdbt.process_0" / "d").iterdir():
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 DIFFUSERS: dict[str, tuple[Break, str]] = {
@@ -197,7 +191,6 @@ CONVERTED: dict[str, tuple[Break, str]] = {
     "no part": (remove(PART), "transformer: .*\n.*part-00000 is missing"),
     "part empty": (both(remove(PART), lambda folder: (folder / PART).mkdir()), f"{PART} cannot be read"),
     "part without arrays": (remove(f"{PART}/ocdbt.process_0"), f"{PART} cannot be read"),
-    "arrays cut off": (cut_arrays, f"{PART} cannot be read"),
 }
 
 
@@ -218,7 +211,6 @@ def test_a_broken_diffusers_folder(case, checkpoint, tmp_path, monkeypatch):
         joyjax.load(folder, dtype="float32")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax gives up its other reads
 @pytest.mark.parametrize("case", CONVERTED)
 def test_a_broken_converted_folder(case, converted, tmp_path):
     apply, message = CONVERTED[case]
@@ -226,7 +218,6 @@ def test_a_broken_converted_folder(case, converted, tmp_path):
     apply(folder)
     with pytest.raises(CheckpointError, match=message):
         joyjax.load(folder, dtype="float32")
-    gc.collect()
 
 
 def test_what_is_no_folder(tmp_path):
