@@ -1,5 +1,6 @@
 """`joyjax edit`: one edit from the command line."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,7 @@ def command(
         str | None, Option("--model", "-m", metavar="FOLDER", help="Diffusers folder, or one that `convert` wrote.")
     ] = None,
     steps: Annotated[
-        int | None, Option(metavar="N", help="Denoising steps.  [default: the model's own, 40 or 30]")
+        int | None, Option(metavar="N", min=1, max=1000, help="Denoising steps.  [default: the model's own, 40 or 30]")
     ] = None,
     guidance_scale: Annotated[float, Option(metavar="X", help="Strength of guidance; 1 or less: none.")] = 4.0,
     negative_prompt: Annotated[
@@ -38,10 +39,12 @@ def command(
     ] = None,
     seed: Annotated[str, Option(help="A whole number, or `random`.", metavar="N|random")] = "0",
     height: Annotated[
-        int | None, Option(metavar="N", help="Of the result, in pixels; snapped to the nearest bucket.")
+        int | None,
+        Option(metavar="N", min=16, max=8192, help="Of the result, in pixels; snapped to the nearest bucket."),
     ] = None,
     width: Annotated[
-        int | None, Option(metavar="N", help="Of the result, in pixels; snapped to the nearest bucket.")
+        int | None,
+        Option(metavar="N", min=16, max=8192, help="Of the result, in pixels; snapped to the nearest bucket."),
     ] = None,
     exact_size: Annotated[bool, Option("--exact-size", help="Use --height and --width as they are.")] = False,
     base_size: Annotated[
@@ -129,6 +132,7 @@ def _target(output: Path | None) -> Path:
         number = 1
         while (path := Path("edit.png" if number == 1 else f"edit-{number}.png")).exists():
             number += 1
+        _check_writable(path)
         return path
     if output.suffix.lower() != ".png":
         raise RequestError(f"--output is {output}; results are PNG files: give a name that ends in .png")
@@ -136,4 +140,10 @@ def _target(output: Path | None) -> Path:
         raise RequestError(f"--output is {output}, which is a folder; give the name of a file")
     if not output.parent.is_dir():
         raise RequestError(f"--output is {output}; the folder {output.parent} does not exist: make it first")
+    _check_writable(output)
     return output
+
+
+def _check_writable(path: Path) -> None:
+    if not os.access(path.parent, os.W_OK):
+        raise RequestError(f"{path.parent.absolute()} is not writable; name another place with --output")

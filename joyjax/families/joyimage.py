@@ -16,7 +16,7 @@ from PIL import Image
 from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.convert.qwen3_vl import TEXT_ENCODER
 from joyjax.convert.wan_vae import VAE
-from joyjax.errors import CheckpointError, RequestError
+from joyjax.errors import CheckpointError, ConfigError, RequestError
 from joyjax.families.family import Family, Files, Inputs, Request
 from joyjax.inputs.files import read_json
 from joyjax.inputs.image import Crop, cover_crop, nearest_bucket, to_pixels
@@ -65,6 +65,10 @@ def _check_parts(files: Files, folder: Path) -> None:
     """Raise CheckpointError where two parts, each good by itself, are not of one model."""
     transformer, vae, encoder = (files.configs[name] for name in ("transformer", "vae", "text_encoder"))
     words, vision, text, tower = folder / "tokenizer", files.vision, encoder.text, encoder.vision
+    index = folder / "model_index.json"
+    longest = read_json(index).get("text_token_max_length", LONGEST_TEXT - DROPPED)
+    if longest != LONGEST_TEXT - DROPPED:
+        raise ConfigError(f"{index}: text_token_max_length is {longest!r}; joyjax implements {LONGEST_TEXT - DROPPED}")
     try:
         prompt_tokens(files.tokenizer, "", [1])  # takes every control token
     except CheckpointError as error:

@@ -90,6 +90,8 @@ def test_wrong_usage():
     misused("edit", "a", "--seed", "-1", says="--seed")
     misused("edit", "a", "--seed", "1.5", says="--seed")
     misused("edit", "a", "--steps", "many", says="--steps")
+    misused("edit", "a", "--steps", "0", says="--steps")
+    misused("edit", "a", "--height", "8", says="--height")
     misused("edit", "a", "--dtype", "float16", says="bfloat16")
     misused("edit", "a", "--base-size", "300", says="1024")
     misused("edit", "a", "--cfg-scale", "4", says="No such option")

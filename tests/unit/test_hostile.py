@@ -108,6 +108,7 @@ DIFFUSERS: dict[str, tuple[Break, str]] = {
     "network left out": (change(INDEX, "transformer", to=[None, None]), f"{INDEX}: transformer is None"),
     "network missing": (change(INDEX, "transformer", to=MISSING), f"{INDEX}: transformer is None"),
     "network a list": (change(INDEX, "vae", to=["diffusers", ["AutoencoderKLWan"]]), f"{INDEX}: vae is "),
+    "other prompt length": (change(INDEX, "text_token_max_length", to=1024), f"{INDEX}: text_token_max_length is 1024"),
     # the networks' configurations
     "no config": (remove(VAE), f"{VAE} is missing"),
     "config a string": (write(VAE, b'"config"'), f"{VAE} holds a json str"),
