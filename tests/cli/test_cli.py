@@ -159,7 +159,10 @@ def test_a_converted_part_that_is_cut_off(converted, tmp_path):
     folder = shutil.copytree(converted, tmp_path / "joy")
     for path in (folder / "transformer" / "part-00000" / "ocdbt.process_0" / "d").iterdir():
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    fails("edit", "x", "--model", folder, says="transformer/part-00000 cannot be read; convert the model again")
+    done = run("edit", "x", "--model", folder)
+    assert (done.returncode, done.stdout) == (1, "")
+    # Orbax sometimes writes a traceback of its own before our line, from a thread that nobody waits for
+    assert "transformer/part-00000 cannot be read; convert the model again" in done.stderr
 
 
 @pytest.mark.parity
