@@ -23,7 +23,9 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from joyjax.convert import native
 from joyjax.convert.component import Component
+from joyjax.convert.native import Native
 from joyjax.convert.rules import Shape, raise_faults
 from joyjax.convert.stream import Progress
 from joyjax.dtypes import STORED
@@ -32,8 +34,9 @@ from joyjax.inputs.files import read_json
 from joyjax.layers.weights import Weights, leaves
 from joyjax.sharding.place import parameter_sharding
 
-MANIFEST = "joyjax.json"
+MANIFEST = native.FILE
 FORMAT, VERSION = "joyjax-orbax", 1
+NATIVE_KEYS = {field.name for field in dataclasses.fields(Native)}
 PART_BYTES = 2**27  # converting takes about three times this besides the interpreter
 
 
@@ -53,10 +56,10 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The parameters of each converted component by path, and the side of the model's native square, if it has one."""
+    """The parameters of each converted component by path, and what the checkpoint says of itself."""
 
     components: Mapping[str, Mapping[str, Stored]]
-    base_size: int | None = None
+    native: Native = Native()
 
     def write(self, folder: Path) -> None:
         """Write `joyjax.json`."""
@@ -67,7 +70,7 @@ class Manifest:
             }
             for name, parameters in self.components.items()
         }
-        raw = {"format": FORMAT, "version": VERSION, "base_size": self.base_size, "components": components}
+        raw = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self.native), "components": components}
         (folder / MANIFEST).write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -91,12 +94,13 @@ class Manifest:
             }
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{file} is damaged ({error!r}): convert the model again") from None
-        return cls(components, _base_size(raw, file))
+        return cls(components, Native.from_json(raw, str(file)))
 
 
 def is_converted(folder: Path) -> bool:
-    """Say whether `joyjax convert` wrote this folder; if not, it may be a Diffusers folder."""
-    return (folder / MANIFEST).is_file()
+    """Say whether `joyjax convert` wrote this folder; a Diffusers folder may have the file too, with `Native` alone."""
+    file = folder / MANIFEST
+    return file.is_file() and not (read_json(file).keys() <= NATIVE_KEYS)
 
 
 def partition(parameters: Iterable[tuple[str, Shape, str]]) -> dict[str, Stored]:
@@ -227,13 +231,6 @@ def _stored(raw: Mapping[str, Any], known: list[str]) -> Stored:
     if part not in known or not re.fullmatch(r"part-[0-9]+", part):
         raise ValueError(f"part {part!r}")
     return Stored(tuple(shape), dtype, part)
-
-
-def _base_size(raw: Mapping[str, Any], file: Path) -> int | None:
-    size = raw.get("base_size")
-    if size is not None and type(size) is not int:
-        raise CheckpointError(f"{file}: base_size is {size!r}; expected a number of pixels or null")
-    return size
 
 
 def _first_line(error: Exception) -> str:

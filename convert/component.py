@@ -8,7 +8,7 @@ from typing import Any
 from flax import nnx
 from jax.typing import DTypeLike
 
-from joyjax.convert.rules import Rule
+from joyjax.convert.rules import Rule, Shape
 from joyjax.errors import CheckpointError
 from joyjax.inputs.files import read_json
 from joyjax.layers.weights import Weights
@@ -20,6 +20,8 @@ class Component:
 
     `class_names` are the accepted names in model_index.json. `configure` reads the folder's config.json and raises
     ConfigError for what the network does not implement. `rules` and `ignored` (template → reason) are the key table.
+    `unused` names the ignored tensors that the reference's classes hold all the same, with their shape and the value
+    that export gives them.
     """
 
     folder: str
@@ -28,6 +30,7 @@ class Component:
     build: Callable[..., nnx.Module]
     rules: Callable[[Any], tuple[Rule, ...]]
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    unused: Callable[[Any], Mapping[str, tuple[Shape, float]]] = lambda config: {}
 
     def abstract(self, config: Any, dtype: DTypeLike) -> Weights:
         """Return the network with shapes in place of arrays; costs no memory at any size."""

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from joyjax.convert import checkpoint, stream
 from joyjax.convert.checkpoint import MANIFEST, Manifest, Stored
 from joyjax.convert.component import Component
+from joyjax.convert.native import Native
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.stream import Progress
 from joyjax.errors import CheckpointError, RequestError
@@ -30,7 +31,6 @@ def convert_checkpoint(
     *,
     dtype: DTypeLike | None = None,
     component: str | None = None,
-    base_size: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -55,7 +55,7 @@ def convert_checkpoint(
         for each in _chosen(components, component)
     }
     layouts = {name: _layout(plan, keep=dtype is None) for name, plan in plans.items()}
-    manifest = Manifest({**others, **layouts}, base_size)
+    manifest = Manifest({**others, **layouts}, Native.read(source))
 
     unfinished = target.with_name(f".{target.name}.unfinished")
     try:

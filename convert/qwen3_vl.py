@@ -1,7 +1,7 @@
 """Key table of the text encoder, Qwen3-VL."""
 
 from joyjax.convert.component import Component
-from joyjax.convert.rules import Rule, flatten_in, reshape, split_in, split_out, transpose
+from joyjax.convert.rules import Rule, Shape, flatten_in, reshape, split_in, split_out, transpose
 from joyjax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig
 
 IGNORED = {
@@ -68,6 +68,11 @@ def _linear(theirs: str, ours: str) -> list[Rule]:
     return [Rule(f"{theirs}.weight", f"{ours}.kernel", transpose), Rule(f"{theirs}.bias", f"{ours}.bias")]
 
 
+def unused(config: Qwen3VLConfig) -> dict[str, tuple[Shape, float]]:
+    """Return what `Qwen3VLForConditionalGeneration` holds besides, where its head is tied to the embedding."""
+    return {"model.language_model.norm.weight": ((config.text.hidden_size,), 1.0)}
+
+
 TEXT_ENCODER = Component(
     folder="text_encoder",
     class_names=("Qwen3VLForConditionalGeneration",),
@@ -75,4 +80,5 @@ TEXT_ENCODER = Component(
     build=Qwen3VL,
     rules=rules,
     ignored=IGNORED,
+    unused=unused,
 )

@@ -8,6 +8,7 @@ A rule is a pair of templates and a transform:
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -174,11 +175,11 @@ def match(
     Raises:
         CheckpointError: if a parameter has no tensor, a tensor no parameter, or a shape differs.
     """
-    templates = [(_pattern(rule.target), rule) for rule in rules]
+    rules = tuple(rules)
     faults, matches = [], []
     used = set()
     for target, shape in parameters.items():
-        rule, numbers = _find(templates, target)
+        rule, numbers = find_rule(rules, target)
         source = rule.source.format(**numbers)
         expected = tuple(rule.transform.source_shape(shape))
         used.add(source)
@@ -203,13 +204,15 @@ def raise_faults(what: str, faults: Sequence[str]) -> None:
         raise CheckpointError(f"{what}:\n  {shown}")
 
 
-def _find(templates: Sequence[tuple[re.Pattern[str], Rule]], target: str) -> tuple[Rule, dict[str, str]]:
-    found = [(rule, m.groupdict()) for pattern, rule in templates if (m := pattern.fullmatch(target))]
+def find_rule(rules: Iterable[Rule], target: str) -> tuple[Rule, dict[str, str]]:
+    """Return the one rule that fills a parameter, and the numbers in its templates."""
+    found = [(rule, m.groupdict()) for rule in rules if (m := _pattern(rule.target).fullmatch(target))]
     if len(found) != 1:
         raise ValueError(f"parameter {target} is matched by {len(found)} rules, expected one")
     return found[0]
 
 
+@functools.cache
 def _pattern(template: str) -> re.Pattern[str]:
     parts = re.split(r"\{(\w+)\}", template)
     text = [re.escape(part) if n % 2 == 0 else rf"(?P<{part}>[0-9]+)" for n, part in enumerate(parts)]

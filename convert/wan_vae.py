@@ -1,7 +1,7 @@
 """Key table of the Wan 2.1 autoencoder."""
 
 from joyjax.convert.component import Component
-from joyjax.convert.rules import Rule, Transform, conv2d, last_frame, squeeze
+from joyjax.convert.rules import Rule, Shape, Transform, conv2d, last_frame, squeeze
 from joyjax.models.wan_vae import WanVAE, WanVAEConfig
 
 
@@ -44,6 +44,24 @@ def _conv(source: str, target: str, transform: Transform) -> list[Rule]:
     return [Rule(f"{source}.weight", f"{target}.kernel", transform), Rule(f"{source}.bias", f"{target}.bias")]
 
 
+def unused(config: WanVAEConfig) -> dict[str, tuple[Shape, float]]:
+    """Return the convolutions that resample in time, where the reference has them."""
+    levels = len(config.temperal_downsample)
+    found: dict[str, tuple[Shape, float]] = {}
+    for level, temporal in enumerate(config.temperal_downsample):
+        if not temporal:
+            continue
+        width, index = config.widths[level], (level + 1) * (config.num_res_blocks + 1) - 1
+        found |= _time_conv(f"encoder.down_blocks.{index}.time_conv", width, width)
+        width = config.widths[level + 1]
+        found |= _time_conv(f"decoder.up_blocks.{levels - 1 - level}.upsamplers.0.time_conv", width, 2 * width)
+    return found
+
+
+def _time_conv(name: str, width: int, width_out: int) -> dict[str, tuple[Shape, float]]:
+    return {f"{name}.weight": ((width_out, width, 3, 1, 1), 0.0), f"{name}.bias": ((width_out,), 0.0)}
+
+
 WHY_IGNORED = "resamples in time, which the first frame skips"
 
 VAE = Component(
@@ -52,6 +70,7 @@ VAE = Component(
     configure=WanVAEConfig.from_diffusers,
     build=WanVAE,
     rules=rules,
+    unused=unused,
     ignored={
         "encoder.down_blocks.{i}.time_conv.weight": WHY_IGNORED,
         "encoder.down_blocks.{i}.time_conv.bias": WHY_IGNORED,

@@ -2,15 +2,24 @@
 
 import joyjax
 
-pipeline = joyjax.load("path/to/JoyAI-Image-Edit-Diffusers")
-result = joyjax.edit(pipeline, image, "make the sky red")
+pipeline = joyjax.load()  # the bundled demo; joyjax.load("JoyAI-Image-Edit-Diffusers") for the real model
+result = joyjax.edit(pipeline, image, "make the red circle blue")
 result.image.save("edit.png")
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from joyjax.errors import Cancelled, CheckpointError, ConfigError, JoyJaxError, MeshError, PictureError, RequestError
+from joyjax.errors import (
+    AdviceWarning,
+    Cancelled,
+    CheckpointError,
+    ConfigError,
+    JoyJaxError,
+    MeshError,
+    PictureError,
+    RequestError,
+)
 
 if TYPE_CHECKING:
     from joyjax.editing import Result, StepEvent, edit
@@ -19,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdviceWarning",
     "Cancelled",
     "CheckpointError",
     "ConfigError",

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from joyjax.commands import convert, edit, info
+from joyjax.commands import convert, edit, info, score, train_demo
 from joyjax.errors import Cancelled, JoyJaxError
 
 app = typer.Typer(
@@ -25,6 +25,8 @@ app = typer.Typer(
 app.command("edit")(edit.command)
 app.command("convert")(convert.command)
 app.command("info")(info.command)
+app.command("score")(score.command)
+app.command("train-demo")(train_demo.command)
 
 
 def _show_version(value: bool) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from joyjax.errors import JoyJaxError
+from joyjax.errors import AdviceWarning, JoyJaxError
 from joyjax.families.family import Inputs, Request
 from joyjax.inputs.image import Crop, from_pixels
 from joyjax.layers.patch import patchify
@@ -21,6 +22,7 @@ from joyjax.request import check_request
 from joyjax.sampling import steps as stages
 from joyjax.sampling.noise import NOISE_RULE
 from joyjax.sampling.schedule import sigmas, timesteps
+from joyjax.shapes.advice import advice
 from joyjax.sharding.place import replicate
 
 
@@ -59,7 +61,7 @@ def edit(
     *,
     negative_prompt: str | None = None,
     steps: int | None = None,
-    guidance_scale: float = 4.0,
+    guidance_scale: float | None = None,
     seed: int = 0,
     height: int | None = None,
     width: int | None = None,
@@ -75,14 +77,18 @@ def edit(
         image: a picture, several of them as references of one edit, or None for text to image.
         prompt: the instruction. It is text: control tokens written in it have no power.
         negative_prompt: what to steer away from; None takes the family's own, which is not "no guidance".
-        steps: denoising steps; None takes the family's own.
-        guidance_scale: strength of classifier-free guidance; 1 or less makes one pass and needs half the time.
+        steps: denoising steps; None takes the checkpoint's own, else the family's: 40, Edit-Plus 30.
+        guidance_scale: strength of classifier-free guidance; 1 or less makes one pass and needs half the time. None
+            takes the checkpoint's own, else the family's: 4.
         seed: fixes the noise, together with the references.
         height, width: of the result, in pixels, snapped to the nearest bucket; None takes the last reference's bucket.
         exact_size: use height and width as they are, and fit references to them; multiples of 16.
         base_size: side of the square whose area the buckets have; None takes the checkpoint's own.
         noise: start from this instead of `seed`: `[1, height/8, width/8, channels]`, float32.
         callback: called after each step; raise `joyjax.Cancelled` in it to stop.
+
+    Warns:
+        AdviceWarning: where the model is a demo and the request leaves what it learned.
 
     Raises:
         RequestError: for an argument that cannot be honoured, before anything runs.
@@ -104,6 +110,9 @@ def edit(
         noise=noise,
         callback=callback,
     )
+    if pipeline.native.learned == "shapes":
+        for text in advice(prompt, request.pictures):
+            warnings.warn(text, AdviceWarning, stacklevel=2)
     timings: dict[str, float] = {}
     with jax.set_mesh(pipeline.mesh) if pipeline.mesh is not None else contextlib.nullcontext():
         with _timed(timings, "prepare"):

@@ -27,3 +27,7 @@ class MeshError(JoyJaxError):
 
 class Cancelled(Exception):  # noqa: N818 - not an error: the caller asked for it
     """Raise it in the callback of `edit` to stop within one step."""
+
+
+class AdviceWarning(UserWarning):
+    """A request that will run, but leaves what the loaded model can do well; the text says what to do instead."""

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from joyjax import dtypes
 from joyjax.convert import checkpoint, stream
+from joyjax.convert.native import Native
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.stream import Progress
 from joyjax.errors import CheckpointError, RequestError
@@ -19,19 +20,25 @@ from joyjax.layers.weights import Weights
 from joyjax.sharding.mesh import check_mesh
 
 BASE_SIZE = 1024  # where a checkpoint names no other
+DEMO = Path(__file__).parent / "demo"
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """A loaded model. `weights` are its networks by folder name; `base_size` is the side of its native square."""
+    """A loaded model. `weights` are its networks by folder name, `native` is what the checkpoint says of itself."""
 
     family: Family
     files: Files
     weights: Mapping[str, Weights]
     dtype: str
     mesh: Mesh | None
-    base_size: int
+    native: Native
     source: str
+
+    @property
+    def base_size(self) -> int:
+        """Side of the square whose area the buckets have, in pixels."""
+        return self.native.base_size or BASE_SIZE
 
 
 def load(
@@ -41,7 +48,7 @@ def load(
     mesh: Mesh | None = None,
     progress: Progress | None = None,
 ) -> Pipeline:
-    """Load a Diffusers folder or a folder that `joyjax convert` wrote.
+    """Load a Diffusers folder or a folder that `joyjax convert` wrote; without `model`, the bundled demo.
 
     `dtype` is that of parameters and matrix products, "bfloat16" or "float32". `mesh` places the networks on several
     devices; None takes one. `progress` is called with the bytes read so far and in all.
@@ -63,10 +70,8 @@ def load(
 
     # Everything is planned, and so checked, before the first byte is read.
     plans: dict[str, stream.Plan | checkpoint.Plan] = {}
-    base_size = None
+    native = Native.read(folder)
     converted = checkpoint.is_converted(folder)
-    if converted:
-        base_size = checkpoint.Manifest.read(folder).base_size
     for component in family.components:
         config = configs[component.folder]
         if converted:
@@ -79,21 +84,18 @@ def load(
         advance = None if progress is None else _advance(progress, before, total)
         weights[name] = plan.fill(mesh, advance)
         before += plan.nbytes
-    return Pipeline(family, files, weights, dtype, mesh, base_size or BASE_SIZE, str(folder))
+    return Pipeline(family, files, weights, dtype, mesh, native, str(folder))
 
 
 def model_folder(model: str | os.PathLike | None) -> Path:
-    """Return the folder of a model.
+    """Return the folder of a model; of the bundled demo where None is given.
 
     Raises:
-        RequestError: if none is given, or what is given is no path.
+        RequestError: if what is given is no path.
         CheckpointError: if there is no such folder.
     """
     if model is None:
-        raise RequestError(
-            "no model is given and this version bundles none; name a folder, as in "
-            "--model JoyAI-Image-Edit-Diffusers (Python: joyjax.load(folder))"
-        )
+        return DEMO
     if not isinstance(model, str | os.PathLike):
         raise RequestError(f"model is a {type(model).__name__}; expected the path of a folder")
     folder = Path(model)

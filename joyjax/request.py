@@ -25,7 +25,7 @@ def check_request(
     *,
     negative_prompt: str | None,
     steps: int | None,
-    guidance_scale: float,
+    guidance_scale: float | None,
     seed: int,
     height: int | None,
     width: int | None,
@@ -34,7 +34,9 @@ def check_request(
     noise: np.ndarray | None,
     callback: Callable | None = None,
 ) -> Request:
-    """Fill in the family's defaults and check every value; the arguments are those of `joyjax.edit`.
+    """Fill in the defaults, the checkpoint's own or else the family's, and check every value.
+
+    The arguments are those of `joyjax.edit`.
 
     Raises:
         RequestError: naming the argument, its value and what is accepted.
@@ -46,7 +48,10 @@ def check_request(
     for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
         if not isinstance(text, str) and not (name == "negative_prompt" and text is None):
             raise RequestError(f"{name} is a {type(text).__name__}; expected a str")
-    steps = _integer("steps", family.steps if steps is None else steps, 1, MOST_STEPS)
+    native = pipeline.native
+    steps = _integer("steps", (native.steps or family.steps) if steps is None else steps, 1, MOST_STEPS)
+    if guidance_scale is None:
+        guidance_scale = family.guidance_scale if native.guidance_scale is None else native.guidance_scale
     if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, int | float | np.floating | np.integer):
         raise RequestError(f"guidance_scale is {guidance_scale!r}; expected a number")
     if not abs(guidance_scale) <= MOST_GUIDANCE:  # not so for NaN either

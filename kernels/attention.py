@@ -52,7 +52,7 @@ def attention(
         mixed = jnp.einsum("BKGQS,BKSH->BKGQH", weights.astype(value.dtype), value, preferred_element_type=ISLAND)
         return (mixed / total).astype(value.dtype)
 
-    if batch * heads * queries * keys <= SCORES_AT_ONCE:
+    if queries <= 2 * QUERY_BLOCK or batch * heads * queries * keys <= SCORES_AT_ONCE:
         out = attend(query, jnp.int32(0))
     else:
         blocks = -(-queries // QUERY_BLOCK)

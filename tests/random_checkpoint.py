@@ -187,6 +187,24 @@ def save(
     return folder
 
 
+def load(folder: str | os.PathLike, dtype: torch.dtype = torch.float32) -> JoyImageEditPipeline:
+    """Read an Edit checkpoint into Diffusers, part by part, since its processor cannot be read without torchvision."""
+    folder = Path(folder)
+    tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
+    processor = make_processor(tokenizer)
+    processor.image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder / "processor")
+    pipeline = JoyImageEditPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+        vae=AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=dtype),
+        text_encoder=Qwen3VLForConditionalGeneration.from_pretrained(folder / "text_encoder", dtype=dtype),
+        tokenizer=tokenizer,
+        transformer=JoyImageEditTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=dtype),
+        processor=processor,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def main() -> None:
     """Write a checkpoint from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

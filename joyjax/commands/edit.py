@@ -28,12 +28,20 @@ def command(
         Option("--output", "-o", metavar="FILE", help="Where to write.  [default: edit.png, then edit-2.png, …]"),
     ] = None,
     model: Annotated[
-        str | None, Option("--model", "-m", metavar="FOLDER", help="Diffusers folder, or one that `convert` wrote.")
+        str | None,
+        Option(
+            "--model",
+            "-m",
+            metavar="FOLDER",
+            help="Diffusers folder, or one that `convert` wrote.  [default: the demo]",
+        ),
     ] = None,
     steps: Annotated[
         int | None, Option(metavar="N", min=1, max=1000, help="Denoising steps.  [default: the model's own, 40 or 30]")
     ] = None,
-    guidance_scale: Annotated[float, Option(metavar="X", help="Strength of guidance; 1 or less: none.")] = 4.0,
+    guidance_scale: Annotated[
+        float | None, Option(metavar="X", help="Strength of guidance; 1 or less: none.  [default: the model's own, 4]")
+    ] = None,
     negative_prompt: Annotated[
         str | None, Option(metavar="TEXT", help="What to steer away from.  [default: the model's own]")
     ] = None,
@@ -73,7 +81,7 @@ def command(
         )
     number = _seed(seed)
 
-    from joyjax.commands.progress import loading, note, stepping
+    from joyjax.commands.progress import advising, loading, note, stepping
     from joyjax.inputs.image import open_picture, save_png
 
     pictures = [open_picture(path) for path in image or []]
@@ -85,7 +93,11 @@ def command(
     with loading("loading") as advance:
         devices = None if mesh is None else parse_mesh(mesh)
         pipeline = joyjax.load(model, dtype=dtype.value, mesh=devices, progress=advance)
-    with stepping() as callback:
+    if model is None:
+        from joyjax.shapes.advice import ABOUT
+
+        note(ABOUT)
+    with advising(), stepping() as callback:
         result = joyjax.edit(
             pipeline,
             pictures,

@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from joyjax.errors import Cancelled
+from joyjax.errors import AdviceWarning, Cancelled
 
 if TYPE_CHECKING:
     from joyjax.editing import StepEvent
@@ -34,6 +35,23 @@ def note(text: str) -> None:
 
 
 @contextlib.contextmanager
+def advising() -> Iterator[None]:
+    """Say advice as notes, when it is given."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", AdviceWarning)
+        show = warnings.showwarning
+
+        def say(message: Warning | str, category: type[Warning], *rest: object, **more: object) -> None:
+            if issubclass(category, AdviceWarning):
+                note(str(message))
+            else:
+                show(message, category, *rest, **more)  # type: ignore[arg-type]
+
+        warnings.showwarning = say
+        yield
+
+
+@contextlib.contextmanager
 def loading(title: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar of bytes; yields what to call with the bytes done and in all."""
     columns = (
@@ -46,6 +64,15 @@ def loading(title: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console(), disable=not console().is_terminal) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a bar of things done; yields what to call after each."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console(), disable=not console().is_terminal) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda: progress.advance(task)
 
 
 @contextlib.contextmanager

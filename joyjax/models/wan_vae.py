@@ -24,6 +24,7 @@ from joyjax.layers.norm import ChannelNorm
 from joyjax.sharding.place import constrain
 
 COLORS = 3
+LOG_VARIANCE = (-30.0, 20.0)  # bounds of the posterior's, as in DiagonalGaussianDistribution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,16 +213,24 @@ class WanVAE(nnx.Module):
 
     def encode(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b y x z"]:
         """Return the posterior's mode for pixels in [-1, 1], normalised, in float32. Sizes are multiples of 8."""
-        moments = self.quant(self.encoder(pixels.astype(self.quant.kernel.dtype)))
-        mean = moments[..., : self.config.z_dim].astype(ISLAND)
+        mean, _ = self.moments(pixels)
         return (mean - jnp.array(self.config.latents_mean, ISLAND)) / jnp.array(self.config.latents_std, ISLAND)
 
     def decode(self, latents: Float[Array, "b y x z"]) -> Float[Array, "b h w 3"]:
         """Return the pixels of normalised latents, clamped to [-1, 1], in float32."""
         latents = latents.astype(ISLAND) * jnp.array(self.config.latents_std, ISLAND)
         latents = latents + jnp.array(self.config.latents_mean, ISLAND)
-        pixels = self.decoder(self.post_quant(latents.astype(self.post_quant.kernel.dtype)))
-        return jnp.clip(pixels.astype(ISLAND), -1, 1)
+        return jnp.clip(self.decode_raw(latents), -1, 1)
+
+    def moments(self, pixels: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b y x z"], Float[Array, "b y x z"]]:
+        """Return mean and log variance of the posterior, as they come out of the network, in float32."""
+        moments = self.quant(self.encoder(pixels.astype(self.quant.kernel.dtype))).astype(ISLAND)
+        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        return mean, jnp.clip(log_variance, *LOG_VARIANCE)
+
+    def decode_raw(self, latents: Float[Array, "b y x z"]) -> Float[Array, "b h w 3"]:
+        """Return the pixels of latents that are not normalised, not clamped, in float32; what training needs."""
+        return self.decoder(self.post_quant(latents.astype(self.post_quant.kernel.dtype))).astype(ISLAND)
 
 
 def _silu(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from joyjax.convert import checkpoint, stream
 from joyjax.convert.checkpoint import Manifest
 from joyjax.convert.conversion import convert_checkpoint
+from joyjax.convert.native import Native
 from joyjax.convert.safetensors import Tensors
 from joyjax.errors import CheckpointError, MeshError, RequestError
 from joyjax.layers.weights import leaves
@@ -82,9 +83,10 @@ def test_a_dtype_asked_for_leaves_what_the_network_holds_in_float32(source, targ
 
 
 def test_the_manifest_is_read_as_it_was_written(source, target):
-    manifest = convert_checkpoint(source, target, BOTH, base_size=256)
+    (source / "joyjax.json").write_text('{"base_size": 256, "guidance_scale": 1.5}')
+    manifest = convert_checkpoint(source, target, BOTH)
     assert Manifest.read(target) == manifest
-    assert manifest.base_size == 256
+    assert manifest.native == Native.read(target) == Native(base_size=256, guidance_scale=1.5)
     raw = json.loads((target / "joyjax.json").read_text())
     assert (raw["format"], raw["version"]) == ("joyjax-orbax", 1)
     assert raw["components"]["toy"]["parts"] == ["part-00000"]

@@ -1,0 +1,48 @@
+"""Writing a network as Diffusers and Transformers read it: the key tables backwards."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array
+from safetensors.numpy import save_file
+
+from joyjax.convert.component import Component
+from joyjax.convert.rules import find_rule
+from joyjax.layers.weights import leaves
+
+FILE = "diffusion_pytorch_model.safetensors"  # as Diffusers names it; Transformers has a name of its own
+FILES = {"text_encoder": "model.safetensors"}
+
+
+def export(component: Component, config: Any, parameters: Mapping[str, Array], folder: Path, dtype: DTypeLike) -> Path:
+    """Write the parameters, by dotted path, as one safetensors file into the component's folder of a checkpoint.
+
+    What one picture never reads but the reference's classes hold is written as `Component.unused` says, so that they
+    load without a word about missing tensors.
+    """
+    shapes = {path: leaf.shape for path, leaf in leaves(component.abstract(config, dtype).state).items()}
+    if shapes.keys() != parameters.keys():
+        raise ValueError(f"not the network's parameters: {sorted(shapes.keys() ^ parameters.keys())}")
+    tensors = {}
+    for path, value in parameters.items():
+        rule, numbers = find_rule(component.rules(config), path)
+        array = rule.transform.inverse(np.asarray(value))
+        tensors[rule.source.format(**numbers)] = np.ascontiguousarray(array.astype(dtype))
+    for name, (shape, number) in component.unused(config).items():
+        tensors[name] = np.full(shape, number, dtype)
+    target = folder / component.folder / FILES.get(component.folder, FILE)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_suffix(".partial")
+    save_file(tensors, beside, metadata={"format": "pt"})
+    beside.replace(target)
+    return target
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """Write a json object, making its folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,58 @@
+"""What a checkpoint says of itself in joyjax.json: its native size and settings, where they are not its family's.
+
+    {"base_size": 128, "steps": 8, "guidance_scale": 1.0, "learned": "shapes"}
+
+In a Diffusers folder the file holds nothing else, and Diffusers does not read it. `joyjax convert` carries the four
+over into the manifest, which has the same name.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from joyjax.errors import CheckpointError
+from joyjax.inputs.files import read_json
+
+FILE = "joyjax.json"
+LEARNED = ("shapes",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Native:
+    """Settings that a checkpoint was made for; None: the family's own.
+
+    `base_size` is the side of the square whose area the buckets have. `learned` names the one small world that a demo
+    model knows, so that the program can say where that ends.
+    """
+
+    base_size: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    learned: str | None = None
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any], where: str) -> "Native":
+        """Take the four keys out of a json object; raises CheckpointError for values that cannot be."""
+        native = cls(**{field.name: raw.get(field.name) for field in dataclasses.fields(cls)})
+        for name in ("base_size", "steps"):
+            value = getattr(native, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise CheckpointError(f"{where}: {name} is {value!r}; expected a positive whole number or null")
+        if native.base_size is not None and (native.base_size % 16 or native.base_size < 32):
+            raise CheckpointError(f"{where}: base_size is {native.base_size}; expected a multiple of 16 from 32")
+        scale = native.guidance_scale
+        if scale is not None and (type(scale) not in (int, float) or not math.isfinite(scale)):
+            raise CheckpointError(f"{where}: guidance_scale is {scale!r}; expected a number or null")
+        if native.learned not in (None, *LEARNED):
+            raise CheckpointError(
+                f"{where}: learned is {native.learned!r}; expected null or one of {', '.join(LEARNED)}"
+            )
+        return native
+
+    @classmethod
+    def read(cls, folder: Path) -> "Native":
+        """Read the file in a checkpoint's folder, which need not be there."""
+        file = folder / FILE
+        return cls.from_json(read_json(file), str(file)) if file.is_file() else cls()

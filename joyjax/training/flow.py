@@ -1,0 +1,96 @@
+"""Flow matching: text encoder and transformer learn the velocity from data to noise (Lipman et al., 2023)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, UInt8
+
+from joyjax.convert.joyimage import TRANSFORMER
+from joyjax.convert.qwen3_vl import TEXT_ENCODER
+from joyjax.families.family import Files
+from joyjax.families.joyimage import DROPPED
+from joyjax.inputs.vision import VisionProcessorConfig
+from joyjax.models.joyimage import Condition
+from joyjax.models.qwen3_vl import TextInputs
+from joyjax.models.qwen3_vl_vision import VisionInputs, place_patches
+from joyjax.training.chunks import Batch
+from joyjax.training.optimizer import Parameters
+from joyjax.training.run import Loss, cast
+
+COMPONENTS = {"text_encoder": TEXT_ENCODER, "transformer": TRANSFORMER}
+TIMESTEPS = 1000  # the network's time runs from 0 to this
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowConfig:
+    """The recipe of the loss.
+
+    `shift` pushes the noise levels towards pure noise, σ = s·u / (1 + (s − 1)·u), where an edit is decided.
+    `change_weight` is added to the weight of tokens that differ between reference and target, which are few.
+    """
+
+    shift: float = 3.0
+    change_weight: float = 4.0
+
+
+def make_loss(config: FlowConfig, files: Files, dtype: DTypeLike, text: int) -> Loss:
+    """Return the loss of a batch; `text` is how many hidden states of the prompt the transformer is given."""
+    abstract = {name: part.abstract(files.configs[name], dtype) for name, part in COMPONENTS.items()}
+
+    def loss(parameters: Parameters, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+        networks = {name: cast(split(parameters, name), abstract[name]).module() for name in COMPONENTS}
+        vision = vision_inputs(batch.pictures, files)
+        hidden = networks["text_encoder"](TextInputs(batch.ids, batch.positions, batch.slots), vision)
+        rows, tokens = batch.targets.shape[:2]
+        grid = round(tokens**0.5)
+        condition = Condition(
+            txt=hidden[:, DROPPED : DROPPED + text],
+            txt_lengths=batch.lengths,
+            references=batch.sources,
+            positions=jnp.broadcast_to(jnp.asarray(image_positions(grid)), (rows, 2 * tokens, 3)),
+        )
+        keys = jax.random.split(key)
+        uniform = jax.random.uniform(keys[0], (rows,))
+        sigma = config.shift * uniform / (1 + (config.shift - 1) * uniform)
+        noise = jax.random.normal(keys[1], batch.targets.shape)
+        noisy = (1 - sigma[:, None, None]) * batch.targets + sigma[:, None, None] * noise
+        velocity = networks["transformer"](noisy, TIMESTEPS * sigma, condition)
+        error = jnp.mean((velocity - (noise - batch.targets)) ** 2, axis=-1)
+        change = jnp.minimum(1, 4 * jnp.mean(jnp.abs(batch.targets - batch.sources), axis=-1))
+        weight = 1 + config.change_weight * change * (1 - batch.dropped[:, None])
+        total = jnp.mean(weight * error)
+        return total, {"loss": total, "error": jnp.mean(error)}
+
+    return loss
+
+
+def split(parameters: Parameters, name: str) -> Parameters:
+    """Return the parameters of one component, without its name in front."""
+    return {path.removeprefix(name + "."): value for path, value in parameters.items() if path.startswith(name + ".")}
+
+
+def image_positions(grid: int) -> np.ndarray:
+    """Return (item, row, column) of the tokens of a square target and its one reference."""
+    item, row, column = np.indices((2, grid, grid), np.int32)
+    return np.stack([item, row, column], axis=-1).reshape(-1, 3)
+
+
+def vision_inputs(pictures: UInt8[Array, "B h w 3"], files: Files) -> VisionInputs:
+    """Return what `joyjax.inputs.vision` makes of pictures that need no resizing, on the device."""
+    config: VisionProcessorConfig = files.vision
+    tower = files.configs["text_encoder"].vision
+    patch, merge, frames = config.patch_size, config.merge_size, config.temporal_patch_size
+    rows, height, width, channels = pictures.shape
+    grid = height // patch, width // patch
+    mean, std = (jnp.asarray(values, jnp.float32) for values in (config.image_mean, config.image_std))
+    unit = (pictures.astype(jnp.float32) / 255 - mean) / std
+    unit = unit.reshape(rows, grid[0] // merge, merge, patch, grid[1] // merge, merge, patch, channels)
+    patches = unit.transpose(0, 1, 4, 2, 5, 7, 3, 6).reshape(rows, grid[0] * grid[1], channels, 1, patch * patch)
+    patches = jnp.repeat(patches, frames, axis=3).reshape(rows, grid[0] * grid[1], -1)
+    places = [jnp.asarray(place) for place in place_patches(*grid, tower)]
+    positions, taps, weights = (jnp.broadcast_to(place, (rows, *place.shape)) for place in places)
+    lengths = jnp.full((rows,), grid[0] * grid[1], jnp.int32)
+    return VisionInputs(patches=patches, positions=positions, taps=taps, weights=weights, lengths=lengths)

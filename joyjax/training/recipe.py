@@ -1,0 +1,201 @@
+"""The demo model from nothing to a checkpoint: autoencoder, then text encoder and transformer.
+
+Each stage has a folder of its own under the work folder, with checkpoints, `metrics.jsonl` and a plot, and goes on from
+there when the same command is given again.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from joyjax import dtypes
+from joyjax.convert import stream
+from joyjax.convert.export import export, write_json
+from joyjax.convert.native import FILE, Native
+from joyjax.convert.safetensors import Tensors
+from joyjax.convert.wan_vae import VAE
+from joyjax.families.family import Files
+from joyjax.families.joyimage import EDIT
+from joyjax.layers.weights import Weights, leaves
+from joyjax.models.wan_vae import WanVAEConfig
+from joyjax.pipeline import Pipeline
+from joyjax.scoring import score
+from joyjax.training import autoencoder, flow
+from joyjax.training.autoencoder import AutoencoderConfig
+from joyjax.training.chunks import StreamConfig, make_stream
+from joyjax.training.demo import SETTINGS, fresh_parameters, read_files, vae_config, write_skeleton
+from joyjax.training.flow import COMPONENTS, FlowConfig, split
+from joyjax.training.optimizer import OptimizerConfig, Parameters, make_optimizer
+from joyjax.training.plot import plot_metrics
+from joyjax.training.run import RunConfig, TrainState, cast, make_step, place_parameters, run, start_state
+
+STATISTICS = 200  # batches of whole pictures that the latents' mean and deviation are measured on
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All numbers of a training. `ema` is the decay of the average that is shipped; `dtype` that of matrix products."""
+
+    steps: int = 12000
+    seed: int = 0
+    dtype: str = "float32"
+    ema: float = 0.998
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    stream: StreamConfig = StreamConfig()
+    flow: FlowConfig = FlowConfig()
+    muon_rate: float = 0.02
+    adam_rate: float = 3e-3
+    decay: float = 0.5
+    log_every: int = 20
+    save_every: int = 500
+    checked: int = 64  # edits scored at each checkpoint
+
+
+def train_demo(
+    recipe: Recipe,
+    work: Path,
+    target: Path,
+    *,
+    start: Path | None = None,
+    mesh: Mesh | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Train in the folder `work` and write the checkpoint, in Diffusers format and bfloat16, to `target`.
+
+    `start` names a checkpoint to go on from: its autoencoder and tokenizer are kept, its other networks are trained on.
+    """
+    dtype = dtypes.by_name(recipe.dtype)
+    skeleton = work / "skeleton"
+    if start is not None:
+        files = read_files(start)
+        parameters = {name: read_parameters(start, files, name) for name in (*COMPONENTS, "vae")}
+        _copy_skeleton(start, skeleton)
+    else:
+        vae_parameters, mean, std = train_autoencoder(recipe, work, dtype, mesh, report)
+        if not (skeleton / "model_index.json").is_file():
+            write_skeleton(skeleton, mean, std)
+        files = read_files(skeleton)
+        parameters = {
+            name: fresh_parameters(component, files.configs[name], recipe.seed)
+            for name, component in COMPONENTS.items()
+        } | {"vae": vae_parameters}
+    trained = train_flow(recipe, work / "flow", files, parameters, dtype, mesh, report)
+    write_checkpoint(skeleton, files, trained, target)
+    report(f"wrote {target}")
+
+
+def train_autoencoder(
+    recipe: Recipe, work: Path, dtype: DTypeLike, mesh: Mesh | None, report: Callable[[str], None]
+) -> tuple[Parameters, list[float], list[float]]:
+    """Return the autoencoder's parameters, and mean and deviation of its latent channels."""
+    config, numbers = WanVAEConfig.from_diffusers(vae_config([0.0] * 16, [1.0] * 16)), recipe.autoencoder
+    abstract = VAE.abstract(config, dtypes.ISLAND)
+    parameters = place_parameters(abstract, fresh_parameters(VAE, config, recipe.seed), mesh)
+    for number, (name, steps, rates, noise) in enumerate(
+        (
+            ("autoencoder", numbers.steps, (0.02, 2e-3), None),
+            ("decoder", numbers.decoder_steps, (0.006, 1e-3), numbers.noise),
+        )
+    ):
+        optimizer = make_optimizer(OptimizerConfig(steps, *rates, decay=recipe.decay))
+        loss = autoencoder.make_loss(config, dtype, kl=numbers.kl, noise=noise)
+        state = run(
+            start_state(parameters, optimizer),
+            make_step(loss, optimizer, recipe.ema, recipe.seed + number),
+            autoencoder.make_batches(numbers, recipe.seed + number, whole=noise is not None),
+            RunConfig(steps, recipe.log_every, recipe.save_every),
+            work / name,
+            mesh=mesh,
+            report=report,
+        )
+        plot_metrics(work / name / "metrics.jsonl")
+        parameters = state.average
+    pictures = autoencoder.make_batches(numbers, recipe.seed + 2, whole=True)
+    vae = cast(parameters, abstract).module()
+    mean, std = autoencoder.latent_statistics(vae, (pictures(number) for number in range(STATISTICS)))
+    return parameters, list(mean), list(std)
+
+
+def train_flow(
+    recipe: Recipe,
+    folder: Path,
+    files: Files,
+    parameters: Mapping[str, Parameters],
+    dtype: DTypeLike,
+    mesh: Mesh | None,
+    report: Callable[[str], None],
+) -> dict[str, Parameters]:
+    """Train text encoder and transformer; return the averaged parameters of all three networks."""
+    abstract = {part.folder: part.abstract(files.configs[part.folder], dtypes.ISLAND) for part in EDIT.components}
+    vae = cast(parameters["vae"], abstract["vae"])
+    flat: Parameters = {}
+    for name in COMPONENTS:
+        placed = place_parameters(abstract[name], parameters[name], mesh)
+        flat |= {f"{name}.{path}": value for path, value in placed.items()}
+    optimizer = make_optimizer(OptimizerConfig(recipe.steps, recipe.muon_rate, recipe.adam_rate, decay=recipe.decay))
+    loss = flow.make_loss(recipe.flow, files, dtype, recipe.stream.kept)
+
+    def networks(state: TrainState) -> dict[str, Weights]:
+        return {name: cast(split(state.average, name), abstract[name]) for name in COMPONENTS} | {"vae": vae}
+
+    def check(step: int, state: TrainState) -> dict[str, float]:
+        pipeline = Pipeline(EDIT, files, networks(state), "float32", mesh, SETTINGS, "training")
+        result = score(pipeline, recipe.checked, seed=1)  # not the edits of `joyjax score`
+        plot_metrics(folder / "metrics.jsonl")
+        return {test: result.rate(test).share for test in ("pixel", "strict")} | {"psnr": result.psnr()}
+
+    state = run(
+        start_state(flat, optimizer),
+        make_step(loss, optimizer, recipe.ema, recipe.seed),
+        make_stream(recipe.stream, files, vae, recipe.seed),
+        RunConfig(recipe.steps, recipe.log_every, recipe.save_every),
+        folder,
+        mesh=mesh,
+        after=check,
+        report=report,
+    )
+    return {name: split(state.average, name) for name in COMPONENTS} | {"vae": parameters["vae"]}
+
+
+def read_parameters(folder: Path, files: Files, name: str) -> Parameters:
+    """Return the parameters of one network of a Diffusers checkpoint, in float32."""
+    component = next(part for part in EDIT.components if part.folder == name)
+    weights = stream.fill(component, files.configs[name], Tensors(folder / name), np.float32)
+    return {path: jnp.asarray(leaf[...]) for path, leaf in leaves(weights.state).items()}
+
+
+def write_checkpoint(skeleton: Path, files: Files, parameters: Mapping[str, Parameters], target: Path) -> None:
+    """Write a whole checkpoint beside `target` and give it the name; the model card there is kept."""
+    beside = target.with_name(f".{target.name}.unfinished")
+    shutil.rmtree(beside, ignore_errors=True)
+    _copy_skeleton(skeleton, beside)
+    for component in EDIT.components:
+        name = component.folder
+        export(component, files.configs[name], parameters[name], beside, dtypes.by_name("bfloat16"))
+    write_json(beside / FILE, _settings(SETTINGS))
+    for kept in _cards(target):
+        shutil.copy(kept, beside)
+    shutil.rmtree(target, ignore_errors=True)
+    beside.rename(target)
+
+
+def _cards(folder: Path) -> Iterator[Path]:
+    return folder.glob("*.md")
+
+
+def _settings(native: Native) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(native).items() if value is not None}
+
+
+def _copy_skeleton(source: Path, target: Path) -> None:
+    """Copy everything of a checkpoint but its weights and its card."""
+    shutil.copytree(
+        source, target, ignore=shutil.ignore_patterns("*.safetensors", "*.md", FILE, ".*"), dirs_exist_ok=True
+    )
