@@ -35,21 +35,18 @@ class Native:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], where: str) -> "Native":
         """Take the four keys out of a json object; raises CheckpointError for values that cannot be."""
-        native = cls(**{field.name: raw.get(field.name) for field in dataclasses.fields(cls)})
+        values = {field.name: raw.get(field.name) for field in dataclasses.fields(cls)}
+        size, scale, learned = (values[name] for name in ("base_size", "guidance_scale", "learned"))
         for name in ("base_size", "steps"):
-            value = getattr(native, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise CheckpointError(f"{where}: {name} is {value!r}; expected a positive whole number or null")
-        if native.base_size is not None and (native.base_size % 16 or native.base_size < 32):
-            raise CheckpointError(f"{where}: base_size is {native.base_size}; expected a multiple of 16 from 32")
-        scale = native.guidance_scale
+            if values[name] is not None and (type(values[name]) is not int or values[name] < 1):
+                raise CheckpointError(f"{where}: {name} is {values[name]!r}; expected a positive whole number or null")
+        if size is not None and (size % 16 or size < 32):
+            raise CheckpointError(f"{where}: base_size is {size}; expected a multiple of 16 from 32")
         if scale is not None and (type(scale) not in (int, float) or not math.isfinite(scale)):
             raise CheckpointError(f"{where}: guidance_scale is {scale!r}; expected a number or null")
-        if native.learned not in (None, *LEARNED):
-            raise CheckpointError(
-                f"{where}: learned is {native.learned!r}; expected null or one of {', '.join(LEARNED)}"
-            )
-        return native
+        if learned not in (None, *LEARNED):
+            raise CheckpointError(f"{where}: learned is {learned!r}; expected null or one of {', '.join(LEARNED)}")
+        return cls(**{**values, "guidance_scale": None if scale is None else float(scale)})
 
     @classmethod
     def read(cls, folder: Path) -> "Native":

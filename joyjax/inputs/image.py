@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from joyjax.errors import PictureError, RequestError
@@ -192,11 +192,6 @@ def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
 def from_pixels(pixels: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
     """Return an RGB picture of these numbers."""
     return Image.fromarray(pixels)
-
-
-def pixels_to_unit(pixels: UInt8[np.ndarray, "*b h w 3"]) -> Float32[np.ndarray, "*b h w 3"]:
-    """Take 0 … 255 to -1 … 1, as the VAE wants it."""
-    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def save_png(image: Image.Image, path: Path) -> None:

@@ -1,7 +1,14 @@
-"""Between latent pixels and transformer tokens. A token is a patch, flattened rows first and channels last."""
+"""Between pixels, latent pixels and transformer tokens. A token is a patch, flattened rows first and channels last."""
 
 from einops import rearrange
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Float, Shaped, UInt8
+
+from joyjax.dtypes import ISLAND
+
+
+def pixels_to_unit(pixels: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
+    """Take 0 … 255 to -1 … 1, as the autoencoder wants it."""
+    return pixels.astype(ISLAND) / 127.5 - 1
 
 
 def patchify(x: Shaped[Array, "b y x c"], size: tuple[int, int]) -> Shaped[Array, "b L P"]:

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from joyjax.dtypes import ISLAND
-from joyjax.layers.patch import patchify, unpatchify
+from joyjax.layers.patch import patchify, pixels_to_unit, unpatchify
 from joyjax.layers.weights import Weights
 from joyjax.sampling.guidance import guide
 from joyjax.sampling.schedule import euler_step
@@ -35,7 +34,7 @@ def encode_prompt(
 @functools.partial(jax.jit, static_argnames="patch")
 def encode_images(vae: Weights, pixels: UInt8[Array, "b h w 3"], *, patch: tuple[int, int]) -> Float[Array, "b L P"]:
     """Return the latent tokens of pictures of one size: the mode of the posterior, normalised, float32."""
-    return patchify(vae.module().encode(pixels.astype(ISLAND) / 127.5 - 1), patch)
+    return patchify(vae.module().encode(pixels_to_unit(pixels)), patch)
 
 
 @functools.partial(jax.jit, donate_argnames="latents", static_argnames="channels")

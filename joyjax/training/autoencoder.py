@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, UInt8
 
 from joyjax.convert.wan_vae import VAE
+from joyjax.layers.patch import pixels_to_unit
 from joyjax.models.wan_vae import WanVAE, WanVAEConfig
 from joyjax.shapes.draw import render
 from joyjax.shapes.scene import SIDE, random_scene
@@ -41,7 +42,7 @@ def make_loss(config: WanVAEConfig, dtype: DTypeLike, *, kl: float, noise: float
 
     def loss(parameters: Parameters, pictures: UInt8[Array, "b h w 3"], key: Array) -> tuple[Array, dict[str, Array]]:
         vae: WanVAE = cast(parameters, abstract).module()
-        pixels = pictures.astype(jnp.float32) / 127.5 - 1
+        pixels = pixels_to_unit(pictures)
         mean, log_variance = vae.moments(pixels)
         keys = jax.random.split(key)
         if noise is None:
@@ -79,6 +80,6 @@ def latent_statistics(
     vae: WanVAE, pictures: Iterator[UInt8[np.ndarray, "b h w 3"]]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each latent channel over batches of pictures."""
-    moments = jax.jit(lambda pixels: vae.moments(pixels.astype(jnp.float32) / 127.5 - 1)[0])
+    moments = jax.jit(lambda pixels: vae.moments(pixels_to_unit(pixels))[0])
     latents = np.concatenate([np.asarray(moments(batch)).reshape(-1, vae.config.z_dim) for batch in pictures])
     return tuple(latents.mean(axis=0).tolist()), tuple(latents.std(axis=0).tolist())

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 
-def plot_metrics(file: Path) -> Path:
-    """Draw every metric of a `metrics.jsonl` over the steps, into a PNG beside it, and return its path."""
+def plot_metrics(file: Path) -> Path | None:
+    """Draw every metric of a `metrics.jsonl` over the steps, into a PNG beside it, and return its path, if any."""
     from matplotlib.figure import Figure  # no global state, no window
 
     rows = [json.loads(row) for row in file.read_text().splitlines()]
+    if not rows:
+        return None
     names = [name for name in dict.fromkeys(key for row in rows for key in row) if name not in ("step", "seconds")]
     figure = Figure(figsize=(10, 2.4 * ((len(names) + 1) // 2)), layout="constrained")
     grid = figure.subplots((len(names) + 1) // 2, 2, squeeze=False).reshape(-1)

@@ -34,11 +34,14 @@ Loss = Callable[[Parameters, Any, Array], tuple[Array, dict[str, Array]]]  # of 
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a run is made of: the step's number, the parameters in float32, their average, the optimiser's state."""
+    """All that a run is made of: the step's number, the parameters in float32, their average, the optimiser's state.
 
-    step: Array
-    parameters: Parameters
-    average: Parameters
+    The fields are pytrees of arrays, or of their shapes and shardings where a checkpoint is restored.
+    """
+
+    step: Any
+    parameters: Any
+    average: Any
     optimizer: Any
 
 
@@ -85,7 +88,7 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, ema: float, s
         parameters = optax.apply_updates(state.parameters, updates)
         # A young average would remember the first weights for long: it follows faster at first.
         decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step)).astype(jnp.float32)
-        metrics = {**metrics, "gradient_norm": optax.global_norm(gradients)}
+        metrics = {**metrics, "gradient_norm": optax.tree.norm(gradients)}
         return TrainState(state.step + 1, parameters, average(state.average, parameters, decay), inner), metrics
 
     return step

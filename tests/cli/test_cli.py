@@ -15,6 +15,7 @@ import typer
 from PIL import Image
 
 from joyjax.cli import app
+from joyjax.shapes.edits import KINDS
 
 PROGRAM = Path(sys.executable).with_name("joyjax")
 SMALL = ["--steps", "2", "--height", "64", "--width", "96", "--exact-size", "--dtype", "float32"]
@@ -100,7 +101,6 @@ def test_wrong_usage():
 
 
 def test_failures_of_an_edit(tmp_path, picture):
-    fails("edit", "x", says="no model is given")
     fails("edit", "x", "--model", tmp_path / "none", says="does not exist")
     fails("edit", "x", "--model", picture, says="is not a folder")
     fails("edit", "x", "--model", tmp_path, says="model_index.json is missing")
@@ -215,3 +215,51 @@ def test_interrupt_ends_cleanly(tmp_path, converted):
     assert "joyjax: cancelled" in err
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def shapes(tmp_path) -> Path:
+    from joyjax.shapes.draw import render
+    from joyjax.shapes.scene import Ground, Scene, Thing
+
+    path = tmp_path / "shapes.png"
+    things = (Thing("circle", "red", "large", 24, 24), Thing("star", "yellow", "medium", 104, 64))
+    Image.fromarray(render(Scene(Ground("mint", "plain"), things))).save(path)
+    return path
+
+
+def test_the_first_command_uses_the_demo_and_says_so(tmp_path, shapes):
+    done = run("edit", "make the red circle blue", "--image", shapes, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "edit.png\n"), done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "the bundled demo model knows one thing" in done.stderr
+    assert Image.open(tmp_path / "edit.png").size == (128, 128)
+    again = run("edit", "make the sky red", "--image", shapes, "--steps", 1, cwd=tmp_path)
+    assert (again.returncode, again.stdout) == (0, "edit-2.png\n")
+    assert "never saw the words 'sky'" in again.stderr
+    assert "Warning" not in again.stderr
+
+
+def test_score(tmp_path):
+    done = run("score", "--count", 8, "--steps", 1, "--failures", tmp_path / "failed")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows] == ["kind", *KINDS, "all"]
+    assert [row[1] for row in rows[1:]] == ["1"] * 8 + ["8"]
+    pictures = list((tmp_path / "failed").iterdir())  # one step is not enough for all
+    assert pictures
+    assert Image.open(pictures[0]).size == (384, 128)
+    told = json.loads(run("score", "--count", 8, "--steps", 1, "--json").stdout)
+    assert told["all"]["edits"] == 8
+    assert {*told} == {*KINDS, "all"}
+    misused("score", "--count", "3", says="--count")
+    (tmp_path / "file").touch()
+    fails("score", "--failures", tmp_path / "file", says="which is a file")
+
+
+def test_training_refuses_before_it_begins(tmp_path):
+    (tmp_path / "file").touch()
+    fails("train-demo", tmp_path / "file", says="is a file; name a folder")
+    fails("train-demo", tmp_path, says="holds other files")
+    fails("train-demo", tmp_path / "new", "--start", tmp_path / "none", says="does not exist")
+    misused("train-demo", tmp_path / "new", "--decay", "2", says="--decay")

@@ -35,7 +35,7 @@ def test_a_diffusers_folder_names_its_settings(folder):
     pipeline = load(folder)
     assert pipeline.base_size == 96
     assert settings(pipeline) == (96, 3, 1.5)
-    assert settings(pipeline, base_size=256, steps=7, guidance_scale=1) == (256, 7, 1.0)
+    assert settings(pipeline, base_size=256, steps=7, guidance_scale=1.0) == (256, 7, 1.0)
 
 
 def test_a_converted_folder_keeps_them(folder, tmp_path):

@@ -49,7 +49,8 @@ def test_kernels_is_a_docstring_only():
 
 def test_data_and_version():
     assert SETUPTOOLS["package-data"].keys() == {"joyjax"}
-    named = {path for pattern in SETUPTOOLS["package-data"]["joyjax"] for path in (ROOT / "joyjax").glob(pattern)}
+    patterns = SETUPTOOLS["package-data"]["joyjax"]
+    named = {path for pattern in patterns for path in (ROOT / "joyjax").glob(pattern) if path.is_file()}
     others = {
         path
         for folder in ("joyjax", *LINKED)
@@ -79,4 +80,6 @@ def test_wheel(tmp_path):
         for package, folder in package_folders().items()
         for path in (ROOT / folder).glob("*.py")
     }
-    assert held == files | {"joyjax/py.typed"}
+    demo = {path.relative_to(ROOT).as_posix() for path in (ROOT / "joyjax" / "demo").rglob("*") if path.is_file()}
+    assert "joyjax/demo/transformer/diffusion_pytorch_model.safetensors" in demo
+    assert held == files | {"joyjax/py.typed"} | demo

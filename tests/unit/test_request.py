@@ -114,7 +114,6 @@ def test_a_bad_value_is_named(argument, value, message, loaded):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"model": None}, RequestError, "no model is given"),
         ({"model": 3}, RequestError, "model is a int; expected the path of a folder"),
         ({"dtype": "float16"}, RequestError, "dtype 'float16' is not available; choose one of: bfloat16, float32"),
         ({"dtype": np.float32}, RequestError, "dtype <class 'numpy.float32'> is not available"),

@@ -62,11 +62,24 @@ def step(files):
     return make_step(flow.make_loss(FlowConfig(), files, jnp.float32, STREAM.kept), OPTIMIZER, ema=0.9, seed=0)
 
 
+def drawn(part, config, seed=0):
+    """Like `fresh_parameters`, which compiles for half a minute."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, shape):
+        if path in ("out.kernel", "time_out.kernel") or path.endswith("bias"):
+            return np.zeros(shape)
+        return rng.normal(0, np.prod(shape[:-1]) ** -0.5, shape) if len(shape) > 1 else np.ones(shape)
+
+    own = leaves(part.abstract(config, jnp.float32).state)
+    return {path: jnp.asarray(draw(path, leaf.shape), jnp.float32) for path, leaf in own.items()}
+
+
 def start(files, mesh=None):
     flat = {}
     for name, part in COMPONENTS.items():
         config = files.configs[name]
-        placed = place_parameters(part.abstract(config, jnp.float32), fresh_parameters(part, config, 0), mesh)
+        placed = place_parameters(part.abstract(config, jnp.float32), drawn(part, config), mesh)
         flat |= {f"{name}.{path}": value for path, value in placed.items()}
     return start_state(flat, OPTIMIZER)
 
@@ -125,13 +138,13 @@ def test_the_same_seed_repeats(files, stream, step, tmp_path):
     )
 
 
-@pytest.mark.parametrize("axes", ["data=4", "data=2,tensor=1"])
-def test_a_mesh_changes_nothing_but_rounding(files, stream, step, tmp_path, axes, error):
+@pytest.mark.parametrize("axes", ["data=4"])
+def test_a_mesh_changes_nothing_but_rounding(files, stream, step, tmp_path, axes):
     one = run(start(files), step, stream, RunConfig(2), tmp_path / "one")
     mesh = parse_mesh(axes)
     many = run(start(files, mesh), step, stream, RunConfig(2), tmp_path / "many", mesh=mesh)
     for path, value in one.average.items():
-        assert error(many.average[path], value) < 2e-3, path
+        np.testing.assert_allclose(many.average[path], value, atol=1e-3, rtol=1e-2, err_msg=path)
 
 
 def test_held_out_combinations_are_never_trained_on(vae):
@@ -210,9 +223,22 @@ def test_matrices_inside_go_to_muon_and_the_rest_to_adam(files):
     assert "transformer.blocks.0.img.table" not in muon
     kernels = {path for path in flat if path.endswith(".kernel") and (".blocks." in path or ".layers." in path)}
     assert kernels <= muon
-    convolutions = fresh_parameters(VAE, files.configs["vae"], 0)
+    convolutions = drawn(VAE, files.configs["vae"])
     inner = {path for path in convolutions if path.startswith(("encoder", "decoder")) and path.endswith(".kernel")}
     assert all(matrix_axes(path, convolutions[path].shape) for path in inner)
+
+
+def test_training_begins_with_no_prediction(files):
+    part, config = COMPONENTS["transformer"], files.configs["transformer"]
+    parameters = fresh_parameters(part, config, 0)
+    assert {path: value.shape for path, value in parameters.items()} == {
+        path: leaf.shape for path, leaf in leaves(part.abstract(config, jnp.float32).state).items()
+    }
+    assert not np.any(parameters["out.kernel"])
+    assert np.std(parameters["blocks.0.img.up.kernel"]) == pytest.approx(config.hidden_size**-0.5, rel=0.05)
+    again, other = (fresh_parameters(part, config, seed)["img_in.kernel"] for seed in (0, 1))
+    np.testing.assert_array_equal(again, parameters["img_in.kernel"])
+    assert not np.array_equal(other, again)
 
 
 def test_the_rate_rises_holds_and_falls_to_zero():
@@ -253,7 +279,7 @@ def test_the_autoencoder_learns_and_its_encoder_is_left_alone_in_the_end(files, 
     numbers = AutoencoderConfig(batch=2, crop=32, whole_batch=1, steps=12, whole_from=0.9)
     config = files.configs["vae"]
     optimizer = make_optimizer(OptimizerConfig(steps=12, warmup=1))
-    parameters = place_parameters(VAE.abstract(config, jnp.float32), fresh_parameters(VAE, config, 0), None)
+    parameters = place_parameters(VAE.abstract(config, jnp.float32), drawn(VAE, config), None)
     begun = {path: np.asarray(value) for path, value in parameters.items()}
     step = make_step(autoencoder.make_loss(config, jnp.float32, kl=1e-4, noise=None), optimizer, 0.9, 0)
     batches = autoencoder.make_batches(numbers, 0, whole=False)
@@ -277,7 +303,7 @@ def test_the_autoencoder_learns_and_its_encoder_is_left_alone_in_the_end(files, 
 
 
 def test_a_checkpoint_comes_back_as_it_was_written(files, tmp_path):
-    parameters = {part.folder: fresh_parameters(part, files.configs[part.folder], 5) for part in EDIT.components}
+    parameters = {part.folder: drawn(part, files.configs[part.folder], 5) for part in EDIT.components}
     skeleton = shutil.copytree(DEMO, tmp_path / "skeleton", ignore=shutil.ignore_patterns("*.safetensors"))
     for name in ("transformer", "text_encoder"):  # one layer, as `files`
         file = skeleton / name / "config.json"
@@ -302,7 +328,7 @@ def test_a_checkpoint_comes_back_as_it_was_written(files, tmp_path):
 
 
 def test_export_wants_all_parameters_and_no_other(files, tmp_path):
-    parameters = fresh_parameters(VAE, files.configs["vae"], 0)
+    parameters = drawn(VAE, files.configs["vae"])
     parameters.pop("quant.bias")
     with pytest.raises(ValueError, match="quant.bias"):
         export(VAE, files.configs["vae"], parameters, tmp_path, jnp.float32)
