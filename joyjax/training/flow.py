@@ -62,7 +62,14 @@ def make_loss(config: FlowConfig, files: Files, dtype: DTypeLike, text: int) -> 
         change = jnp.minimum(1, 4 * jnp.mean(jnp.abs(batch.targets - batch.sources), axis=-1))
         weight = 1 + config.change_weight * change * (1 - batch.dropped[:, None])
         total = jnp.mean(weight * error)
-        return total, {"loss": total, "error": jnp.mean(error)}
+        changed = change > 0.5
+        metrics = {
+            "loss": total,
+            "error": jnp.mean(error),
+            "error_changed": jnp.sum(error, where=changed) / jnp.maximum(1, jnp.sum(changed)),
+            "error_kept": jnp.sum(error, where=~changed) / jnp.maximum(1, jnp.sum(~changed)),
+        }
+        return total, metrics
 
     return loss
 
