@@ -39,9 +39,9 @@ def command(
     as_json: Annotated[bool, Option("--json", help="Print json.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Run held-out edits of coloured shapes and count those that succeed.
+    """Count how many edits of coloured shapes succeed.
 
-    Judged from pixels by the program that made them. `pixel`: what should change came out near the expected picture and
+    They are held-out ones, judged from pixels by the program that made them. `pixel`: what should change came out near the expected picture and
     the rest stayed. `strict`: every thing is nearer to its expected rendering than to any with one attribute changed.
     """
     if failures is not None and failures.exists() and not failures.is_dir():

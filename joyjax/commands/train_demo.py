@@ -27,14 +27,14 @@ def command(
     decay: Annotated[
         float, Option(metavar="X", min=0, max=1, help="Last part of the steps, with a falling rate.")
     ] = 0.5,
-    seed: Annotated[int, Option(metavar="N", min=0)] = 0,
+    seed: Annotated[int, Option(metavar="N", min=0, help="Fixes weights, data and noise.")] = 0,
     dtype: Annotated[DType, Option(help="Of matrix products; parameters are float32.")] = DType.FLOAT32,
     mesh: Annotated[str | None, Option(help="Split over devices, as in data=8.", metavar="AXES")] = None,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Train the demo model: minutes on a GPU, hours on two CPU cores.
+    """Make the demo model again, or train it further.
 
-    Needs the packages of joyjax[train].
+    Takes minutes on a GPU and hours on two CPU cores, and needs the packages of joyjax[train].
     """
     if target.exists() and not target.is_dir():
         raise RequestError(f"target {target} is a file; name a folder")

@@ -66,8 +66,8 @@ def make_loss(config: FlowConfig, files: Files, dtype: DTypeLike, text: int) -> 
         metrics = {
             "loss": total,
             "error": jnp.mean(error),
-            "error_changed": jnp.sum(error, where=changed) / jnp.maximum(1, jnp.sum(changed)),
-            "error_kept": jnp.sum(error, where=~changed) / jnp.maximum(1, jnp.sum(~changed)),
+            "error_changed": jnp.sum(error, where=changed) / jnp.maximum(1, jnp.sum(changed, dtype=jnp.float32)),
+            "error_kept": jnp.sum(error, where=~changed) / jnp.maximum(1, jnp.sum(~changed, dtype=jnp.float32)),
         }
         return total, metrics
 

@@ -68,9 +68,9 @@ def converted(checkpoint, tmp_path_factory) -> Path:
 
 def test_help_and_version():
     listed = run("--help").stdout.partition("Commands:\n")[2]
-    assert [line.split()[0] for line in listed.splitlines()] == ["edit", "convert", "info"]
+    assert [line.split()[0] for line in listed.splitlines()] == ["edit", "convert", "info", "score", "train-demo"]
     assert "..." not in listed  # what each does is said in full
-    for arguments in ([], ["edit"], ["convert"], ["info"]):
+    for arguments in ([], ["edit"], ["convert"], ["info"], ["score"], ["train-demo"]):
         done = run(*arguments, "--help")
         assert done.returncode == 0
         assert done.stdout.startswith("Usage: joyjax")
@@ -115,7 +115,7 @@ def test_failures_of_an_edit(tmp_path, picture):
     fails("edit", "x", "--model", tmp_path, "--output", tmp_path / "a.jpg", says=".png")
     (tmp_path / "folder.png").mkdir()
     fails("edit", "x", "--model", tmp_path, "--output", tmp_path / "folder.png", says="is a folder")
-    debug = run("edit", "x", "--debug")
+    debug = run("edit", "x", "--model", tmp_path / "none", "--debug")
     assert debug.returncode == 1
     assert "Traceback" in debug.stderr
 

@@ -66,7 +66,7 @@ def prepare(pipeline, image=PICTURE, prompt=PROMPT, **options):
         ("steps", "2", "steps is '2'; expected a whole number"),
         ("steps", True, "steps is True; expected a whole number"),
         ("guidance_scale", "4", "guidance_scale is '4'; expected a number"),
-        ("guidance_scale", None, "guidance_scale is None; expected a number"),
+        ("guidance_scale", [4.0], r"guidance_scale is \[4.0\]; expected a number"),
         ("guidance_scale", True, "guidance_scale is True"),
         ("guidance_scale", float("nan"), "guidance_scale is nan; expected a number up to 1000"),
         ("guidance_scale", float("-inf"), "guidance_scale is -inf"),
