@@ -41,8 +41,9 @@ def command(
 ) -> None:
     """Count how many edits of coloured shapes succeed.
 
-    They are held-out ones, judged from pixels by the program that made them. `pixel`: what should change came out near the expected picture and
-    the rest stayed. `strict`: every thing is nearer to its expected rendering than to any with one attribute changed.
+    They are held-out ones, judged from pixels by the program that made them. `pixel`: what should change came out near
+    the expected picture and the rest stayed. `strict`: every thing is nearer to its expected rendering than to any with
+    one attribute changed.
     """
     if failures is not None and failures.exists() and not failures.is_dir():
         raise RequestError(f"--failures is {failures}, which is a file; name a folder")
