@@ -46,7 +46,7 @@ class Native:
             raise CheckpointError(f"{where}: guidance_scale is {scale!r}; expected a number or null")
         if learned not in (None, *LEARNED):
             raise CheckpointError(f"{where}: learned is {learned!r}; expected null or one of {', '.join(LEARNED)}")
-        return cls(**{**values, "guidance_scale": None if scale is None else float(scale)})
+        return cls(size, values["steps"], None if scale is None else float(scale), learned)
 
     @classmethod
     def read(cls, folder: Path) -> "Native":
