@@ -35,7 +35,7 @@ class Native:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], where: str) -> "Native":
         """Take the four keys out of a json object; raises CheckpointError for values that cannot be."""
-        values = {field.name: raw.get(field.name) for field in dataclasses.fields(cls)}
+        values: dict[str, Any] = {field.name: raw.get(field.name) for field in dataclasses.fields(cls)}
         size, scale, learned = (values[name] for name in ("base_size", "guidance_scale", "learned"))
         for name in ("base_size", "steps"):
             if values[name] is not None and (type(values[name]) is not int or values[name] < 1):
