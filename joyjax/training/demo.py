@@ -127,7 +127,7 @@ INDEX = {
 }
 
 
-SETTINGS = Native(base_size=SIDE, steps=8, guidance_scale=1.0, learned="shapes")  # chosen by the score
+SETTINGS = Native(base_size=SIDE, steps=8, guidance_scale=1.0, learned="shapes")  # steps and guidance: not tuned yet
 
 
 def vae_config(latents_mean: list[float], latents_std: list[float]) -> dict[str, Any]:
