@@ -346,3 +346,21 @@ def test_the_whole_recipe_further_from_a_checkpoint(tmp_path):
     assert pipeline.native == demo.native
     row = json.loads((tmp_path / "work" / "flow" / "metrics.jsonl").read_text().splitlines()[-1])
     assert 0 <= row["strict"] <= 1
+
+
+@pytest.mark.slow
+def test_the_whole_recipe_from_nothing(tmp_path):
+    """`train-demo`: a few steps of every stage give a whole checkpoint, with latents normalised by its own numbers."""
+    recipe = Recipe(
+        steps=1,
+        autoencoder=AutoencoderConfig(steps=2, batch=1, crop=32, whole_batch=1, decoder_steps=1),
+        stream=dataclasses.replace(STREAM, batch=2),
+        checked=8,
+    )
+    train_demo(recipe, tmp_path / "work", tmp_path / "model")
+    pipeline = load(tmp_path / "model", dtype="float32")
+    vae = pipeline.files.configs["vae"]
+    assert len(set(vae.latents_std)) == vae.z_dim
+    assert pipeline.native.learned == "shapes"
+    for stage in ("autoencoder", "decoder", "flow"):
+        assert len((tmp_path / "work" / stage / "metrics.jsonl").read_text().splitlines()) == 1
