@@ -1,8 +1,11 @@
-"""From a Diffusers folder to a converted one."""
+"""From a Diffusers folder to a converted one: whole or nothing, and going on where it was stopped."""
 
+import dataclasses
+import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +15,22 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from joyjax.convert import checkpoint, stream
-from joyjax.convert.checkpoint import MANIFEST, Manifest, Stored
+from joyjax.convert.checkpoint import MANIFEST, Converted, Manifest, Piece, Stored
 from joyjax.convert.component import Component
+from joyjax.convert.journal import Journal, open_journal, unfinished
 from joyjax.convert.native import Native
+from joyjax.convert.rules import Match, Shape
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.stream import Progress
 from joyjax.errors import CheckpointError, RequestError
 from joyjax.inputs.files import read_json
 from joyjax.layers.weights import leaves
+from joyjax.sharding.rules import partition_spec
+
+Content = frozenset[tuple[str, int, int, str, str]]  # path, rows from and to, dtype and SHA-256 of each piece of a part
 
 INDEX = "model_index.json"
+SPARE = 2**26  # bytes, for what is not weights
 
 
 def convert_checkpoint(
@@ -32,14 +41,21 @@ def convert_checkpoint(
     dtype: DTypeLike | None = None,
     component: str | None = None,
     overwrite: bool = False,
+    share: Path | None = None,
+    tensors: Callable[[str], Tensors] | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write the model in the Diffusers folder `source` to `target`, as checkpoint.py describes.
 
     `components` are all networks of the model. `dtype` None keeps each tensor's own; another leaves in float32 what the
-    networks hold in float32. `component` converts that one alone, and adds it to a target made from the same model. The
-    target has its name when it is whole: a conversion that fails leaves what was there. Files in the target are kept;
-    only with `overwrite` are those replaced that the conversion writes too.
+    networks hold in float32. `component` converts that one alone, and adds it to a target made from the same model;
+    components that such a target has already, from the same files, stay as they are. Parts that are equal in `share`,
+    another converted folder, are linked to, not written again. `tensors` opens a component's weights where they are not
+    in the source folder.
+
+    Every part is read back and compared. The target has its name when it is whole; until then everything is beside it
+    (journal.py), and the same call goes on there after a kill or an error. Files in the target are kept; only with
+    `overwrite` are those replaced that the conversion writes too.
 
     Raises:
         CheckpointError: if the source is not a whole Diffusers checkpoint or the target cannot be written.
@@ -49,28 +65,60 @@ def convert_checkpoint(
     if checkpoint.is_converted(source):
         raise CheckpointError(f"{source} is a converted checkpoint already; convert from the Diffusers folder")
     index = read_json(source / INDEX)
-    others = _others(source, target, index, component, overwrite)
+    open_tensors = tensors or (lambda name: Tensors.open(source / name))
     plans = {
-        each.folder: stream.plan(each, each.read_config(source), Tensors(source / each.folder), dtype or jnp.float32)
+        each.folder: stream.plan(each, each.read_config(source), open_tensors(each.folder), dtype or jnp.float32)
         for each in _chosen(components, component)
     }
-    layouts = {name: _layout(plan, keep=dtype is None) for name, plan in plans.items()}
-    manifest = Manifest({**others, **layouts}, Native.read(source))
-
-    unfinished = target.with_name(f".{target.name}.unfinished")
+    made = {name: Converted(_layout(plan, dtype is None), _origin(plan, dtype)) for name, plan in plans.items()}
+    native = Native.read(source)
+    job = _sha256([str(target), index, dataclasses.asdict(native), [converted.origin for converted in made.values()]])
+    _check_target(source, target)
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        _check_space(unfinished, sum(stored.nbytes for layout in layouts.values() for stored in layout.values()))
-        _copy_files(source, unfinished, index, plans, {each.folder for each in components})
-        _write_networks(unfinished, plans, layouts, progress)
-        manifest.write(unfinished)
-        _publish(unfinished, target, overwrite)
+        with open_journal(target, job) as journal:
+            try:
+                if not journal.placing:
+                    kept = _kept(target, index, made, overwrite)
+                    made = {name: converted for name, converted in made.items() if name not in kept}
+                    if not made:
+                        return Manifest.read(target)
+                    _check_space(journal, made)
+                    _copy_files(source, journal.new, index, made, {each.folder for each in components})
+                    advance = _counter(sum(plans[name].nbytes for name in made), progress)
+                    made = {
+                        name: _write_component(journal, name, plans[name], converted, share, advance)
+                        for name, converted in made.items()
+                    }
+                    Manifest({**kept, **made}, native).write(journal.new)
+                    journal.all_done()
+                _place(journal.new, target, overwrite)
+                journal.done.clear()
+            finally:
+                if not journal.done:  # nothing to go on from
+                    shutil.rmtree(journal.folder, ignore_errors=True)
     except OSError as error:
-        raise CheckpointError(f"{target} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return manifest
+        raise CheckpointError(f"{target} cannot be written: {error}{_kept_beside(target)}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_kept_beside(target)}") from error
+    return Manifest.read(target)
+
+
+def _kept_beside(target: Path) -> str:
+    """Say what a conversion that failed has left, if anything."""
+    folder = unfinished(target)
+    return f"; what was done lies in {folder}, and the same command goes on from there" if folder.exists() else ""
+
+
+def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(done, total)
+
+    return advance
 
 
 def _chosen(components: Sequence[Component], name: str | None) -> list[Component]:
@@ -80,26 +128,37 @@ def _chosen(components: Sequence[Component], name: str | None) -> list[Component
     return chosen
 
 
-def _others(
-    source: Path, target: Path, index: Mapping[str, Any], component: str | None, overwrite: bool
-) -> Mapping[str, Mapping[str, Stored]]:
-    """Return the components that stay in the target beside the new ones, if it may be written to."""
+def _check_target(source: Path, target: Path) -> None:
     if target in (source, *source.parents):
         raise RequestError(f"target {target} holds the source {source}; name another")
     if target.exists() and not target.is_dir():
         raise RequestError(f"target {target} is a file; name a folder")
+
+
+def _kept(
+    target: Path, index: Mapping[str, Any], made: Mapping[str, Converted], overwrite: bool
+) -> Mapping[str, Converted]:
+    """Return the components that stay in the target, if it may be written to."""
     if not target.exists() or not any(target.iterdir()):
         return {}
-    if component and checkpoint.is_converted(target) and read_json(target / INDEX) == index:
-        if overwrite or not (target / component).exists():
-            return Manifest.read(target).components
+    if checkpoint.is_converted(target) and read_json(target / INDEX) == index:
+        there = Manifest.read(target).components
+        clash = [name for name in made if name in there and (overwrite or there[name].origin != made[name].origin)]
+        if not clash:
+            return there
+        if overwrite:
+            return {name: converted for name, converted in there.items() if name not in clash}
+        raise RequestError(
+            f"target {target} has {', '.join(clash)} already, from other files or in another dtype; "
+            "name another, or give --overwrite to replace it"
+        )
     if not overwrite:
         raise RequestError(f"target {target} holds files already; name another, or give --overwrite to replace them")
     return {}
 
 
 def _layout(plan: stream.Plan, keep: bool) -> dict[str, Stored]:
-    """Say in which dtype and part each parameter is stored: the tensor's own dtype, or that of the network."""
+    """Say in which dtype and parts each parameter is stored: the tensor's own dtype, or that of the network."""
     parameters, headers = leaves(plan.abstract.state), plan.tensors.headers
     return checkpoint.partition(
         (found.target, found.shape, headers[found.source].dtype if keep else str(parameters[found.target].dtype))
@@ -107,29 +166,108 @@ def _layout(plan: stream.Plan, keep: bool) -> dict[str, Stored]:
     )
 
 
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
+def _origin(plan: stream.Plan, dtype: DTypeLike | None) -> str:
+    """Return a mark of the files that a component is made of, by name, size and time of change, and of the dtype."""
+    headers = plan.tensors.headers.values()
+    files = sorted({(tensor.file.name, *tensor.stamp[2:]) for tensor in headers})
+    return _sha256([checkpoint.VERSION, checkpoint.PART_BYTES, str(dtype), files, sorted(plan.tensors.headers)])
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _check_space(journal: Journal, made: Mapping[str, Converted]) -> None:
+    done = sum(path.stat().st_size for path in journal.new.rglob("*") if path.is_file())
+    needed = SPARE + sum(converted.nbytes for converted in made.values()) - done
+    free = shutil.disk_usage(journal.folder).free
     if free < needed:
-        raise CheckpointError(f"{folder.parent} has {free / 2**30:.1f} GiB free; {needed / 2**30:.1f} GiB are needed")
+        raise CheckpointError(
+            f"{journal.folder.parent} has {free / 2**30:.1f} GiB free; {needed / 2**30:.1f} GiB are needed: "
+            "make room, or name a target on another disk"
+        )
 
 
-def _write_networks(
-    folder: Path,
-    plans: Mapping[str, stream.Plan],
-    layouts: Mapping[str, Mapping[str, Stored]],
-    progress: Progress | None,
-) -> None:
-    done, total = 0, sum(plan.nbytes for plan in plans.values())
-    for name, plan in plans.items():
-        matches = {found.target: found for found in plan.matches}
-        for part, paths in checkpoint.parts(layouts[name]).items():
+def _write_component(
+    journal: Journal,
+    name: str,
+    plan: stream.Plan,
+    converted: Converted,
+    share: Path | None,
+    advance: Callable[[int], None],
+) -> Converted:
+    """Write the parts of one component that are not done yet; return it with the digests of all its pieces."""
+    matches = {found.target: found for found in plan.matches}
+    axes = {path: _split_axis(leaf.axes) for path, leaf in leaves(plan.abstract.state).items()}
+    shared = {} if share is None else _by_content(share, name)
+    for part, held in checkpoint.parts(converted.parameters).items():
+        folder = journal.new / name / part
+        if (name, part) not in journal.done:
+            for left in folder.parent.glob(f"{part}*"):  # of a run that was killed
+                shutil.rmtree(left)
             arrays = {}
-            for path in paths:
-                arrays[path] = _contiguous(plan.read(matches[path], layouts[name][path].dtype))
-                done += plan.tensors.headers[matches[path].source].nbytes
-                if progress:
-                    progress(done, total)
-            checkpoint.write_part(folder / name / part, arrays)
+            for path, piece in held.items():
+                stored = converted.parameters[path]
+                arrays[path] = _contiguous(plan.read(matches[path], stored.dtype, stored.index(piece)))
+            digests = {path: checkpoint.digest(array) for path, array in arrays.items()}
+            told = {path: (array.shape, str(array.dtype), digests[path]) for path, array in arrays.items()}
+            equal = shared.get(_content(held, told))
+            if equal is None:
+                checkpoint.write_part(folder, arrays, axes)
+            else:
+                shutil.copytree(equal, folder, copy_function=_link)
+            del arrays
+            checkpoint.check_part(folder, told)
+            journal.part_done(name, part, digests)
+        advance(sum(_source_bytes(plan, matches[path], piece) for path, piece in held.items()))
+    parameters = {
+        path: dataclasses.replace(stored, pieces=tuple(_with_digest(journal, name, path, p) for p in stored.pieces))
+        for path, stored in converted.parameters.items()
+    }
+    return dataclasses.replace(converted, parameters=parameters)
+
+
+def _split_axis(axes: tuple[str | None, ...]) -> int:
+    """Return the axis that tensor parallelism splits, so that a device reads its own share; else the first."""
+    spec = partition_spec(axes, ("tensor",))
+    return next((axis for axis, names in enumerate(spec) if names is not None), 0)
+
+
+def _by_content(folder: Path, name: str) -> dict[Content, Path]:
+    """Return the parts of a component of another converted folder by what is in them."""
+    components = Manifest.read(folder).components
+    if name not in components:
+        return {}
+    stored = components[name].parameters
+    found = {}
+    for part, held in checkpoint.parts(stored).items():
+        told = {
+            path: ((piece.stop - piece.start, *stored[path].shape[1:]), stored[path].dtype, piece.sha256)
+            for path, piece in held.items()
+        }
+        found[_content(held, told)] = folder / name / part
+    return found
+
+
+def _content(held: Mapping[str, Piece], told: Mapping[str, tuple[Shape, str, str]]) -> Content:
+    return frozenset((path, piece.start, piece.stop, *told[path][1:]) for path, piece in held.items())
+
+
+def _link(source: str, target: str) -> None:
+    """Give a file a second name, or where that cannot be, copy it. Parts are never written to again."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _source_bytes(plan: stream.Plan, found: Match, piece: Piece) -> int:
+    rows = found.shape[0] if found.shape else 1
+    return plan.tensors.headers[found.source].nbytes * (piece.stop - piece.start) // max(1, rows)
+
+
+def _with_digest(journal: Journal, name: str, path: str, piece: Piece) -> Piece:
+    return dataclasses.replace(piece, sha256=journal.done[name, piece.part][path])
 
 
 def _contiguous(value: np.ndarray) -> np.ndarray:
@@ -141,31 +279,39 @@ def _copy_files(
     source: Path, target: Path, index: Mapping[str, Any], chosen: Iterable[str], networks: Set[str]
 ) -> None:
     """Copy what is not weights: the index, the chosen networks' configurations, the folders of what is no network."""
+    target.mkdir(exist_ok=True)
     shutil.copy(source / INDEX, target)
     for name in chosen:
-        (target / name).mkdir()
+        (target / name).mkdir(exist_ok=True)
         shutil.copy(source / name / "config.json", target / name)
     for name, entry in index.items():
         names_a_class = isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
         if names_a_class and name not in networks:
             if not name.isidentifier() or not (source / name).is_dir():
                 raise CheckpointError(f"{source / INDEX} names {name}, but {source} has no such folder")
-            shutil.copytree(source / name, target / name)
+            shutil.copytree(source / name, target / name, dirs_exist_ok=True)
 
 
-def _publish(unfinished: Path, target: Path, overwrite: bool) -> None:
-    """Give the finished folder its name, or move what is in it into a target that has files already."""
+def _place(new: Path, target: Path, overwrite: bool) -> None:
+    """Give the finished folder its name, or move what is in it into a target that has files already.
+
+    May be called again where an earlier call was killed.
+    """
+    if not new.exists():
+        return
     if not target.exists() or not any(target.iterdir()):
-        os.replace(unfinished, target)
+        os.replace(new, target)
         return
     if overwrite:
         (target / MANIFEST).unlink(missing_ok=True)
-    for entry in sorted(unfinished.iterdir(), key=lambda entry: entry.name == MANIFEST):  # the manifest comes last
+    for entry in sorted(new.iterdir(), key=lambda entry: entry.name == MANIFEST):  # the manifest comes last
         place = target / entry.name
         if place.exists() and not overwrite and entry.name != MANIFEST:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             continue
         if place.is_dir() and not place.is_symlink():
             shutil.rmtree(place)
         elif entry.is_dir():
             place.unlink(missing_ok=True)
         os.replace(entry, place)
+    new.rmdir()

@@ -1,6 +1,5 @@
 """Writing a network as Diffusers and Transformers read it: the key tables backwards."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,9 +39,3 @@ def export(component: Component, config: Any, parameters: Mapping[str, Array], f
     save_file(tensors, beside, metadata={"format": "pt"})
     beside.replace(target)
     return target
-
-
-def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    """Write a json object, making its folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -22,29 +22,65 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """A rearrangement of a tensor's axes, and its inverse for export.
+    """A rearrangement of a tensor's axes, as data, so that it goes backwards too, and any part of it can be found.
 
-    `source_shape` gives the shape of the tensor that fills a parameter of a given shape. `forward` takes a tensor and
-    the shape of its parameter; wherever NumPy can, it returns a view.
+    The tensor, of `source_shape`, is seen with the shape `view`, its numbers in the order of the file. `axes` says
+    which axis of the view becomes the first of the parameter, the second, …; an axis that is not among them is left at
+    its last place. All three depend on the parameter's shape. What comes out has that shape, or is reshaped to it.
     """
 
     name: str
     source_shape: Callable[[Shape], Shape]
-    forward: Callable[[np.ndarray, Shape], np.ndarray]
-    inverse: Callable[[np.ndarray], np.ndarray]
+    view: Callable[[Shape], Shape]
+    axes: Callable[[Shape], tuple[int, ...]]
+
+    def forward(self, tensor: np.ndarray, shape: Shape) -> np.ndarray:
+        """Return the parameter of `shape`; wherever NumPy can, a view of the tensor."""
+        axes = self.axes(shape)
+        seen = tensor.reshape(self.view(shape))
+        seen = seen[(*(slice(None) if axis in axes else -1 for axis in range(seen.ndim)), ...)]
+        return seen.transpose(_ranks(axes)).reshape(shape)
+
+    def inverse(self, parameter: np.ndarray) -> np.ndarray:
+        """Return the tensor of a parameter, zero in what the parameter does not hold."""
+        view, axes = self.view(parameter.shape), self.axes(parameter.shape)
+        seen = parameter.reshape([view[axis] for axis in axes]).transpose(np.argsort(_ranks(axes)))
+        if len(axes) < len(view):
+            whole = np.zeros(view, parameter.dtype)
+            whole[tuple(slice(None) if axis in axes else -1 for axis in range(len(view)))] = seen
+            seen = whole
+        return seen.reshape(self.source_shape(parameter.shape))
+
+    def part(self, shape: Shape, index: Sequence[slice]) -> tuple[slice, ...] | None:
+        """Return where in the view the part `index` of the parameter comes from; None where axes were merged."""
+        view, axes = self.view(shape), self.axes(shape)
+        if tuple(view[axis] for axis in axes) != tuple(shape):
+            return None
+        found = [slice(size - 1, size) for size in view]
+        for axis, part in zip(axes, index, strict=True):
+            found[axis] = part
+        return tuple(found)
+
+
+def _ranks(axes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the permutation once the axes that are left out are gone."""
+    return tuple(sorted(axes).index(axis) for axis in axes)
+
+
+def _in_order(shape: Shape) -> tuple[int, ...]:
+    return tuple(range(len(shape)))
 
 
 def _permute(name: str, *axes: int) -> Transform:
     back = tuple(axes.index(axis) for axis in range(len(axes)))
-    return Transform(
-        name,
-        source_shape=lambda shape: tuple(shape[axis] for axis in back),
-        forward=lambda x, shape: x.transpose(axes),
-        inverse=lambda x: x.transpose(back),
-    )
+
+    def source_shape(shape: Shape) -> Shape:
+        return tuple(shape[axis] for axis in back)
+
+    return Transform(name, source_shape, source_shape, lambda shape: axes)
 
 
-copy = Transform("copy", source_shape=lambda shape: shape, forward=lambda x, shape: x, inverse=lambda x: x)
+copy = Transform("copy", lambda shape: shape, lambda shape: shape, _in_order)
 
 # Torch keeps a linear map as [out, in].
 transpose = _permute("transpose", 1, 0)
@@ -56,58 +92,38 @@ conv2d = _permute("conv2d", 2, 3, 1, 0)
 split_out = Transform(
     "split_out",
     source_shape=lambda shape: (math.prod(shape[1:]), shape[0]),
-    forward=lambda x, shape: x.T.reshape(shape),
-    inverse=lambda x: x.reshape(len(x), -1).T,
+    view=lambda shape: (*shape[1:], shape[0]),
+    axes=lambda shape: (len(shape) - 1, *range(len(shape) - 1)),
 )
 
 # [D, N·H] ↔ [N, H, D]
 split_in = Transform(
     "split_in",
     source_shape=lambda shape: (shape[-1], math.prod(shape[:-1])),
-    forward=lambda x, shape: x.T.reshape(shape),
-    inverse=lambda x: x.reshape(-1, x.shape[-1]).T,
+    view=lambda shape: (shape[-1], *shape[:-1]),
+    axes=lambda shape: (*range(1, len(shape)), 0),
 )
 
 # the bias of a split map: [N·H] ↔ [N, H], [parts·N·H] ↔ [parts, N, H]
-reshape = Transform(
-    "reshape",
-    source_shape=lambda shape: (math.prod(shape),),
-    forward=lambda x, shape: x.reshape(shape),
-    inverse=lambda x: x.reshape(-1),
-)
+reshape = Transform("reshape", lambda shape: (math.prod(shape),), lambda shape: shape, _in_order)
 
 # [1, …] ↔ […]
-squeeze_front = Transform(
-    "squeeze_front", source_shape=lambda shape: (1, *shape), forward=lambda x, shape: x[0], inverse=lambda x: x[None]
-)
+squeeze_front = Transform("squeeze_front", lambda shape: (1, *shape), lambda shape: shape, _in_order)
 
 
 def squeeze(ones: int) -> Transform:
     """[c, 1, …] ↔ [c] with that many ones."""
-    return Transform(
-        "squeeze",
-        source_shape=lambda shape: (*shape, *(1,) * ones),
-        forward=lambda x, shape: x.reshape(shape),
-        inverse=lambda x: x.reshape(*x.shape, *(1,) * ones),
-    )
+    return Transform("squeeze", lambda shape: (*shape, *(1,) * ones), lambda shape: shape, _in_order)
 
 
 def last_frame(frames: int) -> Transform:
-    """[O, I, frames, H, W] ↔ [H, W, I, O]: on one frame a causal convolution reads its last temporal slice only.
-
-    The inverse fills the other slices with zeros.
-    """
+    """[O, I, frames, H, W] ↔ [H, W, I, O]: on one frame a causal convolution reads its last temporal slice only."""
 
     def source_shape(shape: Shape) -> Shape:
         height, width, features_in, features_out = shape
         return features_out, features_in, frames, height, width
 
-    def inverse(x: np.ndarray) -> np.ndarray:
-        out = np.zeros(source_shape(x.shape), x.dtype)
-        out[:, :, -1] = x.transpose(3, 2, 0, 1)
-        return out
-
-    return Transform("last_frame", source_shape, lambda x, shape: x[:, :, -1].transpose(2, 3, 1, 0), inverse)
+    return Transform("last_frame", source_shape, source_shape, lambda shape: (3, 4, 1, 0))
 
 
 def patch_in(frames: int, height: int, width: int) -> Transform:
@@ -116,10 +132,7 @@ def patch_in(frames: int, height: int, width: int) -> Transform:
     def source_shape(shape: Shape) -> Shape:
         return shape[1], shape[0] // (frames * height * width), frames, height, width
 
-    def inverse(x: np.ndarray) -> np.ndarray:
-        return x.reshape(frames, height, width, -1, x.shape[1]).transpose(4, 3, 0, 1, 2)
-
-    return Transform("patch_in", source_shape, lambda x, shape: x.transpose(2, 3, 4, 1, 0).reshape(shape), inverse)
+    return Transform("patch_in", source_shape, source_shape, lambda shape: (2, 3, 4, 1, 0))
 
 
 def flatten_in(channels: int, frames: int, height: int, width: int) -> Transform:
@@ -128,12 +141,7 @@ def flatten_in(channels: int, frames: int, height: int, width: int) -> Transform
     def source_shape(shape: Shape) -> Shape:
         return shape[1], channels, frames, height, width
 
-    return Transform(
-        "flatten_in",
-        source_shape,
-        forward=lambda x, shape: x.reshape(len(x), -1).T,
-        inverse=lambda x: x.T.reshape(source_shape(x.shape)),
-    )
+    return Transform("flatten_in", source_shape, lambda shape: (shape[1], shape[0]), lambda shape: (1, 0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +161,12 @@ class Match:
     target: str
     transform: Transform
     shape: Shape
+
+    @property
+    def rows(self) -> int:
+        """The axis of the parameter along which parts lie in one run in the file; 0 where there is none."""
+        axes = self.transform.axes(self.shape)
+        return axes.index(0) if 0 in axes[: len(self.shape)] else 0
 
     def parameter(self, tensor: np.ndarray) -> np.ndarray:
         """Return the parameter made of its tensor."""

@@ -1,21 +1,28 @@
-"""Reading the safetensors files of one component, tensor by tensor."""
+"""Reading the safetensors files of one component: headers first, then any part of any tensor.
+
+A checkpoint is untrusted. Everything a header says is checked against the file before memory is taken, and what is
+read later must come from the same file. It is read, not mapped: a mapped file that is cut short kills the process.
+"""
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from joyjax.convert.rules import Shape
 from joyjax.dtypes import STORED
 from joyjax.errors import CheckpointError
-from joyjax.inputs.files import read_json
+from joyjax.inputs.files import Stamp, parse_json, read_json, stamp
 
 # The names that Diffusers and Transformers give; a variant such as model.fp16.safetensors is not looked at.
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 INDEX = ".index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+LONGEST_HEADER = 2**24  # bytes; the real one has 2**17
 
 # The format's names and NumPy's. Parameters have one of dtypes.STORED; what is not read may be of any of these kinds.
 DTYPES = {
@@ -27,22 +34,68 @@ DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """What the header of `file` says of one tensor; the dtype under NumPy's name."""
+    """One tensor: its shape, its dtype under NumPy's name, and where its bytes begin in which file."""
 
     shape: Shape
     dtype: str
     file: Path
+    start: int
+    stamp: Stamp
 
     @property
     def nbytes(self) -> int:
         """The number of bytes in the file."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
+    def read(self, view: Shape | None = None, part: Sequence[slice] | None = None) -> np.ndarray:
+        """Return the tensor seen with the shape `view`, or the part of that which slices of step one select.
 
+        Raises:
+            OSError: if the file has gone, changed since its header was read, or ends too early.
+        """
+        view = self.shape if view is None else view
+        ranges = [range(size)[each] for size, each in zip(view, part or [slice(None)] * len(view), strict=True)]
+        out = np.empty(math.prod(map(len, ranges)) * np.dtype(self.dtype).itemsize, np.uint8)
+        if stamp(self.file) != self.stamp:
+            raise OSError("the file changed since it was opened")
+        with self.file.open("rb", buffering=0) as opened:
+            _read_runs(opened, self.start, view, ranges, out)
+            if stamp(opened.fileno()) != self.stamp:
+                raise OSError("the file changed while it was read")
+        return out.view(self.dtype).reshape([len(each) for each in ranges])
+
+
+def _read_runs(file: FileIO, start: int, view: Shape, ranges: Sequence[range], out: np.ndarray) -> None:
+    """Fill `out` with a part of an array that lies in the file from byte `start`, run by run."""
+    if not out.size:
+        return
+    # What is whole behind some axis lies in one run with it.
+    last = max((axis for axis, each in enumerate(ranges) if len(each) < view[axis]), default=0)
+    outer = ranges[:last]
+    run = out.size // math.prod(map(len, outer))
+    strides = [out.size // math.prod(map(len, ranges)) * math.prod(view[axis + 1 :]) for axis in range(len(view))]
+    if last < len(ranges):
+        start += ranges[last].start * strides[last]
+    for number, chosen in enumerate(np.ndindex(*map(len, outer))):
+        begin = sum(each[n] * stride for each, n, stride in zip(outer, chosen, strides, strict=False))
+        file.seek(start + begin)
+        rest = out[number * run : (number + 1) * run].data
+        while rest:
+            count = file.readinto(rest)
+            if not count:
+                raise OSError("the file ends too early")
+            rest = rest[count:]
+
+
+@dataclasses.dataclass(frozen=True)
 class Tensors:
-    """The tensors of one component's folder. Opening it reads headers only, `read` one tensor."""
+    """The tensors of one component by name; `where` is what to call them in messages. None has been read."""
 
-    def __init__(self, folder: Path):
+    where: str
+    headers: Mapping[str, Tensor]
+
+    @classmethod
+    def open(cls, folder: Path) -> "Tensors":
         """Look into a component's folder: one safetensors file, or shards with an index.
 
         Raises:
@@ -57,43 +110,87 @@ class Tensors:
         if len(found) > 1:
             raise CheckpointError(f"{folder} holds {' and '.join(found)}; which are its weights? Keep one of them")
         file = folder / found[0]
-        self.folder = folder
-        self.headers = _read_shards(file) if file.name.endswith(INDEX) else _read_header(file)
+        return cls(str(folder), _read_shards(file) if file.name.endswith(INDEX) else read_header(file))
 
     @property
     def shapes(self) -> dict[str, Shape]:
         """The shape of each tensor by name."""
         return {name: tensor.shape for name, tensor in self.headers.items()}
 
-    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
-        """Return one tensor, or some rows of its first axis.
+    def read(self, name: str, view: Shape | None = None, part: Sequence[slice] | None = None) -> np.ndarray:
+        """Return one tensor, or a part of it: see `Tensor.read`.
 
         Raises:
             CheckpointError: if the file has gone or changed since it was opened.
         """
-        file = self.headers[name].file
+        tensor = self.headers[name]
         try:
-            # Opened for each tensor, so that the pages of a tensor leave memory with it.
-            with safe_open(file, framework="numpy") as opened:
-                return opened.get_tensor(name) if rows is None else opened.get_slice(name)[rows]
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file}: tensor {name} cannot be read: {error}") from None
+            return tensor.read(view, part)
+        except OSError as error:
+            raise CheckpointError(f"{tensor.file}: tensor {name} cannot be read: {error.strerror or error}") from None
 
 
-def _read_header(file: Path) -> dict[str, Tensor]:
-    tensors = {}
+def read_header(file: Path) -> dict[str, Tensor]:
+    """Read what a safetensors file says of its tensors, and check it against the file.
+
+    Raises:
+        CheckpointError: naming the file, and the tensor where there is one.
+    """
     try:
-        with safe_open(file, framework="numpy") as opened:
-            for name in opened.keys():
-                header = opened.get_slice(name)
-                if (dtype := header.get_dtype()) not in DTYPES:
-                    raise CheckpointError(f"{file}: tensor {name} is stored as {dtype}; expected {', '.join(STORED)}")
-                tensors[name] = Tensor(tuple(header.get_shape()), DTYPES[dtype], file)
+        seen = stamp(file)
+        size = seen[2]
+        with file.open("rb", buffering=0) as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if size < 8 or length > size - 8 or length > LONGEST_HEADER:
+                raise _unreadable(file, f"{size} bytes, which a header of {length} does not fit")
+            text = opened.read(length)
     except FileNotFoundError:
         raise CheckpointError(f"{file} is missing; is the download complete?") from None
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from None
+    except OSError as error:
+        raise _unreadable(file, error.strerror or str(error)) from None
+    try:
+        raw = parse_json(text)
+    except (ValueError, TypeError) as error:
+        raise _unreadable(file, f"its header is no json object: {error}") from None
+    metadata = raw.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise _unreadable(file, f"its __metadata__ is a json {type(metadata).__name__}")
+    begin, tensors, spans = 8 + length, {}, []
+    for name, entry in raw.items():
+        dtype, shape, (first, last) = _checked(file, name, entry)
+        tensors[name] = Tensor(shape, dtype, file, begin + first, seen)
+        if last - first != tensors[name].nbytes:
+            raise _unreadable(
+                file, f"tensor {name} {list(shape)} of {dtype} takes {tensors[name].nbytes} bytes, not {last - first}"
+            )
+        spans.append((first, last, name))
+    end = 0
+    for first, last, name in sorted(spans):
+        if first != end:
+            raise _unreadable(file, f"tensor {name} begins at byte {first} of the data, where {end} is next")
+        end = last
+    if end != size - begin:
+        raise _unreadable(file, f"its tensors take {end} bytes; it holds {size - begin}: is the download complete?")
     return tensors
+
+
+def _checked(file: Path, name: str, entry: Any) -> tuple[str, Shape, tuple[int, int]]:
+    """Return dtype, shape and byte range of one tensor, each of the right kind."""
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise _unreadable(file, f"tensor {name} is not told by dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise CheckpointError(f"{file}: tensor {name} is stored as {dtype}; expected {', '.join(STORED)}")
+    for what, numbers in (("shape", shape), ("data_offsets", offsets)):
+        if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+            raise _unreadable(file, f"tensor {name} has the {what} {str(numbers)[:100]}")
+    if len(shape) > 32 or len(offsets) != 2:
+        raise _unreadable(file, f"tensor {name} has {len(shape)} dimensions and {len(offsets)} offsets")
+    return DTYPES[dtype], tuple(shape), (offsets[0], offsets[1])
+
+
+def _unreadable(file: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{file} is not a readable safetensors file: {why}")
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
@@ -103,9 +200,9 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{index}: weight_map should give the file of each tensor")
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(where.values())):
-        if Path(file).name != file or not file.endswith(".safetensors"):
+        if Path(file).name != file or "\0" in file or not file.endswith(".safetensors"):
             raise CheckpointError(f"{index}: {file!r} is not the name of a safetensors file beside it")
-        for name, tensor in _read_header(index.parent / file).items():
+        for name, tensor in read_header(index.parent / file).items():
             if name in tensors:
                 raise CheckpointError(f"{index.parent}: tensor {name} is in both {tensors[name].file.name} and {file}")
             tensors[name] = tensor

@@ -1,4 +1,4 @@
-"""From the tensors of a Diffusers folder to the parameters of a network, one at a time."""
+"""From the tensors of a Diffusers folder to the parameters of a network, part by part."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,10 +13,16 @@ from joyjax.convert.component import Component
 from joyjax.convert.rules import Match, match, raise_faults
 from joyjax.convert.safetensors import Tensors
 from joyjax.dtypes import STORED
+from joyjax.errors import CheckpointError
 from joyjax.layers.weights import Weights, leaves
+from joyjax.sharding.build import build
 from joyjax.sharding.place import parameter_sharding
 
 Progress = Callable[[int, int], None]  # is told the bytes done and the bytes in all
+
+# The bits of an exponent: all of them set is how infinity and what is no number are written.
+EXPONENTS = {"bfloat16": (np.uint16, 0x7F80), "float16": (np.uint16, 0x7C00), "float32": (np.uint32, 0x7F800000)}
+CHECKED_AT_ONCE = 2**22  # numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,23 +38,45 @@ class Plan:
         """The bytes to read."""
         return sum(self.tensors.headers[found.source].nbytes for found in self.matches)
 
-    def read(self, found: Match, dtype: DTypeLike) -> np.ndarray:
-        """Return one parameter in `dtype`: a view of what was read where that is possible, so seldom contiguous."""
-        return found.parameter(self.tensors.read(found.source)).astype(dtype, copy=False)
+    def read(self, found: Match, dtype: DTypeLike, part: tuple[slice, ...] | None = None) -> np.ndarray:
+        """Return one parameter in `dtype`, or a part of it; a view of what was read where it can be.
+
+        Raises:
+            CheckpointError: if the tensor cannot be read, or holds what is no finite number.
+        """
+        seen = None if part is None else found.transform.part(found.shape, part)
+        if seen is None:
+            tensor = self.tensors.read(found.source)
+            value = found.parameter(tensor) if part is None else found.parameter(tensor)[part]
+        else:
+            tensor = self.tensors.read(found.source, found.transform.view(found.shape), seen)
+            axes = found.transform.axes(found.shape)
+            left_out = tuple(axis for axis in range(tensor.ndim) if axis not in axes)
+            value = tensor.squeeze(left_out).transpose(np.argsort(np.argsort(axes)))
+        if not _all_finite(tensor):
+            place = f"{self.tensors.headers[found.source].file}: tensor {found.source}"
+            raise CheckpointError(f"{place} holds NaN or infinity: the file is damaged; fetch it again")
+        return value.astype(dtype, copy=False)
 
     def fill(self, mesh: Mesh | None = None, progress: Progress | None = None) -> Weights:
         """Read the network: see the function `fill`."""
         parameters = leaves(self.abstract.state)
+        one = jax.device_put(np.zeros(())).sharding
         places = {path: parameter_sharding(path, leaf.shape, leaf.axes, mesh) for path, leaf in parameters.items()}
         arrays, done, total = {}, 0, self.nbytes
         for found in self.matches:
-            value = self.read(found, parameters[found.target].dtype)
-            # Waiting keeps one tensor in the host's memory, not all those that a device has yet to take.
-            arrays[found.target] = jax.block_until_ready(jax.device_put(value, places[found.target]))
+            arrays[found.target] = self._build(found, parameters[found.target].dtype, places[found.target] or one)
             done += self.tensors.headers[found.source].nbytes
             if progress:
                 progress(done, total)
         return self.abstract.filled(arrays)
+
+    def _build(self, found: Match, dtype: DTypeLike, place: Any) -> jax.Array:
+        def read(part: tuple[slice, ...]) -> np.ndarray:
+            whole = all(len(range(size)[each]) == size for size, each in zip(found.shape, part, strict=True))
+            return self.read(found, dtype, None if whole else part)
+
+        return build(found.shape, dtype, place, read, found.rows)
 
 
 def plan(component: Component, config: Any, tensors: Tensors, dtype: DTypeLike) -> Plan:
@@ -59,10 +87,10 @@ def plan(component: Component, config: Any, tensors: Tensors, dtype: DTypeLike) 
     """
     abstract = component.abstract(config, dtype)
     shapes = {path: leaf.shape for path, leaf in leaves(abstract.state).items()}
-    found = match(component.rules(config), component.ignored, tensors.shapes, shapes, where=str(tensors.folder))
+    found = match(component.rules(config), component.ignored, tensors.shapes, shapes, where=tensors.where)
     stored = {m.source: tensors.headers[m.source].dtype for m in found}
     raise_faults(
-        f"{tensors.folder}: parameters are stored as {', '.join(STORED)}",
+        f"{tensors.where}: parameters are stored as {', '.join(STORED)}",
         [f"tensor {name} is {kind}" for name, kind in stored.items() if kind not in STORED],
     )
     return Plan(tensors, abstract, tuple(found))
@@ -83,3 +111,10 @@ def fill(
         MeshError: if a parameter cannot be split over the mesh.
     """
     return plan(component, config, tensors, dtype).fill(mesh, progress)
+
+
+def _all_finite(tensor: np.ndarray) -> bool:
+    kind, exponent = EXPONENTS[str(tensor.dtype)]
+    bits = tensor.reshape(-1).view(kind)
+    blocks = (bits[n : n + CHECKED_AT_ONCE] for n in range(0, bits.size, CHECKED_AT_ONCE))
+    return not any(np.any((block & exponent) == exponent) for block in blocks)

@@ -88,7 +88,9 @@ def _describe(folder: Path, component: Component, config: Any) -> ComponentInfo:
     if checkpoint.is_converted(folder):
         stored = checkpoint.plan(folder, component, config, ISLAND).parameters.values()
     else:
-        stored = stream.plan(component, config, Tensors(folder / component.folder), ISLAND).tensors.headers.values()
+        stored = stream.plan(
+            component, config, Tensors.open(folder / component.folder), ISLAND
+        ).tensors.headers.values()
     return ComponentInfo(
         folder=component.folder,
         class_name=component.class_name(folder),

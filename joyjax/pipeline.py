@@ -77,7 +77,7 @@ def load(
         if converted:
             plans[component.folder] = checkpoint.plan(folder, component, config, number)
         else:
-            plans[component.folder] = stream.plan(component, config, Tensors(folder / component.folder), number)
+            plans[component.folder] = stream.plan(component, config, Tensors.open(folder / component.folder), number)
     total, before = sum(plan.nbytes for plan in plans.values()), 0
     weights = {}
     for name, plan in plans.items():

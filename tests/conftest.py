@@ -52,6 +52,12 @@ def _no_gradients():
         torch.set_grad_enabled(False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Programs that tests start keep what they compile in a place of the tests' own."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def reference():
     """Diffusers' own pipeline on a tiny checkpoint with strong random weights, float32."""

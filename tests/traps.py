@@ -21,6 +21,7 @@ from PIL import Image
 from joyjax import editing
 from joyjax.convert import joyimage as joyimage_keys
 from joyjax.convert import wan_vae as wan_vae_keys
+from joyjax.convert.rules import Transform
 from joyjax.families import joyimage as family
 from joyjax.inputs import image, text, vision
 from joyjax.kernels import modulate, qk_norm_rope
@@ -210,19 +211,20 @@ def modulated_head(patch):
 
 @trap("transformer", "queries, keys and values side by side in each head, for apart", "velocity", reload=True)
 def qkv_by_head(patch):
-    def wrong(x, shape):
-        if len(shape) < 4:  # time_proj, which has no heads
-            return right.forward(x, shape)
-        return rearrange(x, "(n c h) d -> d c n h", c=shape[1], n=shape[2])
+    def view(shape):
+        return right.view(shape) if len(shape) < 4 else (shape[2], shape[1], shape[3], shape[0])  # time_proj: no heads
+
+    def axes(shape):
+        return right.axes(shape) if len(shape) < 4 else (3, 1, 0, 2)
 
     right = joyimage_keys.split_out
-    patch.set(joyimage_keys, "split_out", dataclasses.replace(right, forward=wrong))
+    patch.set(joyimage_keys, "split_out", dataclasses.replace(right, view=view, axes=axes))
 
 
 @trap("transformer", "patches flattened channel last into img_in, for channel first", "velocity", reload=True)
 def patches_in_channel_last(patch):
     def wrong(right, *size):  # our tokens are channel-last; the mistake is a kernel that is not turned to fit them
-        return dataclasses.replace(right(*size), forward=lambda x, shape: x.reshape(len(x), -1).T)
+        return dataclasses.replace(right(*size), view=lambda shape: (shape[1], shape[0]), axes=lambda shape: (1, 0))
 
     patch.around(joyimage_keys, "patch_in", wrong)
 
@@ -302,10 +304,11 @@ def padded_top_left(patch):
 
 @trap("autoencoder", "first temporal slice of the causal kernels, for the last", "reference latents", reload=True)
 def first_temporal_slice(patch):
-    def wrong(right, frames):
-        return dataclasses.replace(right(frames), forward=lambda x, shape: x[:, :, 0].transpose(2, 3, 1, 0))
+    class First(Transform):
+        def forward(self, x, shape):
+            return super().forward(np.roll(x, -1, axis=2), shape)
 
-    patch.around(wan_vae_keys, "last_frame", wrong)
+    patch.around(wan_vae_keys, "last_frame", lambda right, frames: First(**vars(right(frames))))
 
 
 @trap("autoencoder", "shortcut of the normalised input, for the raw one", "reference latents")

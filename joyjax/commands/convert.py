@@ -43,10 +43,9 @@ def command(
             overwrite=overwrite,
             progress=advance,
         )
-    for name, parameters in manifest.components.items():
-        size = sum(stored.nbytes for stored in parameters.values())
-        kinds = ", ".join(sorted({stored.dtype for stored in parameters.values()}))
-        note(f"{name:14} {len(parameters):5} tensors  {gibibytes(size):>10}  {kinds}")
+    for name, converted in manifest.components.items():
+        kinds = ", ".join(sorted({stored.dtype for stored in converted.parameters.values()}))
+        note(f"{name:14} {len(converted.parameters):5} tensors  {gibibytes(converted.nbytes):>10}  {kinds}")
     if len(manifest.components) == len(family.components):
         note(f'next: joyjax edit "make the sky red" --image photo.jpg --model {shlex.quote(str(target))}')
     typer.echo(target)

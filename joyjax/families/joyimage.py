@@ -160,7 +160,7 @@ def prepare(request: Request, files: Files, *, plus: bool) -> Inputs:
     noise = initial_noise(request.seed, pixels, noise_shape) if request.noise is None else request.noise
     items = [(height // sides[0], width // sides[1])]
     items += [(picture.height // sides[0], picture.width // sides[1]) for picture in pictures]
-    positions = np.concatenate([_grid(n, *item) for n, item in enumerate(items)])
+    positions = np.concatenate([item_positions(n, *item) for n, item in enumerate(items)])
     return Inputs(
         height=height,
         width=width,
@@ -239,7 +239,7 @@ def _text_inputs(
     return text, first, kept, length_bucket(int(kept.max()))
 
 
-def _grid(item: int, rows: int, columns: int) -> np.ndarray:
+def item_positions(item: int, rows: int, columns: int) -> np.ndarray:
     """Return (item, row, column) of each token of one item, row by row."""
     row, column = np.divmod(np.arange(rows * columns, dtype=np.int32), np.int32(columns))
     return np.stack([np.full_like(row, item), row, column], axis=-1)

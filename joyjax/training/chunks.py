@@ -27,16 +27,16 @@ from joyjax.shapes.wording import sentence
 
 @dataclasses.dataclass(frozen=True)
 class StreamConfig:
-    """How batches are drawn. `weights` says how often each kind of edit is drawn, relative to one."""
+    """How batches are drawn. `weights` says how often a kind of edit is drawn, where it is not once."""
 
     batch: int = 32
     steps_per_chunk: int = 200
     scenes: int = 500
     edits: int = 4  # of each scene
-    dropped: float = 0.1  # share of prompts left empty, for guidance
+    dropped: float = 0.05  # share of prompts left empty, for guidance
     text: int = 80  # tokens of a padded prompt
     kept: int = 40  # of them, behind the constant beginning
-    weights: tuple[tuple[str, float], ...] = ()
+    weights: tuple[tuple[str, float], ...] = (("background", 0.6), ("remove", 0.8), ("swap", 1.3), ("shape", 1.4))
 
 
 @functools.partial(

@@ -3,6 +3,7 @@
 A JoyImage-Edit of six million parameters that edits pictures of coloured shapes, 128 × 128.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from flax import nnx
 from jaxtyping import Array
 
 from joyjax.convert.component import Component
-from joyjax.convert.export import write_json
-from joyjax.convert.native import Native
+from joyjax.convert.native import FILE, Native
 from joyjax.families.family import Files
 from joyjax.families.joyimage import EDIT, SYSTEM
+from joyjax.inputs.files import write_json
 from joyjax.layers.weights import Weights, leaves
 from joyjax.shapes.edits import KINDS, pairs
 from joyjax.shapes.scene import SIDE
@@ -171,6 +172,7 @@ def write_skeleton(folder: Path, latents_mean: list[float], latents_std: list[fl
     write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     write_json(folder / "processor" / "preprocessor_config.json", PROCESSOR)
     write_json(folder / "model_index.json", INDEX)
+    write_json(folder / FILE, dataclasses.asdict(SETTINGS))
     return read_files(folder)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, UInt8
 from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.convert.qwen3_vl import TEXT_ENCODER
 from joyjax.families.family import Files
-from joyjax.families.joyimage import DROPPED
+from joyjax.families.joyimage import DROPPED, item_positions
 from joyjax.inputs.vision import VisionProcessorConfig
 from joyjax.models.joyimage import Condition
 from joyjax.models.qwen3_vl import TextInputs
@@ -46,11 +46,12 @@ def make_loss(config: FlowConfig, files: Files, dtype: DTypeLike, text: int) -> 
         hidden = networks["text_encoder"](TextInputs(batch.ids, batch.positions, batch.slots), vision)
         rows, tokens = batch.targets.shape[:2]
         grid = round(tokens**0.5)
+        positions = np.concatenate([item_positions(item, grid, grid) for item in range(2)])  # the target, its reference
         condition = Condition(
             txt=hidden[:, DROPPED : DROPPED + text],
             txt_lengths=batch.lengths,
             references=batch.sources,
-            positions=jnp.broadcast_to(jnp.asarray(image_positions(grid)), (rows, 2 * tokens, 3)),
+            positions=jnp.broadcast_to(jnp.asarray(positions), (rows, 2 * tokens, 3)),
         )
         keys = jax.random.split(key)
         uniform = jax.random.uniform(keys[0], (rows,))
@@ -77,12 +78,6 @@ def make_loss(config: FlowConfig, files: Files, dtype: DTypeLike, text: int) -> 
 def split(parameters: Parameters, name: str) -> Parameters:
     """Return the parameters of one component, without its name in front."""
     return {path.removeprefix(name + "."): value for path, value in parameters.items() if path.startswith(name + ".")}
-
-
-def image_positions(grid: int) -> np.ndarray:
-    """Return (item, row, column) of the tokens of a square target and its one reference."""
-    item, row, column = np.indices((2, grid, grid), np.int32)
-    return np.stack([item, row, column], axis=-1).reshape(-1, 3)
 
 
 def vision_inputs(pictures: UInt8[Array, "B h w 3"], files: Files) -> VisionInputs:

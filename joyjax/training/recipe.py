@@ -6,9 +6,8 @@ there when the same command is given again.
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +16,8 @@ from jax.typing import DTypeLike
 
 from joyjax import dtypes
 from joyjax.convert import stream
-from joyjax.convert.export import export, write_json
-from joyjax.convert.native import FILE, Native
+from joyjax.convert.export import export
+from joyjax.convert.native import Native
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.wan_vae import VAE
 from joyjax.families.family import Files
@@ -30,7 +29,7 @@ from joyjax.scoring import score
 from joyjax.training import autoencoder, flow
 from joyjax.training.autoencoder import AutoencoderConfig
 from joyjax.training.chunks import StreamConfig, make_stream
-from joyjax.training.demo import SETTINGS, fresh_parameters, read_files, vae_config, write_skeleton
+from joyjax.training.demo import fresh_parameters, read_files, vae_config, write_skeleton
 from joyjax.training.flow import COMPONENTS, FlowConfig, split
 from joyjax.training.optimizer import OptimizerConfig, Parameters, make_optimizer
 from joyjax.training.plot import plot_metrics
@@ -86,7 +85,7 @@ def train_demo(
             name: fresh_parameters(component, files.configs[name], recipe.seed)
             for name, component in COMPONENTS.items()
         } | {"vae": vae_parameters}
-    trained = train_flow(recipe, work / "flow", files, parameters, dtype, mesh, report)
+    trained = train_flow(recipe, work / "flow", files, Native.read(skeleton), parameters, dtype, mesh, report)
     write_checkpoint(skeleton, files, trained, target)
     report(f"wrote {target}")
 
@@ -127,6 +126,7 @@ def train_flow(
     recipe: Recipe,
     folder: Path,
     files: Files,
+    native: Native,
     parameters: Mapping[str, Parameters],
     dtype: DTypeLike,
     mesh: Mesh | None,
@@ -146,7 +146,7 @@ def train_flow(
         return {name: cast(split(state.average, name), abstract[name]) for name in COMPONENTS} | {"vae": vae}
 
     def check(step: int, state: TrainState) -> dict[str, float]:
-        pipeline = Pipeline(EDIT, files, networks(state), "float32", mesh, SETTINGS, "training")
+        pipeline = Pipeline(EDIT, files, networks(state), "float32", mesh, native, "training")
         result = score(pipeline, recipe.checked, seed=1)  # not the edits of `joyjax score`
         plot_metrics(folder / "metrics.jsonl")
         return {test: result.rate(test).share for test in ("pixel", "strict")} | {"psnr": result.psnr()}
@@ -167,7 +167,7 @@ def train_flow(
 def read_parameters(folder: Path, files: Files, name: str) -> Parameters:
     """Return the parameters of one network of a Diffusers checkpoint, in float32."""
     component = next(part for part in EDIT.components if part.folder == name)
-    weights = stream.fill(component, files.configs[name], Tensors(folder / name), np.float32)
+    weights = stream.fill(component, files.configs[name], Tensors.open(folder / name), np.float32)
     return {path: jnp.asarray(leaf[...]) for path, leaf in leaves(weights.state).items()}
 
 
@@ -179,23 +179,12 @@ def write_checkpoint(skeleton: Path, files: Files, parameters: Mapping[str, Para
     for component in EDIT.components:
         name = component.folder
         export(component, files.configs[name], parameters[name], beside, dtypes.by_name("bfloat16"))
-    write_json(beside / FILE, _settings(SETTINGS))
-    for kept in _cards(target):
+    for kept in target.glob("*.md"):
         shutil.copy(kept, beside)
     shutil.rmtree(target, ignore_errors=True)
     beside.rename(target)
 
 
-def _cards(folder: Path) -> Iterator[Path]:
-    return folder.glob("*.md")
-
-
-def _settings(native: Native) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(native).items() if value is not None}
-
-
 def _copy_skeleton(source: Path, target: Path) -> None:
     """Copy everything of a checkpoint but its weights and its card."""
-    shutil.copytree(
-        source, target, ignore=shutil.ignore_patterns("*.safetensors", "*.md", FILE, ".*"), dirs_exist_ok=True
-    )
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors", "*.md", ".*"), dirs_exist_ok=True)

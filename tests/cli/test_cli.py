@@ -228,6 +228,19 @@ def shapes(tmp_path) -> Path:
     return path
 
 
+def test_compiled_programs_are_kept_for_the_next_run(tmp_path, shapes, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = []
+    for name in ("one.png", "two.png"):
+        done = run("edit", "remove the star", "--image", shapes, "--output", tmp_path / name, "--steps", "1")
+        assert done.returncode == 0, done.stderr
+        kept.append({path.name for path in (tmp_path / "joyjax" / "compiled").glob("*-cache")})
+    assert len(kept[0]) > 4  # at least the four stages
+    assert kept[1] == kept[0]  # nothing was compiled anew
+    assert len(done.stderr.strip().splitlines()) == 1  # no word of XLA's
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
 def test_the_first_command_uses_the_demo_and_says_so(tmp_path, shapes):
     done = run("edit", "make the red circle blue", "--image", shapes, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "edit.png\n"), done.stderr

@@ -35,7 +35,7 @@ def draw(seed: int, *shape: int) -> np.ndarray:
 def load(pipeline, folder, dtype=jnp.float32):
     pipeline.transformer.save_pretrained(folder)
     config = TRANSFORMER.configure(read_json(folder / "config.json"))
-    return fill(TRANSFORMER, config, Tensors(folder), dtype)
+    return fill(TRANSFORMER, config, Tensors.open(folder), dtype)
 
 
 def reference_edit(transformer, reference, target, txt, time):
@@ -157,8 +157,8 @@ def test_ragged_rows_against_edit_plus(tmp_path, error):
 def test_bfloat16_is_as_exact_as_the_reference(reference, checkpoint, error):
     """Our error against float32 is at most 1.1 times the reference's own, averaged over several draws."""
     config = TRANSFORMER.configure(read_json(checkpoint / "transformer" / "config.json"))
-    single = fill(TRANSFORMER, config, Tensors(checkpoint / "transformer"), jnp.float32)
-    half = fill(TRANSFORMER, config, Tensors(checkpoint / "transformer"), jnp.bfloat16)
+    single = fill(TRANSFORMER, config, Tensors.open(checkpoint / "transformer"), jnp.float32)
+    half = fill(TRANSFORMER, config, Tensors.open(checkpoint / "transformer"), jnp.bfloat16)
     theirs = type(reference.transformer).from_pretrained(checkpoint / "transformer", torch_dtype=torch.bfloat16)
     assert theirs.condition_embedder.time_embedder.linear_1.weight.dtype == torch.float32
     ratios = []

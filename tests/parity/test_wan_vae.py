@@ -26,7 +26,7 @@ decode = jax.jit(lambda weights, latents: weights.module().decode(latents))
 
 
 def load(folder, dtype=jnp.float32):
-    return fill(VAE, VAE.configure(read_json(folder / "config.json")), Tensors(folder), dtype)
+    return fill(VAE, VAE.configure(read_json(folder / "config.json")), Tensors.open(folder), dtype)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The converted folder: whole or not there, the same numbers, and readable without joyjax."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import toy
 from jax.sharding import Mesh, PartitionSpec
@@ -18,6 +20,7 @@ from safetensors.numpy import save_file
 from joyjax.convert import checkpoint, stream
 from joyjax.convert.checkpoint import Manifest
 from joyjax.convert.conversion import convert_checkpoint
+from joyjax.convert.journal import open_journal
 from joyjax.convert.native import Native
 from joyjax.convert.safetensors import Tensors
 from joyjax.errors import CheckpointError, MeshError, RequestError
@@ -69,16 +72,16 @@ def test_loading_the_converted_folder_is_loading_the_source(tmp_path, target, st
     assert files(target) == WHOLE
     for component in BOTH:
         ours = checkpoint.restore(target, component, CONFIG, jnp.dtype(dtype))
-        same(ours, stream.fill(component, CONFIG, Tensors(source / component.folder), jnp.dtype(dtype)))
-        kinds = {stored.dtype for stored in Manifest.read(target).components[component.folder].values()}
+        same(ours, stream.fill(component, CONFIG, Tensors.open(source / component.folder), jnp.dtype(dtype)))
+        kinds = {stored.dtype for stored in Manifest.read(target).components[component.folder].parameters.values()}
         assert kinds == {stored}
 
 
 def test_a_dtype_asked_for_leaves_what_the_network_holds_in_float32(source, target):
     manifest = convert_checkpoint(source, target, BOTH, dtype="bfloat16")
-    for path, stored in manifest.components["toy"].items():
+    for path, stored in manifest.components["toy"].parameters.items():
         assert stored.dtype == ("float32" if path.endswith("norm.scale") else "bfloat16")
-    theirs = stream.fill(toy.TOY, CONFIG, Tensors(source / "toy"), jnp.bfloat16)
+    theirs = stream.fill(toy.TOY, CONFIG, Tensors.open(source / "toy"), jnp.bfloat16)
     same(checkpoint.restore(target, toy.TOY, CONFIG, jnp.bfloat16), theirs)
 
 
@@ -88,22 +91,39 @@ def test_the_manifest_is_read_as_it_was_written(source, target):
     assert Manifest.read(target) == manifest
     assert manifest.native == Native.read(target) == Native(base_size=256, guidance_scale=1.5)
     raw = json.loads((target / "joyjax.json").read_text())
-    assert (raw["format"], raw["version"]) == ("joyjax-orbax", 1)
-    assert raw["components"]["toy"]["parts"] == ["part-00000"]
+    assert (raw["format"], raw["version"]) == ("joyjax-orbax", 2)
     entry = raw["components"]["toy"]["parameters"]["blocks.1.qkv.kernel"]
-    assert entry == {"shape": [12, 3, 8, 2], "dtype": "float32", "part": "part-00000"}
+    theirs = leaves(stream.fill(toy.TOY, CONFIG, Tensors.open(source / "toy"), jnp.float32).state)
+    sha256 = hashlib.sha256(np.asarray(theirs["blocks.1.qkv.kernel"][...]).tobytes()).hexdigest()
+    piece = {"part": "part-00000", "start": 0, "stop": 12, "sha256": sha256}
+    assert entry == {"shape": [12, 3, 8, 2], "dtype": "float32", "pieces": [piece]}
 
 
 def test_parts_are_small_and_in_order(source, target, small_parts):
     convert_checkpoint(source, target, BOTH)
-    stored = Manifest.read(target).components["toy"]
+    stored = Manifest.read(target).components["toy"].parameters
     parts = checkpoint.parts(stored)
     assert list(parts) == [f"part-{n:05}" for n in range(len(parts))]
     assert sorted(p.name for p in (target / "toy").iterdir()) == ["config.json", *parts]
-    assert [path for paths in parts.values() for path in paths] == list(stored)
-    for paths in parts.values():
-        assert len(paths) == 1 or sum(stored[path].nbytes for path in paths) <= 2000
-    assert max(stored[path].nbytes for path in stored) > 2000
+    assert list(dict.fromkeys(path for held in parts.values() for path in held)) == list(stored)
+    for held in parts.values():
+        rows = {path: (piece.stop - piece.start) / stored[path].shape[0] for path, piece in held.items()}
+        assert sum(stored[path].nbytes * share for path, share in rows.items()) <= 2000
+
+
+def test_what_is_larger_than_a_part_lies_in_several(source, target, monkeypatch):
+    monkeypatch.setattr(checkpoint, "PART_BYTES", 500)
+    convert_checkpoint(source, target, BOTH)
+    stored = Manifest.read(target).components["toy"].parameters["blocks.1.qkv.kernel"]
+    assert len(stored.pieces) > 4
+    assert [piece.start for piece in stored.pieces] == [0, *(piece.stop for piece in stored.pieces[:-1])]
+    assert stored.pieces[-1].stop == 12
+    rows = []
+    for piece in stored.pieces:
+        with ocp.StandardCheckpointer() as checkpointer:
+            rows.append(checkpointer.restore(target / "toy" / piece.part)["blocks.1.qkv.kernel"])
+    theirs = leaves(stream.fill(toy.TOY, CONFIG, Tensors.open(source / "toy"), jnp.float32).state)
+    np.testing.assert_array_equal(np.concatenate(rows), theirs["blocks.1.qkv.kernel"][...])
 
 
 ORBAX_ALONE = """
@@ -127,7 +147,7 @@ def test_another_program_opens_a_part_with_orbax_alone(tmp_path, source, target)
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout == "['bfloat16', 'float32']\n"
-    theirs = leaves(stream.fill(toy.TOY, CONFIG, Tensors(source / "toy"), jnp.bfloat16).state)
+    theirs = leaves(stream.fill(toy.TOY, CONFIG, Tensors.open(source / "toy"), jnp.bfloat16).state)
     with np.load(tmp_path / "read.npz") as read:
         assert set(read) == theirs.keys()
         for path in read:
@@ -141,7 +161,7 @@ def test_a_mesh_places_restored_parameters_by_their_logical_axes(source, target,
     kernel = leaves(restored.state)["blocks.0.out.kernel"][...]
     assert kernel.sharding.spec == PartitionSpec("tensor", None, None)
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(1, 2, 12)}
-    same(restored, stream.fill(toy.TOY, CONFIG, Tensors(source / "toy"), jnp.bfloat16))
+    same(restored, stream.fill(toy.TOY, CONFIG, Tensors.open(source / "toy"), jnp.bfloat16))
     with pytest.raises(MeshError, match="blocks.0.out.kernel"):
         checkpoint.restore(target, toy.TOY, CONFIG, jnp.bfloat16, Mesh(np.array(jax.devices()[:3]), ("tensor",)))
 
@@ -174,9 +194,9 @@ def test_overwrite_replaces_what_was_converted_before(tmp_path, source, target):
     convert_checkpoint(source, target, BOTH, dtype="bfloat16")
     with pytest.raises(RequestError, match="--overwrite"):
         convert_checkpoint(source, target, BOTH)
-    assert Manifest.read(target).components["toy"]["first.kernel"].dtype == "bfloat16"
+    assert Manifest.read(target).components["toy"].parameters["first.kernel"].dtype == "bfloat16"
     convert_checkpoint(source, target, BOTH, overwrite=True)
-    theirs = stream.fill(toy.OTHER, CONFIG, Tensors(source / "other"), jnp.float32)
+    theirs = stream.fill(toy.OTHER, CONFIG, Tensors.open(source / "other"), jnp.float32)
     same(checkpoint.restore(target, toy.OTHER, CONFIG, jnp.float32), theirs)
     assert os.listdir(target.parent) == [target.name]
 
@@ -192,15 +212,15 @@ def test_components_may_come_one_by_one(source, target):
     assert files(target) == WHOLE - {"other/config.json"}
     with pytest.raises(CheckpointError, match="no component other, only toy: add it with .* --component other"):
         checkpoint.restore(target, toy.OTHER, CONFIG, jnp.float32)
-    with pytest.raises(RequestError, match="--overwrite"):
-        convert_checkpoint(source, target, BOTH, component="toy")
+    with pytest.raises(RequestError, match="has toy already, .* in another dtype; .* --overwrite"):
+        convert_checkpoint(source, target, BOTH, component="toy", dtype="bfloat16")
     convert_checkpoint(source, target, BOTH, component="other")
     assert files(target) == WHOLE
     convert_checkpoint(source, target, BOTH, component="toy", dtype="bfloat16", overwrite=True)
     assert files(target) == WHOLE
-    theirs = stream.fill(toy.OTHER, CONFIG, Tensors(source / "other"), jnp.float32)
+    theirs = stream.fill(toy.OTHER, CONFIG, Tensors.open(source / "other"), jnp.float32)
     same(checkpoint.restore(target, toy.OTHER, CONFIG, jnp.float32), theirs)
-    theirs = stream.fill(toy.TOY, CONFIG, Tensors(source / "toy"), jnp.bfloat16)
+    theirs = stream.fill(toy.TOY, CONFIG, Tensors.open(source / "toy"), jnp.bfloat16)
     same(checkpoint.restore(target, toy.TOY, CONFIG, jnp.bfloat16), theirs)
 
 
@@ -232,22 +252,101 @@ def test_a_target_that_holds_the_source(source, where):
     assert files(source) == before
 
 
+def test_a_component_that_is_there_is_not_written_twice(source, target, monkeypatch):
+    convert_checkpoint(source, target, BOTH, component="toy")
+    before = {path: path.stat().st_ino for path in (target / "toy").rglob("*")}
+    written = spy_on_parts(monkeypatch)
+    for component in (None, "toy", None):  # the second and third find all there
+        convert_checkpoint(source, target, BOTH, component=component)
+    assert {folder.parent.name for folder in written} == {"other"}
+    assert {path: path.stat().st_ino for path in (target / "toy").rglob("*")} == before
+    assert os.listdir(target.parent) == [target.name]
+
+
+def test_equal_parts_are_shared_with_another_folder(tmp_path, source, target, small_parts, monkeypatch):
+    convert_checkpoint(source, target, BOTH)
+    named = toy.tensors(CONFIG, seed=1)
+    named["layers.1.out.bias"] = named["layers.1.out.bias"] + 1
+    toy.save_sharded(source / "other", named, 2)
+    (source / "other" / "diffusion_pytorch_model.safetensors").unlink()
+    written = spy_on_parts(monkeypatch)
+    second = tmp_path / "second"
+    convert_checkpoint(source, second, BOTH, share=target)
+    bias = Manifest.read(second).components["other"].parameters["blocks.1.out.bias"]
+    assert [(folder.parent.name, folder.name) for folder in written] == [("other", bias.pieces[0].part)]
+    for component in BOTH:
+        theirs = stream.fill(component, CONFIG, Tensors.open(source / component.folder), jnp.float32)
+        same(checkpoint.restore(second, component, CONFIG, jnp.float32), theirs)
+    first, linked = ({path.stat().st_ino for path in (f / "toy").glob("part-*/_METADATA")} for f in (target, second))
+    assert first == linked
+    shutil.rmtree(target)  # each stands alone
+    theirs = stream.fill(toy.TOY, CONFIG, Tensors.open(source / "toy"), jnp.float32)
+    same(checkpoint.restore(second, toy.TOY, CONFIG, jnp.float32), theirs)
+
+
 # Failures
 
 
-def test_a_failed_conversion_leaves_nothing(source, target, small_parts, monkeypatch):
-    written = []
+def spy_on_parts(monkeypatch, fail: Exception | type[BaseException] | None = None, at: int = -1) -> list:
+    """Note every part that is written; raise at one of them."""
+    written, write = [], checkpoint.write_part
 
-    def write_part(folder, arrays):
-        if len(written) == 3:
-            raise OSError(28, "No space left on device")
+    def write_part(folder, arrays, axes):
+        if len(written) == at:
+            raise fail
         written.append(folder)
+        write(folder, arrays, axes)
 
     monkeypatch.setattr(checkpoint, "write_part", write_part)
-    with pytest.raises(CheckpointError, match="target cannot be written: .*No space left"):
+    return written
+
+
+@pytest.mark.parametrize("fail", [OSError(28, "No space left on device"), CheckpointError("part x"), KeyboardInterrupt])
+def test_a_conversion_that_failed_goes_on_where_it_stopped(source, target, small_parts, monkeypatch, fail):
+    first = spy_on_parts(monkeypatch, fail, at=3)
+    with pytest.raises((CheckpointError, KeyboardInterrupt)) as raised:
         convert_checkpoint(source, target, BOTH)
-    assert len(written) == 3
-    assert os.listdir(target.parent) == []
+    assert fail is KeyboardInterrupt or "the same command goes on from there" in str(raised.value)
+    assert len(first) == 3
+    assert os.listdir(target.parent) == [f".{target.name}.unfinished"]
+    monkeypatch.undo()
+    monkeypatch.setattr(checkpoint, "PART_BYTES", 2000)
+    second = spy_on_parts(monkeypatch)
+    convert_checkpoint(source, target, BOTH)
+    assert not set(first) & set(second)
+    assert os.listdir(target.parent) == [target.name]
+    for component in BOTH:
+        theirs = stream.fill(component, CONFIG, Tensors.open(source / component.folder), jnp.float32)
+        same(checkpoint.restore(target, component, CONFIG, jnp.float32), theirs)
+
+
+def test_another_command_does_not_go_on_from_there(source, target, small_parts, monkeypatch):
+    spy_on_parts(monkeypatch, KeyboardInterrupt, at=3)
+    with pytest.raises(KeyboardInterrupt):
+        convert_checkpoint(source, target, BOTH, dtype="bfloat16")
+    monkeypatch.undo()
+    monkeypatch.setattr(checkpoint, "PART_BYTES", 2000)
+    convert_checkpoint(source, target, BOTH)
+    kinds = {stored.dtype for stored in Manifest.read(target).components["toy"].parameters.values()}
+    assert kinds == {"float32"}
+
+
+def test_a_part_that_reads_back_otherwise_is_refused(source, target, monkeypatch):
+    write = checkpoint.write_part
+
+    def damaged(folder, arrays, axes):
+        path = next(iter(arrays))
+        write(folder, {**arrays, path: arrays[path] + 1}, axes)
+
+    monkeypatch.setattr(checkpoint, "write_part", damaged)
+    with pytest.raises(CheckpointError, match="is not what was written"):
+        convert_checkpoint(source, target, BOTH)
+    assert not target.exists()
+
+
+def test_two_programs_do_not_write_to_one_target(source, target):
+    with open_journal(target, "another job"), pytest.raises(CheckpointError, match="by another program at this time"):
+        convert_checkpoint(source, target, BOTH)
 
 
 def test_an_interrupted_overwrite_leaves_the_old_target(source, target, monkeypatch):
@@ -259,15 +358,14 @@ def test_an_interrupted_overwrite_leaves_the_old_target(source, target, monkeypa
     monkeypatch.setattr(checkpoint, "write_part", interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert_checkpoint(source, target, BOTH, overwrite=True)
-    assert os.listdir(target.parent) == [target.name]
-    theirs = stream.fill(toy.TOY, CONFIG, Tensors(source / "toy"), jnp.bfloat16)
+    theirs = stream.fill(toy.TOY, CONFIG, Tensors.open(source / "toy"), jnp.bfloat16)
     same(checkpoint.restore(target, toy.TOY, CONFIG, jnp.bfloat16), theirs)
 
 
 def test_a_part_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="part-00000 cannot be written"):
-        checkpoint.write_part(tmp_path / "file" / "part-00000", {"x": np.zeros(3)})
+        checkpoint.write_part(tmp_path / "file" / "part-00000", {"x": np.zeros(3)}, {"x": 0})
 
 
 def test_too_little_space_is_seen_before_anything_is_written(source, target, monkeypatch):
@@ -325,7 +423,7 @@ def edit_manifest(folder, edit) -> None:
     ("edit", "message"),
     [
         (lambda raw: raw.update(format="other"), "format is 'other'"),
-        (lambda raw: raw.update(version=2), "version 2; this joyjax reads 'joyjax-orbax', version 1"),
+        (lambda raw: raw.update(version=1), "version 1; this joyjax reads 'joyjax-orbax', version 2"),
         (lambda raw: raw.pop("components"), "is damaged"),
         (lambda raw: raw.update(components=[]), "is damaged"),
         (lambda raw: raw.update(components={"toy": None}), "is damaged"),
@@ -334,9 +432,14 @@ def edit_manifest(folder, edit) -> None:
         (lambda raw: first(raw).update(shape="12"), "shape"),
         (lambda raw: first(raw).update(dtype="int8"), "dtype 'int8'"),
         (lambda raw: first(raw).update(dtype=[]), "dtype"),
-        (lambda raw: first(raw).update(part="part-00009"), "part 'part-00009'"),
-        (lambda raw: first(raw).update(part=3), "part 3"),
-        (lambda raw: raw["components"]["toy"].update(parts=[".."]), "part "),
+        (lambda raw: first(raw)["pieces"][0].update(part="part-00009"), "part-00009 is missing"),
+        (lambda raw: first(raw)["pieces"][0].update(part=3), "part 3"),
+        (lambda raw: first(raw)["pieces"][0].update(part="../part-00000"), "part '../part-00000'"),
+        (lambda raw: first(raw)["pieces"][0].update(start=1), "rows 1 to"),
+        (lambda raw: first(raw)["pieces"][0].update(stop=-1), "rows 0 to -1"),
+        (lambda raw: first(raw)["pieces"][0].update(sha256=7), "sha256 7"),
+        (lambda raw: first(raw).update(pieces=[]), "pieces of 0 rows"),
+        (lambda raw: first(raw).update(pieces=[3]), "is damaged"),
         (lambda raw: first(raw).pop("shape"), "shape"),
         (lambda raw: first(raw).update(shape=[5, 13]), r"first.kernel has shape \[5, 13\], expected \[5, 12\]"),
         (lambda raw: raw["components"]["toy"]["parameters"].pop("first.bias"), r"first.bias \[12\] is missing"),
@@ -365,7 +468,7 @@ def test_a_part_of_other_arrays(source, target):
     convert_checkpoint(source, target, BOTH)
     part = target / "toy" / "part-00000"
     shutil.rmtree(part)
-    checkpoint.write_part(part, {"first.kernel": np.zeros((5, 12), np.float32)})
+    checkpoint.write_part(part, {"first.kernel": np.zeros((5, 12), np.float32)}, {"first.kernel": 0})
     with pytest.raises(CheckpointError, match="part-00000 cannot be read; convert the model again"):
         checkpoint.restore(target, toy.TOY, CONFIG, jnp.float32)
 

@@ -61,7 +61,7 @@ def test_what_a_model_needs_is_what_its_networks_hold(checkpoint):
     for need in found.needs:
         each = []
         for component in FAMILIES["JoyImageEditPipeline"].components:
-            config, tensors = component.read_config(checkpoint), Tensors(checkpoint / component.folder)
+            config, tensors = component.read_config(checkpoint), Tensors.open(checkpoint / component.folder)
             network = stream.fill(component, config, tensors, need.dtype)
             each.append(sum(array.nbytes for array in jax.tree.leaves(network.state)))
         assert (need.resident_bytes, need.staged_bytes) == (sum(each), max(each))

@@ -43,6 +43,22 @@ def test_the_inverse_of_a_transform_leads_back(case):
         np.testing.assert_array_equal(transform.inverse(transform.forward(other, shape)), other)
 
 
+@given(CASES, st.data())
+def test_a_part_of_a_parameter_is_found_in_its_tensor(case, data):
+    transform, shape = case[0], tuple(case[1])
+    index = [slice(*sorted(data.draw(st.tuples(st.integers(0, size), st.integers(0, size))))) for size in shape]
+    tensor = numbered(*transform.source_shape(shape))
+    part = transform.part(shape, index)
+    if part is None:
+        assert transform.name == "patch_in"  # which merges axes
+        return
+    seen = tensor.reshape(transform.view(shape))[(*part, ...)]
+    small = tuple(len(range(size)[each]) for size, each in zip(shape, index, strict=True))
+    axes = transform.axes(shape)
+    kept = seen.transpose(*axes, *(axis for axis in range(seen.ndim) if axis not in axes)).reshape(small)
+    np.testing.assert_array_equal(kept, transform.forward(tensor, shape)[(*index, ...)])
+
+
 def test_split_out_puts_part_head_and_channel_in_this_order():
     tensor = numbered(3 * 4 * 5, 2)
     kernel = rules.split_out.forward(tensor, (2, 3, 4, 5))

@@ -6,9 +6,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 import toy
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from joyjax.convert.safetensors import Tensor, Tensors
+from joyjax.convert.safetensors import Tensors
 from joyjax.errors import CheckpointError
 
 NAMED = {
@@ -25,7 +27,7 @@ def test_one_file_or_shards_under_the_names_of_either_library(tmp_path, stem, sh
         save_file(NAMED, tmp_path / f"{stem}.safetensors")
     else:
         toy.save_sharded(tmp_path, NAMED, shards, stem)
-    tensors = Tensors(tmp_path)
+    tensors = Tensors.open(tmp_path)
     assert tensors.shapes == {"a.weight": (4, 6), "b.weight": (5, 2), "c.count": ()}
     assert {name: header.dtype for name, header in tensors.headers.items()} == {
         "a.weight": "float32",
@@ -44,9 +46,21 @@ def test_one_file_or_shards_under_the_names_of_either_library(tmp_path, stem, sh
 
 def test_some_rows_of_a_tensor(tmp_path):
     save_file(NAMED, tmp_path / "model.safetensors")
-    rows = Tensors(tmp_path).read("b.weight", slice(1, 3))
+    rows = Tensors.open(tmp_path).read("b.weight", part=(slice(1, 3), slice(0, 2)))
     assert rows.dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(rows, NAMED["b.weight"][1:3])
+
+
+@given(st.data())
+def test_any_part_of_any_view(tmp_path_factory, data):
+    shape = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+    array = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+    folder = tmp_path_factory.mktemp("view")
+    save_file({"before": np.zeros(3, np.int8), "x": array, "y": np.zeros(2)}, folder / "model.safetensors")
+    view = data.draw(st.sampled_from([tuple(shape), (array.size,), (1, shape[0], array.size // shape[0])]))
+    part = [slice(*sorted(data.draw(st.tuples(st.integers(0, size), st.integers(0, size))))) for size in view]
+    read = Tensors.open(folder).read("x", view, part)
+    np.testing.assert_array_equal(read, array.reshape(view)[tuple(part)])
 
 
 def test_opening_reads_no_data(tmp_path):
@@ -54,12 +68,13 @@ def test_opening_reads_no_data(tmp_path):
     save_file(NAMED, file)
     header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
     file.write_bytes(file.read_bytes()[:header] + b"\xff" * (file.stat().st_size - header))
-    assert Tensors(tmp_path).headers["a.weight"] == Tensor((4, 6), "float32", file)
+    tensor = Tensors.open(tmp_path).headers["a.weight"]
+    assert (tensor.shape, tensor.dtype, tensor.file) == ((4, 6), "float32", file)
 
 
 def refused(folder, *parts: str) -> None:
     with pytest.raises(CheckpointError) as raised:
-        Tensors(folder)
+        Tensors.open(folder)
     assert all(part in str(raised.value) for part in (str(folder), *parts)), raised.value
 
 
@@ -80,7 +95,7 @@ def test_a_variant_does_not_count(tmp_path):
     save_file(NAMED, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
     refused(tmp_path, "diffusion_pytorch_model.fp16.safetensors", "default names")
     save_file({"x": np.zeros(1)}, tmp_path / "diffusion_pytorch_model.safetensors")
-    assert list(Tensors(tmp_path).headers) == ["x"]
+    assert list(Tensors.open(tmp_path).headers) == ["x"]
 
 
 def test_two_sets_of_weights(tmp_path):
@@ -160,7 +175,7 @@ def test_a_tensor_in_two_files(tmp_path):
 
 def test_a_file_that_went_away(tmp_path):
     save_file(NAMED, tmp_path / "model.safetensors")
-    tensors = Tensors(tmp_path)
+    tensors = Tensors.open(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="model.safetensors: tensor a.weight cannot be read"):
         tensors.read("a.weight")

@@ -31,7 +31,7 @@ def expected(named) -> dict[str, np.ndarray]:
 
 
 def test_every_parameter_gets_its_numbers(folder):
-    weights = stream.fill(toy.TOY, CONFIG, Tensors(folder), jnp.float32)
+    weights = stream.fill(toy.TOY, CONFIG, Tensors.open(folder), jnp.float32)
     filled, wanted = leaves(weights.state), expected(toy.tensors(CONFIG))
     assert filled.keys() == wanted.keys()
     for path, leaf in filled.items():
@@ -44,7 +44,7 @@ def test_every_parameter_gets_its_numbers(folder):
 def test_numbers_are_cast_to_what_the_network_wants(tmp_path, stored, dtype):
     named = toy.tensors(CONFIG, stored)
     save_file(named, tmp_path / "model.safetensors")
-    filled = leaves(stream.fill(toy.TOY, CONFIG, Tensors(tmp_path), jnp.dtype(dtype)).state)
+    filled = leaves(stream.fill(toy.TOY, CONFIG, Tensors.open(tmp_path), jnp.dtype(dtype)).state)
     for path, value in expected(named).items():
         wanted = "float32" if path.endswith("norm.scale") else dtype
         assert filled[path].dtype == wanted, path
@@ -53,7 +53,7 @@ def test_numbers_are_cast_to_what_the_network_wants(tmp_path, stored, dtype):
 
 def test_a_mesh_places_parameters_by_their_logical_axes(folder):
     mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("cfg", "tensor"))
-    filled = leaves(stream.fill(toy.TOY, CONFIG, Tensors(folder), jnp.float32, mesh).state)
+    filled = leaves(stream.fill(toy.TOY, CONFIG, Tensors.open(folder), jnp.float32, mesh).state)
     kernel = filled["blocks.1.qkv.kernel"][...]
     assert kernel.sharding.spec == PartitionSpec(None, None, "tensor", None)
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(12, 3, 2, 2)}
@@ -67,7 +67,7 @@ def test_a_mesh_that_does_not_fit_is_refused_before_reading(folder, monkeypatch)
     monkeypatch.setattr(Tensors, "read", lambda *_: pytest.fail("read"))
     mesh = Mesh(np.array(jax.devices()[:3]), ("tensor",))
     with pytest.raises(MeshError, match="blocks.0.out.kernel"):
-        stream.fill(toy.TOY, CONFIG, Tensors(folder), jnp.float32, mesh)
+        stream.fill(toy.TOY, CONFIG, Tensors.open(folder), jnp.float32, mesh)
 
 
 def test_tensors_that_do_not_fit_are_refused_before_reading(tmp_path, monkeypatch):
@@ -77,7 +77,7 @@ def test_tensors_that_do_not_fit_are_refused_before_reading(tmp_path, monkeypatc
     save_file(named, tmp_path / "model.safetensors")
     monkeypatch.setattr(Tensors, "read", lambda *_: pytest.fail("read"))
     with pytest.raises(CheckpointError) as raised:
-        stream.fill(toy.TOY, CONFIG, Tensors(tmp_path), jnp.float32)
+        stream.fill(toy.TOY, CONFIG, Tensors.open(tmp_path), jnp.float32)
     assert all(part in str(raised.value) for part in (str(tmp_path), "first.weight", "layers.1.out.bias"))
 
 
@@ -87,18 +87,18 @@ def test_parameters_of_another_kind_are_refused(tmp_path, dtype):
     named["first.weight"] = named["first.weight"].astype(dtype)
     save_file(named, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=f"tensor first.weight is {dtype}"):
-        stream.fill(toy.TOY, CONFIG, Tensors(tmp_path), jnp.float32)
+        stream.fill(toy.TOY, CONFIG, Tensors.open(tmp_path), jnp.float32)
 
 
 def test_an_ignored_tensor_may_be_of_any_kind(tmp_path):
     named = toy.tensors(CONFIG)
     save_file({**named, "unused.7": np.ones(4, np.int64)}, tmp_path / "model.safetensors")
-    stream.fill(toy.TOY, CONFIG, Tensors(tmp_path), jnp.float32)
+    stream.fill(toy.TOY, CONFIG, Tensors.open(tmp_path), jnp.float32)
 
 
 def test_progress_counts_the_bytes_that_are_used(folder):
     calls = []
-    plan = stream.plan(toy.TOY, CONFIG, Tensors(folder), jnp.bfloat16)
+    plan = stream.plan(toy.TOY, CONFIG, Tensors.open(folder), jnp.bfloat16)
     plan.fill(progress=lambda done, total: calls.append((done, total)))
     used = sum(array.nbytes for name, array in toy.tensors(CONFIG).items() if name != "unused.7")
     assert calls[-1] == (used, used) == (plan.nbytes, plan.nbytes)

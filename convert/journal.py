@@ -1,0 +1,99 @@
+"""What a conversion has done so far, so that one that was killed goes on.
+
+Beside the target TARGET lies `.TARGET.unfinished/`: `journal.jsonl`, `lock`, and `new/`, which becomes the target. The
+journal's first line names the job; each further one a part that was written and read back, or that all were and `new/`
+is being given its place. A line that was cut off by a kill is as good as none.
+"""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import filelock
+
+from joyjax.errors import CheckpointError
+
+PLACING = "placing"
+
+
+@dataclasses.dataclass
+class Journal:
+    """The journal of one job: the digests in each part that is done, by component and part."""
+
+    folder: Path
+    done: dict[tuple[str, str], dict[str, str]]
+    placing: bool = False
+
+    @property
+    def new(self) -> Path:
+        """The folder that becomes the target."""
+        return self.folder / "new"
+
+    def part_done(self, component: str, part: str, digests: Mapping[str, str]) -> None:
+        """Note that a part is on disk and was read back."""
+        self._append({"component": component, "part": part, "sha256": digests})
+        self.done[component, part] = dict(digests)
+
+    def all_done(self) -> None:
+        """Note that `new` is whole, and from now on may be found in its place."""
+        self._append(PLACING)
+        self.placing = True
+
+    def _append(self, entry: object) -> None:
+        with (self.folder / "journal.jsonl").open("a", encoding="utf-8") as opened:
+            opened.write("\n" + json.dumps(entry) + "\n")  # the line before may have been cut off
+
+
+@contextlib.contextmanager
+def open_journal(target: Path, job: str) -> Iterator[Journal]:
+    """Open the journal of a job, new or that of an earlier run of the same job; held until the block is left.
+
+    Raises:
+        CheckpointError: if another program writes to the same target at this time.
+        OSError: if the folder cannot be made.
+    """
+    folder = unfinished(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise CheckpointError(f"{target} is being written by another program at this time; let it end") from None
+    try:
+        journal = _read(folder, job)
+        if journal is None:
+            for path in folder.iterdir():
+                if path.name != "lock":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            journal = Journal(folder, {})
+            journal._append({"job": job})
+        yield journal
+    finally:
+        lock.release()
+
+
+def unfinished(target: Path) -> Path:
+    """Return the folder beside a target where it is made."""
+    return target.with_name(f".{target.name}.unfinished")
+
+
+def _read(folder: Path, job: str) -> Journal | None:
+    journal, lines = Journal(folder, {}), []
+    with contextlib.suppress(OSError):
+        lines = (folder / "journal.jsonl").read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    entries = []
+    for line in lines:
+        if line.endswith("\n"):
+            with contextlib.suppress(ValueError):
+                entries.append(json.loads(line))
+    if not entries or entries[0] != {"job": job}:
+        return None
+    for entry in entries[1:]:
+        if entry == PLACING:
+            journal.placing = True
+        else:
+            journal.done[entry["component"], entry["part"]] = entry["sha256"]
+    return journal
