@@ -17,7 +17,7 @@ from PIL import Image
 
 import joyjax
 from joyjax.inputs.image import to_pixels
-from joyjax.pipeline import model_folder
+from joyjax.inputs.model import model_folder
 from joyjax.sampling.noise import initial_noise
 from joyjax.scoring import Score, tasks
 from joyjax.shapes.draw import render

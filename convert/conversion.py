@@ -17,13 +17,13 @@ from jax.typing import DTypeLike
 from joyjax.convert import checkpoint, stream
 from joyjax.convert.checkpoint import MANIFEST, Converted, Manifest, Piece, Stored
 from joyjax.convert.component import Component
-from joyjax.convert.journal import Journal, open_journal, unfinished
+from joyjax.convert.journal import Journal, open_journal
 from joyjax.convert.native import Native
 from joyjax.convert.rules import Match, Shape
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.stream import Progress
 from joyjax.errors import CheckpointError, RequestError
-from joyjax.inputs.files import read_json
+from joyjax.inputs.files import read_json, unfinished
 from joyjax.layers.weights import leaves
 from joyjax.sharding.rules import partition_spec
 

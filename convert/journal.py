@@ -15,6 +15,7 @@ from pathlib import Path
 import filelock
 
 from joyjax.errors import CheckpointError
+from joyjax.inputs.files import unfinished
 
 PLACING = "placing"
 
@@ -73,11 +74,6 @@ def open_journal(target: Path, job: str) -> Iterator[Journal]:
         yield journal
     finally:
         lock.release()
-
-
-def unfinished(target: Path) -> Path:
-    """Return the folder beside a target where it is made."""
-    return target.with_name(f".{target.name}.unfinished")
 
 
 def _read(folder: Path, job: str) -> Journal | None:

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from jax.sharding import Mesh
 
@@ -12,15 +11,14 @@ from joyjax.convert import checkpoint, stream
 from joyjax.convert.native import Native
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.stream import Progress
-from joyjax.errors import CheckpointError, RequestError
 from joyjax.families.family import Family, Files
 from joyjax.families.registry import family_of
 from joyjax.inputs.files import read_json
+from joyjax.inputs.model import model_folder
 from joyjax.layers.weights import Weights
 from joyjax.sharding.mesh import check_mesh
 
 BASE_SIZE = 1024  # where a checkpoint names no other
-DEMO = Path(__file__).parent / "demo"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +46,7 @@ def load(
     mesh: Mesh | None = None,
     progress: Progress | None = None,
 ) -> Pipeline:
-    """Load a Diffusers folder or a folder that `joyjax convert` wrote; without `model`, the bundled demo.
+    """Load a Diffusers folder, one that `joyjax convert` wrote, or a hub id; without `model`, the bundled demo.
 
     `dtype` is that of parameters and matrix products, "bfloat16" or "float32". `mesh` places the networks on several
     devices; None takes one. `progress` is called with the bytes read so far and in all.
@@ -85,27 +83,6 @@ def load(
         weights[name] = plan.fill(mesh, advance)
         before += plan.nbytes
     return Pipeline(family, files, weights, dtype, mesh, native, str(folder))
-
-
-def model_folder(model: str | os.PathLike | None) -> Path:
-    """Return the folder of a model; of the bundled demo where None is given.
-
-    Raises:
-        RequestError: if what is given is no path.
-        CheckpointError: if there is no such folder.
-    """
-    if model is None:
-        return DEMO
-    if not isinstance(model, str | os.PathLike):
-        raise RequestError(f"model is a {type(model).__name__}; expected the path of a folder")
-    folder = Path(model)
-    if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
-        raise CheckpointError(
-            f"model {str(model)!r} {what}; download one with: "
-            "hf download jdopensource/JoyAI-Image-Edit-Diffusers --local-dir JoyAI-Image-Edit-Diffusers"
-        )
-    return folder
 
 
 def _advance(progress: Progress, before: int, total: int) -> Progress:

@@ -12,40 +12,39 @@ Option = typer.Option
 
 
 def command(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Diffusers folder.", show_default=False)],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Diffusers folder, or hub id such as owner/name@revision.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to write; it stands alone.")],
     dtype: Annotated[DType | None, Option(help="Convert to this.  [default: as in the source]")] = None,
     component: Annotated[str | None, Option(help="Convert this component alone, such as vae.", metavar="NAME")] = None,
+    share: Annotated[
+        Path | None, Option(help="Converted folder; link to its parts where they are equal.", metavar="FOLDER")
+    ] = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace what is in the target already.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Convert a Diffusers checkpoint to Orbax.
+    """Convert a checkpoint to Orbax.
 
-    The converted folder stands alone, with configs, tokenizer and processor. Prints its path.
+    The converted folder stands alone, with configs, tokenizer and processor. Every part is read back. If it is stopped,
+    the same command goes on from there. Prints the folder's path.
     """
-    from joyjax import dtypes
     from joyjax.commands.progress import gibibytes, loading, note
-    from joyjax.convert.conversion import convert_checkpoint
-    from joyjax.families.registry import family_of
-    from joyjax.inputs.files import read_json
-    from joyjax.pipeline import model_folder
+    from joyjax.converting import convert_model
 
-    folder = model_folder(source)
-    index = folder / "model_index.json"
-    family = family_of(read_json(index).get("_class_name"), str(index))
     with loading("converting") as advance:
-        manifest = convert_checkpoint(
-            folder,
+        manifest = convert_model(
+            source,
             target,
-            family.components,
-            dtype=None if dtype is None else dtypes.by_name(dtype.value),
+            dtype=None if dtype is None else dtype.value,
             component=component,
+            share=share,
             overwrite=overwrite,
             progress=advance,
         )
     for name, converted in manifest.components.items():
         kinds = ", ".join(sorted({stored.dtype for stored in converted.parameters.values()}))
         note(f"{name:14} {len(converted.parameters):5} tensors  {gibibytes(converted.nbytes):>10}  {kinds}")
-    if len(manifest.components) == len(family.components):
+    if set(manifest.components) == {"text_encoder", "transformer", "vae"}:
         note(f'next: joyjax edit "make the sky red" --image photo.jpg --model {shlex.quote(str(target))}')
     typer.echo(target)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +10,7 @@ Option = typer.Option
 
 
 def command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Diffusers folder, or one that `convert` wrote.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Diffusers folder, one of `convert`, or hub id.")],
     as_json: Annotated[bool, Option("--json", help="Print json.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -21,7 +20,7 @@ def command(
     """
     from joyjax.commands.progress import gibibytes
     from joyjax.info import describe
-    from joyjax.pipeline import model_folder
+    from joyjax.inputs.model import model_folder
 
     described = describe(model_folder(model))
     if as_json:

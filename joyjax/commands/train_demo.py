@@ -48,7 +48,7 @@ def command(
         raise RequestError(f"training needs {error.name}; install it with: pip install 'joyjax[train]'") from None
 
     from joyjax.commands.progress import note
-    from joyjax.pipeline import model_folder
+    from joyjax.inputs.model import model_folder
     from joyjax.sharding.mesh import parse_mesh
     from joyjax.training.recipe import Recipe, train_demo
 

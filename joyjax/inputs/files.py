@@ -74,6 +74,11 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+def unfinished(target: Path) -> Path:
+    """Return the folder beside a target where `joyjax convert` makes it until it is whole."""
+    return target.with_name(f".{target.name}.unfinished")
+
+
 def check_files(folder: Path) -> None:
     """Check that a checkpoint is made of folders and regular files, and that no link in it leads out of it.
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 import joyjax
 from joyjax.inputs.image import to_pixels
-from joyjax.pipeline import DEMO
+from joyjax.inputs.model import DEMO
 from joyjax.sampling.noise import initial_noise
 from joyjax.scoring import tasks
 from joyjax.shapes.draw import render

@@ -11,7 +11,8 @@ from joyjax.convert.conversion import convert_checkpoint
 from joyjax.convert.native import Native
 from joyjax.errors import CheckpointError
 from joyjax.families.joyimage import EDIT
-from joyjax.pipeline import DEMO, load
+from joyjax.inputs.model import DEMO
+from joyjax.pipeline import load
 from joyjax.request import check_request
 
 ARGUMENTS = dict.fromkeys(("negative_prompt", "steps", "guidance_scale", "height", "width", "base_size", "noise"))

@@ -13,10 +13,11 @@ from PIL import Image
 from joyjax.convert.export import export
 from joyjax.convert.wan_vae import VAE
 from joyjax.families.joyimage import DROPPED, EDIT, prompt_tokens
+from joyjax.inputs.model import DEMO
 from joyjax.inputs.text import control_token
 from joyjax.inputs.vision import vision_patches
 from joyjax.layers.weights import leaves
-from joyjax.pipeline import DEMO, load
+from joyjax.pipeline import load
 from joyjax.shapes.edits import KINDS, apply, combination, held_out
 from joyjax.sharding.mesh import parse_mesh
 from joyjax.training import autoencoder, flow

@@ -1,0 +1,60 @@
+"""Finding the folder of a model: one on this machine, one of the hub, or the bundled demo."""
+
+import os
+import re
+from pathlib import Path
+
+from joyjax.errors import CheckpointError, RequestError
+from joyjax.inputs.files import check_files, unfinished
+
+DEMO = Path(__file__).parents[1] / "demo"
+REAL = "jdopensource/JoyAI-Image-Edit-Diffusers"
+HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
+
+# What joyjax reads of a checkpoint. The pickled ones are those of the model's own repository.
+PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.jinja", "transformer/*.pth", "vae/*.pth")
+
+
+def model_folder(model: str | os.PathLike | None) -> Path:
+    """Return the folder of a model; of the bundled demo where None is given.
+
+    What names no folder here and looks like `owner/name` or `owner/name@revision` is a hub id: what joyjax reads of it
+    comes through huggingface_hub, with its cache, its tokens and its offline mode.
+
+    Raises:
+        RequestError: if what is given is no path.
+        CheckpointError: if there is no such folder or hub id, or something in it is not the checkpoint's own.
+    """
+    if model is None:
+        return DEMO
+    if not isinstance(model, str | os.PathLike):
+        raise RequestError(f"model is a {type(model).__name__}; expected the path of a folder, or a hub id")
+    folder = Path(model)
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"model {str(model)!r} is not a folder")
+    if unfinished(folder).is_dir() and not folder.exists():
+        raise CheckpointError(
+            f"model {str(model)!r} is not whole yet: give the `joyjax convert` that began it once more"
+        )
+    if not folder.exists():
+        found = HUB_ID.fullmatch(model) if isinstance(model, str) else None
+        if found is None:
+            raise CheckpointError(
+                f"model {str(model)!r} does not exist; name a folder, or a hub id such as {REAL} or {REAL}@main"
+            )
+        folder = _from_hub(found["name"], found["revision"])
+    check_files(folder)
+    return folder
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
+    except Exception as error:  # of the hub's, of its HTTP library, of the disk
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"model {name!r} is no folder here, and cannot be had from the hub ({type(error).__name__}: {reason}); "
+            "check the name and the connection, and for a closed model do `hf auth login`"
+        ) from error
