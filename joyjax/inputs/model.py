@@ -32,7 +32,7 @@ def model_folder(model: str | os.PathLike | None) -> Path:
     folder = Path(model)
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"model {str(model)!r} is not a folder")
-    if unfinished(folder).is_dir() and not folder.exists():
+    if folder.name and unfinished(folder).is_dir() and not folder.exists():
         raise CheckpointError(
             f"model {str(model)!r} is not whole yet: give the `joyjax convert` that began it once more"
         )

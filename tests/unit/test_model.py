@@ -1,0 +1,103 @@
+"""Finding a model: a folder, a hub id in the hub's own cache, and what is refused."""
+
+import os
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import huggingface_hub.constants as constants
+import pytest
+
+import joyjax
+from joyjax.convert.checkpoint import Manifest
+from joyjax.converting import convert_model
+from joyjax.errors import CheckpointError
+from joyjax.inputs.files import check_files
+from joyjax.inputs.model import DEMO, PATTERNS, model_folder
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Path:
+    """The hub's cache with the demo in it as someone/demo, at the branch `main`; the tests are offline."""
+    cache = tmp_path / "hub"
+    home = cache / "models--someone--demo"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text(COMMIT)
+    (home / "blobs").mkdir()
+    for number, file in enumerate(path for path in sorted(DEMO.rglob("*")) if path.is_file()):
+        blob, place = home / "blobs" / f"{number:040x}", home / "snapshots" / COMMIT / file.relative_to(DEMO)
+        shutil.copy(file, blob)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(os.path.relpath(blob, place.parent))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    return home
+
+
+@pytest.mark.parametrize("name", ["someone/demo", "someone/demo@main", f"someone/demo@{COMMIT}"])
+def test_a_hub_id_is_found_in_the_hubs_cache(hub, name):
+    assert model_folder(name) == hub / "snapshots" / COMMIT
+    assert joyjax.load(name).native == joyjax.load(DEMO).native
+
+
+def test_a_hub_id_converts_as_its_folder_does(hub, tmp_path):
+    ours, theirs = convert_model("someone/demo", tmp_path / "a"), convert_model(DEMO, tmp_path / "b")
+    for name, converted in ours.components.items():
+        assert converted.parameters == theirs.components[name].parameters
+    assert not any(path.is_symlink() for path in (tmp_path / "a").rglob("*"))
+    assert Manifest.read(tmp_path / "a") == ours
+
+
+def test_what_is_asked_of_the_hub(monkeypatch):
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: asked.append((a, k)) or str(DEMO))
+    assert model_folder("some-one/A.model_1@refs/pr/3") == DEMO
+    assert asked == [(("some-one/A.model_1",), {"revision": "refs/pr/3", "allow_patterns": list(PATTERNS)})]
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "someone/demo@v9"])
+def test_a_hub_id_that_cannot_be_had(hub, name):
+    with pytest.raises(CheckpointError, match="is no folder here, and cannot be had from the hub .*; check the name"):
+        model_folder(name)
+
+
+@pytest.mark.parametrize("name", ["nothing", "./no/thing", "/no/thing", "a/b/c", "a/b@", "../a/b", "a b/c", "é/b", ""])
+def test_what_is_no_hub_id_is_never_asked_for(monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    if name:
+        with pytest.raises(CheckpointError, match="does not exist; name a folder, or a hub id such as"):
+            model_folder(name)
+    else:
+        with pytest.raises(CheckpointError, match="model_index.json is missing"):
+            joyjax.load(name)  # the empty path is the folder one is in
+
+
+def test_a_folder_goes_before_the_hub(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(DEMO, tmp_path / "someone" / "demo")
+    assert model_folder("someone/demo") == Path("someone/demo")
+
+
+def test_a_model_whose_conversion_was_stopped(tmp_path):
+    (tmp_path / ".model.unfinished").mkdir()
+    with pytest.raises(CheckpointError, match="is not whole.*: give the `joyjax convert` that began it once more"):
+        joyjax.load(tmp_path / "model")
+
+
+def test_links_out_of_a_checkpoint_are_refused_but_the_hubs_are_not(hub, tmp_path):
+    snapshot = hub / "snapshots" / COMMIT
+    check_files(snapshot)
+    (snapshot / "extra.json").symlink_to("/etc/hostname")
+    with pytest.raises(CheckpointError, match="extra.json is a link to /etc/hostname, outside of the checkpoint"):
+        joyjax.load("someone/demo")
+    copy = shutil.copytree(DEMO, tmp_path / "copy")
+    shutil.move(copy / "vae", tmp_path / "vae")
+    (copy / "vae").symlink_to(tmp_path / "vae")
+    with pytest.raises(CheckpointError, match="vae is a link to .*, outside of the checkpoint"):
+        joyjax.load(copy)
+    (copy / "vae").unlink()
+    shutil.move(tmp_path / "vae", copy / "elsewhere")
+    (copy / "vae").symlink_to("elsewhere")
+    joyjax.load(copy)  # a link within
