@@ -10,13 +10,16 @@ A part is small, so that writing and reading hold little in memory, and stands a
 parameter larger than a part lies in several, cut along its first axis; the manifest says which rows are where.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import math
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +45,8 @@ MANIFEST = native.FILE
 FORMAT, VERSION = "joyjax-orbax", 2
 NATIVE_KEYS = {field.name for field in dataclasses.fields(Native)}
 PART_BYTES = 2**27  # converting takes about three times this besides the interpreter
-CHUNK_BYTES = 2**24  # what is read of a part at least
+CHUNK_BYTES = 2**23  # what is read of an array at least; a row of the MLP's kernels falls into eight
+FEW = 64  # Orbax cuts an axis that it is told to cut into single entries: only heads are so few
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,21 +167,40 @@ def parts(parameters: Mapping[str, Stored]) -> dict[str, dict[str, Piece]]:
     return found
 
 
+Told = Mapping[str, tuple[Shape, str, str]]  # shape, dtype and SHA-256 of each array of a part
+
+
+def told(parameters: Mapping[str, Stored]) -> dict[str, Told]:
+    """Return what each part should hold."""
+    return {
+        part: {
+            path: ((piece.stop - piece.start, *parameters[path].shape[1:]), parameters[path].dtype, piece.sha256)
+            if parameters[path].shape
+            else ((), parameters[path].dtype, piece.sha256)
+            for path, piece in held.items()
+        }
+        for part, held in parts(parameters).items()
+    }
+
+
 def write_part(folder: Path, arrays: Mapping[str, np.ndarray], axes: Mapping[str, int]) -> None:
-    """Write one Orbax checkpoint; returns when it is on disk. `axes`: along which to cut chunks, for who reads a share.
+    """Write one Orbax checkpoint; returns when it is on disk. `axes`: the one that devices share out.
 
     Not compressed: that takes three times as long and saves a fifth.
 
     Raises:
         CheckpointError: if it cannot be written: a full disk, say.
     """
-    how = {path: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(axes[path],)) for path in arrays}
+    how = {}
+    for path, array in arrays.items():
+        cut = array.nbytes > CHUNK_BYTES and array.shape[axes[path]] <= FEW
+        how[path] = ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(axes[path],) if cut else ())
     try:
         # Not StandardCheckpointer, which is asynchronous: after a failure its threads wait on, and report on stderr.
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
+        with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
             checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(dict(arrays), save_args=how))
     except Exception as error:  # Orbax raises bare ones too
-        raise CheckpointError(f"{folder} cannot be written ({_first_line(error)})") from error
+        raise CheckpointError(f"{folder} cannot be written ({_reason(error)})") from error
 
 
 def read_part(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,14 +210,14 @@ def read_part(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError: if it cannot be read.
     """
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _quiet(), ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(folder.absolute(), dict(wanted))
     except Exception as error:  # see `write_part`
-        raise CheckpointError(f"{folder} cannot be read; convert the model again ({_first_line(error)})") from error
+        raise CheckpointError(f"{folder} cannot be read; convert the model again ({_reason(error)})") from error
 
 
-def check_part(folder: Path, held: Mapping[str, tuple[Shape, str, str]]) -> None:
-    """Read a part back and compare it with what should be in it: shape, dtype and SHA-256 of each array.
+def check_part(folder: Path, held: Told) -> None:
+    """Read a part and compare it with what should be in it.
 
     Raises:
         CheckpointError: for the first array that differs.
@@ -203,7 +226,7 @@ def check_part(folder: Path, held: Mapping[str, tuple[Shape, str, str]]) -> None
     for path, array in read_part(folder, wanted).items():
         shape, dtype, sha256 = held[path]
         if (array.shape, str(array.dtype)) != (shape, dtype) or digest(array) != sha256:
-            raise CheckpointError(f"{folder}: {path} is not what was written; is the disk sound? Convert again")
+            raise CheckpointError(f"{folder}: {path} is not what was written; is the disk sound? Convert it again")
 
 
 def digest(array: np.ndarray) -> str:
@@ -344,5 +367,18 @@ def _stored(raw: Mapping[str, Any]) -> Stored:
     return Stored(tuple(shape), dtype, tuple(pieces))
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200]
+def _reason(error: Exception) -> str:
+    code = re.search("os_error_code='([0-9]+)'", str(error))  # somewhere in much else that TensorStore says
+    return os.strerror(int(code[1])) if code else str(error).partition("\n")[0][:200]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Orbax from logging, with tracebacks, the errors of its threads that it then raises."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

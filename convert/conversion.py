@@ -1,5 +1,6 @@
 """From a Diffusers folder to a converted one: whole or nothing, and going on where it was stopped."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,7 +16,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from joyjax.convert import checkpoint, stream
-from joyjax.convert.checkpoint import MANIFEST, Converted, Manifest, Piece, Stored
+from joyjax.convert.checkpoint import MANIFEST, Converted, Manifest, Piece, Stored, Told
 from joyjax.convert.component import Component
 from joyjax.convert.journal import Journal, open_journal
 from joyjax.convert.native import Native
@@ -23,11 +24,11 @@ from joyjax.convert.rules import Match, Shape
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.stream import Progress
 from joyjax.errors import CheckpointError, RequestError
-from joyjax.inputs.files import read_json, unfinished
+from joyjax.inputs.files import read_json
 from joyjax.layers.weights import leaves
 from joyjax.sharding.rules import partition_spec
 
-Content = frozenset[tuple[str, int, int, str, str]]  # path, rows from and to, dtype and SHA-256 of each piece of a part
+Content = frozenset[tuple[str, Shape, str, str]]  # path, shape, dtype and SHA-256 of each array of a part
 
 INDEX = "model_index.json"
 SPARE = 2**26  # bytes, for what is not weights
@@ -72,12 +73,23 @@ def convert_checkpoint(
     }
     made = {name: Converted(_layout(plan, dtype is None), _origin(plan, dtype)) for name, plan in plans.items()}
     native = Native.read(source)
-    job = _sha256([str(target), index, dataclasses.asdict(native), [converted.origin for converted in made.values()]])
+    job = _sha256(
+        [
+            str(target),
+            index,
+            dataclasses.asdict(native),
+            *(dataclasses.asdict(converted) for converted in made.values()),
+        ]
+    )
     _check_target(source, target)
     try:
         with open_journal(target, job) as journal:
             try:
-                if not journal.placing:
+                if journal.placing:
+                    overwrite = overwrite or journal.overwrite  # the run that began it may have removed things already
+                    rest = {name: converted for name, converted in made.items() if (journal.new / name).exists()}
+                    _kept(target, index, rest, overwrite)  # the target may have changed since
+                else:
                     kept = _kept(target, index, made, overwrite)
                     made = {name: converted for name, converted in made.items() if name not in kept}
                     if not made:
@@ -90,23 +102,23 @@ def convert_checkpoint(
                         for name, converted in made.items()
                     }
                     Manifest({**kept, **made}, native).write(journal.new)
-                    journal.all_done()
+                    journal.all_done(overwrite)
                 _place(journal.new, target, overwrite)
                 journal.done.clear()
+            except (CheckpointError, OSError) as error:
+                said = error if isinstance(error, CheckpointError) else f"{target} cannot be written: {error}"
+                raise CheckpointError(f"{said}{_kept_beside(journal)}") from error
             finally:
                 if not journal.done:  # nothing to go on from
                     shutil.rmtree(journal.folder, ignore_errors=True)
     except OSError as error:
-        raise CheckpointError(f"{target} cannot be written: {error}{_kept_beside(target)}") from error
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}{_kept_beside(target)}") from error
+        raise CheckpointError(f"{target} cannot be written: {error}") from error
     return Manifest.read(target)
 
 
-def _kept_beside(target: Path) -> str:
-    """Say what a conversion that failed has left, if anything."""
-    folder = unfinished(target)
-    return f"; what was done lies in {folder}, and the same command goes on from there" if folder.exists() else ""
+def _kept_beside(journal: Journal) -> str:
+    """Say what a conversion that failed leaves, if anything."""
+    return f"; what was done lies in {journal.folder}, and the same command goes on from there" if journal.done else ""
 
 
 def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
@@ -133,6 +145,10 @@ def _check_target(source: Path, target: Path) -> None:
         raise RequestError(f"target {target} holds the source {source}; name another")
     if target.exists() and not target.is_dir():
         raise RequestError(f"target {target} is a file; name a folder")
+    if target.exists() and target.stat().st_dev != target.parent.stat().st_dev:
+        raise RequestError(f"target {target} is the root of a disk, where no folder can be moved to; name one in it")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise CheckpointError(f"target {target} is read-only; make it writable, or name another")
 
 
 def _kept(
@@ -141,9 +157,15 @@ def _kept(
     """Return the components that stay in the target, if it may be written to."""
     if not target.exists() or not any(target.iterdir()):
         return {}
-    if checkpoint.is_converted(target) and read_json(target / INDEX) == index:
-        there = Manifest.read(target).components
+    there = _converted(target, index)
+    if there is not None:
         clash = [name for name in made if name in there and (overwrite or there[name].origin != made[name].origin)]
+        strays = [] if overwrite else [name for name in made if name not in there and (target / name).exists()]
+        if strays:
+            raise RequestError(
+                f"target {target} holds {', '.join(strays)}, which no conversion has made; "
+                "move that away, or give --overwrite to replace it"
+            )
         if not clash:
             return there
         if overwrite:
@@ -155,6 +177,14 @@ def _kept(
     if not overwrite:
         raise RequestError(f"target {target} holds files already; name another, or give --overwrite to replace them")
     return {}
+
+
+def _converted(target: Path, index: Mapping[str, Any]) -> Mapping[str, Converted] | None:
+    """Return the components in a target made from the same model; None where it holds anything else, or is damaged."""
+    with contextlib.suppress(CheckpointError):
+        if checkpoint.is_converted(target) and read_json(target / INDEX) == index:
+            return Manifest.read(target).components
+    return None
 
 
 def _layout(plan: stream.Plan, keep: bool) -> dict[str, Stored]:
@@ -202,7 +232,7 @@ def _write_component(
     shared = {} if share is None else _by_content(share, name)
     for part, held in checkpoint.parts(converted.parameters).items():
         folder = journal.new / name / part
-        if (name, part) not in journal.done:
+        if (name, part) not in journal.done or not folder.is_dir():
             for left in folder.parent.glob(f"{part}*"):  # of a run that was killed
                 shutil.rmtree(left)
             arrays = {}
@@ -211,7 +241,7 @@ def _write_component(
                 arrays[path] = _contiguous(plan.read(matches[path], stored.dtype, stored.index(piece)))
             digests = {path: checkpoint.digest(array) for path, array in arrays.items()}
             told = {path: (array.shape, str(array.dtype), digests[path]) for path, array in arrays.items()}
-            equal = shared.get(_content(held, told))
+            equal = shared.get(_content(told))
             if equal is None:
                 checkpoint.write_part(folder, arrays, axes)
             else:
@@ -238,19 +268,12 @@ def _by_content(folder: Path, name: str) -> dict[Content, Path]:
     components = Manifest.read(folder).components
     if name not in components:
         return {}
-    stored = components[name].parameters
-    found = {}
-    for part, held in checkpoint.parts(stored).items():
-        told = {
-            path: ((piece.stop - piece.start, *stored[path].shape[1:]), stored[path].dtype, piece.sha256)
-            for path, piece in held.items()
-        }
-        found[_content(held, told)] = folder / name / part
-    return found
+    parts = checkpoint.told(components[name].parameters)
+    return {_content(held): folder / name / part for part, held in parts.items()}
 
 
-def _content(held: Mapping[str, Piece], told: Mapping[str, tuple[Shape, str, str]]) -> Content:
-    return frozenset((path, piece.start, piece.stop, *told[path][1:]) for path, piece in held.items())
+def _content(told: Told) -> Content:
+    return frozenset((path, *what) for path, what in told.items())
 
 
 def _link(source: str, target: str) -> None:
@@ -280,16 +303,27 @@ def _copy_files(
 ) -> None:
     """Copy what is not weights: the index, the chosen networks' configurations, the folders of what is no network."""
     target.mkdir(exist_ok=True)
-    shutil.copy(source / INDEX, target)
+    shutil.copyfile(source / INDEX, target / INDEX)
     for name in chosen:
         (target / name).mkdir(exist_ok=True)
-        shutil.copy(source / name / "config.json", target / name)
+        shutil.copyfile(source / name / "config.json", target / name / "config.json")
     for name, entry in index.items():
         names_a_class = isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
         if names_a_class and name not in networks:
             if not name.isidentifier() or not (source / name).is_dir():
                 raise CheckpointError(f"{source / INDEX} names {name}, but {source} has no such folder")
-            shutil.copytree(source / name, target / name, dirs_exist_ok=True)
+            shutil.rmtree(target / name, ignore_errors=True)  # of a run that was killed
+            _copy_folder(source / name, target / name)
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    """Copy the files, but not their modes: what is read-only could not be replaced or moved later."""
+    target.mkdir()
+    for entry in source.iterdir():
+        if entry.is_dir():
+            _copy_folder(entry, target / entry.name)
+        else:
+            shutil.copyfile(entry, target / entry.name)
 
 
 def _place(new: Path, target: Path, overwrite: bool) -> None:
@@ -302,9 +336,11 @@ def _place(new: Path, target: Path, overwrite: bool) -> None:
     if not target.exists() or not any(target.iterdir()):
         os.replace(new, target)
         return
-    if overwrite:
-        (target / MANIFEST).unlink(missing_ok=True)
-    for entry in sorted(new.iterdir(), key=lambda entry: entry.name == MANIFEST):  # the manifest comes last
+    # Without these two nothing loads the target, whatever model it holds: they go first and come last.
+    for name in (MANIFEST, INDEX):
+        if overwrite and (new / name).exists():
+            (target / name).unlink(missing_ok=True)
+    for entry in sorted(new.iterdir(), key=lambda entry: (entry.name == MANIFEST, entry.name == INDEX)):
         place = target / entry.name
         if place.exists() and not overwrite and entry.name != MANIFEST:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

@@ -2,7 +2,7 @@
 
 Beside the target TARGET lies `.TARGET.unfinished/`: `journal.jsonl`, `lock`, and `new/`, which becomes the target. The
 journal's first line names the job; each further one a part that was written and read back, or that all were and `new/`
-is being given its place. A line that was cut off by a kill is as good as none.
+is being given its place, with or without leave to overwrite. A line that was cut off by a kill is as good as none.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import filelock
 from joyjax.errors import CheckpointError
 from joyjax.inputs.files import unfinished
 
+JOURNAL = "journal.jsonl"
 PLACING = "placing"
 
 
@@ -27,6 +28,7 @@ class Journal:
     folder: Path
     done: dict[tuple[str, str], dict[str, str]]
     placing: bool = False
+    overwrite: bool = False  # may `placing` replace what is in the target?
 
     @property
     def new(self) -> Path:
@@ -38,13 +40,13 @@ class Journal:
         self._append({"component": component, "part": part, "sha256": digests})
         self.done[component, part] = dict(digests)
 
-    def all_done(self) -> None:
-        """Note that `new` is whole, and from now on may be found in its place."""
-        self._append(PLACING)
-        self.placing = True
+    def all_done(self, overwrite: bool) -> None:
+        """Note that `new` is whole, and from now on may be found in its place, whole or in part."""
+        self._append({PLACING: overwrite})
+        self.placing, self.overwrite = True, overwrite
 
     def _append(self, entry: object) -> None:
-        with (self.folder / "journal.jsonl").open("a", encoding="utf-8") as opened:
+        with (self.folder / JOURNAL).open("a", encoding="utf-8") as opened:
             opened.write("\n" + json.dumps(entry) + "\n")  # the line before may have been cut off
 
 
@@ -66,7 +68,8 @@ def open_journal(target: Path, job: str) -> Iterator[Journal]:
     try:
         journal = _read(folder, job)
         if journal is None:
-            for path in folder.iterdir():
+            # The journal goes first: what it tells of must be there, if this is stopped and its job comes back.
+            for path in sorted(folder.iterdir(), key=lambda path: path.name != JOURNAL):
                 if path.name != "lock":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             journal = Journal(folder, {})
@@ -79,7 +82,7 @@ def open_journal(target: Path, job: str) -> Iterator[Journal]:
 def _read(folder: Path, job: str) -> Journal | None:
     journal, lines = Journal(folder, {}), []
     with contextlib.suppress(OSError):
-        lines = (folder / "journal.jsonl").read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        lines = (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     entries = []
     for line in lines:
         if line.endswith("\n"):
@@ -88,8 +91,8 @@ def _read(folder: Path, job: str) -> Journal | None:
     if not entries or entries[0] != {"job": job}:
         return None
     for entry in entries[1:]:
-        if entry == PLACING:
-            journal.placing = True
+        if PLACING in entry:
+            journal.placing, journal.overwrite = True, entry[PLACING]
         else:
             journal.done[entry["component"], entry["part"]] = entry["sha256"]
     return journal

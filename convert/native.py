@@ -7,16 +7,16 @@ over into the manifest, which has the same name.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from joyjax.errors import CheckpointError
-from joyjax.inputs.files import read_json
+from joyjax.inputs.files import LARGEST_FLOAT, read_json
 
 FILE = "joyjax.json"
 LEARNED = ("shapes",)
+LARGEST_SIZE = 2**13
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Native:
         for name in ("base_size", "steps"):
             if values[name] is not None and (type(values[name]) is not int or values[name] < 1):
                 raise CheckpointError(f"{where}: {name} is {values[name]!r}; expected a positive whole number or null")
-        if size is not None and (size % 16 or size < 32):
-            raise CheckpointError(f"{where}: base_size is {size}; expected a multiple of 16 from 32")
-        if scale is not None and (type(scale) not in (int, float) or not math.isfinite(scale)):
+        if size is not None and (size % 16 or not 32 <= size <= LARGEST_SIZE):
+            raise CheckpointError(f"{where}: base_size is {size}; expected a multiple of 16 from 32 to {LARGEST_SIZE}")
+        if scale is not None and (type(scale) not in (int, float) or not abs(scale) <= LARGEST_FLOAT):
             raise CheckpointError(f"{where}: guidance_scale is {scale!r}; expected a number or null")
         if learned not in (None, *LEARNED):
             raise CheckpointError(f"{where}: learned is {learned!r}; expected null or one of {', '.join(LEARNED)}")

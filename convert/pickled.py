@@ -9,16 +9,18 @@ import dataclasses
 import math
 import pickletools
 import zipfile
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from joyjax.convert.safetensors import Tensor
+from joyjax.convert.safetensors import LONGEST_NAME, Tensor, check_name
 from joyjax.errors import CheckpointError
 from joyjax.inputs.files import Stamp, stamp
 
-LONGEST_PICKLE = 2**24  # bytes; the real one has 2**18
+LONGEST_PICKLE = 2**22  # bytes; the real one has 2**18. The zip file's own directory has no more either
+MOST_DIMENSIONS = 32
 STORAGES = {
     f"torch {name}Storage": dtype
     for name, dtype in (("Float", "float32"), ("BFloat16", "bfloat16"), ("Half", "float16"), ("Long", "int64"))
@@ -43,6 +45,13 @@ class Storage:
     size: int
 
 
+class _Capped(FileIO):
+    """A file of which only so much is read at once, whatever its zip directory says."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(LONGEST_PICKLE if size is None or not 0 <= size < LONGEST_PICKLE else size)
+
+
 def read_pickled(file: Path) -> dict[str, Tensor]:
     """Find the tensors of a `.pth` file by name.
 
@@ -51,20 +60,21 @@ def read_pickled(file: Path) -> dict[str, Tensor]:
     """
     try:
         seen = stamp(file)
-        with zipfile.ZipFile(file) as opened:
+        with _Capped(file) as raw, zipfile.ZipFile(raw) as opened:
             members = {info.filename: info for info in opened.infolist()}
             pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
-            if len(pickles) != 1 or members[pickles[0]].file_size > LONGEST_PICKLE:
+            root = pickles[0].removesuffix("data.pkl") if len(pickles) == 1 else ""
+            read = {f"{root}data.pkl", f"{root}byteorder"} & members.keys()
+            if not root or any(members[name].file_size > LONGEST_PICKLE for name in read):
                 raise _unreadable(file, "it has no data.pkl of a size that can be")
-            root = pickles[0].removesuffix("data.pkl")
-            order = opened.read(f"{root}byteorder") if f"{root}byteorder" in members else b"little"
-            if order != b"little":
+            starts = {
+                name: _start(raw, info, seen[2])
+                for name, info in members.items()
+                if name in read or name.startswith(f"{root}data/")
+            }
+            if f"{root}byteorder" in read and opened.read(f"{root}byteorder") != b"little":
                 raise _unreadable(file, "its numbers are not little-endian")
             text = opened.read(pickles[0])
-        with file.open("rb") as raw:
-            starts = {
-                name: _start(raw, info, seen[2]) for name, info in members.items() if name.startswith(f"{root}data/")
-            }
     except FileNotFoundError:
         raise CheckpointError(f"{file} is missing; is the download complete?") from None
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
@@ -84,11 +94,23 @@ def _follow(text: bytes) -> Any:
     stack: list[Any] = []
     memo: dict[int, Any] = {}
 
-    def popped_to_mark() -> list[Any]:
-        place = len(stack) - 1 - next(n for n, value in enumerate(reversed(stack)) if value is MARK)
-        values = stack[place + 1 :]
-        del stack[place:]
+    def popped(count: int) -> list[Any]:
+        if count > len(stack):
+            raise ValueError("too little on the stack")
+        values = stack[len(stack) - count :]
+        del stack[len(stack) - count :]
         return values
+
+    def popped_to_mark() -> list[Any]:
+        values = popped(next((n for n, value in enumerate(reversed(stack)) if value is MARK), len(stack)))
+        stack.pop()
+        return values
+
+    def put(items: list[Any]) -> None:
+        # Only plain keys: Python's hash of a tuple that holds a tuple that holds … overflows the C stack.
+        if not isinstance(stack[-1], dict) or not all(type(key) in (str, int) for key in items[::2]):
+            raise ValueError("it fills what is no dictionary of names")
+        stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     for code, argument, _ in pickletools.genops(text):
         value: Any = argument
@@ -106,8 +128,7 @@ def _follow(text: bytes) -> Any:
             case "TUPLE":
                 stack.append(tuple(popped_to_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                count = int(code.name[-1])
-                stack[-count:] = [tuple(stack[-count:])]
+                stack.append(tuple(popped(int(code.name[-1]))))
             case "APPEND":
                 item = stack.pop()
                 stack[-1].append(item)
@@ -115,12 +136,9 @@ def _follow(text: bytes) -> Any:
                 items = popped_to_mark()
                 stack[-1].extend(items)
             case "SETITEM":
-                pair = stack[-2:]
-                del stack[-2:]
-                stack[-1][pair[0]] = pair[1]
+                put(popped(2))
             case "SETITEMS":
-                items = popped_to_mark()
-                stack[-1].update(zip(items[::2], items[1::2], strict=True))
+                put(popped_to_mark())
             case "BINPUT" | "LONG_BINPUT":
                 memo[value] = stack[-1]
             case "MEMOIZE":
@@ -130,20 +148,25 @@ def _follow(text: bytes) -> Any:
             case "GLOBAL":
                 stack.append(Global(value))
             case "STACK_GLOBAL":
-                stack[-2:] = [Global(f"{stack[-2]} {stack[-1]}")]
+                names = popped(2)
+                if any(len(name) > LONGEST_NAME for name in names):
+                    raise ValueError("it names what has no such name")
+                stack.append(Global(" ".join(names)))
             case "BINPERSID":
                 kind, storage, key, _, size = stack.pop()
-                if kind != "storage" or storage.name not in STORAGES:
-                    raise ValueError(f"{kind} of {storage.name}")
-                stack.append(Storage(str(key), STORAGES[storage.name], int(size)))
+                if kind != "storage" or not isinstance(key, str) or type(size) is not int:
+                    raise ValueError("it has numbers of no kind that torch writes")
+                if storage.name not in STORAGES:
+                    raise ValueError(f"it has numbers of the kind {storage.name}")
+                stack.append(Storage(key, STORAGES[storage.name], size))
             case "REDUCE":
-                arguments, called = stack.pop(), stack.pop()
-                if called == Global(ORDERED) and arguments in ((), ([],)):
+                called, arguments = popped(2)
+                if called.name == ORDERED and arguments in ((), ([],)):
                     stack.append({})
-                elif called == Global(TENSOR):
+                elif called.name == TENSOR:
                     stack.append(arguments)
                 else:
-                    raise ValueError(f"it calls {getattr(called, 'name', called)}, which joyjax does not")
+                    raise ValueError(f"it calls {called.name}, which joyjax does not")
             case "BUILD":  # attributes of the dictionary: versions of modules
                 stack.pop()
             case "STOP":
@@ -163,28 +186,34 @@ def _tensor(
     starts: dict[str, int],
 ) -> Tensor:
     """Return where a tensor lies, once it is known to lie there in one run."""
+    check_name(file, name)
     try:
         storage, offset, shape, strides = value[:4]
         member = f"{root}data/{storage.key}"
         item = np.dtype(storage.dtype).itemsize
-        whole = all(type(n) is int and n >= 0 for n in (offset, *shape, *strides)) and isinstance(name, str)
+        if len(shape) > MOST_DIMENSIONS or not all(type(n) is int and n >= 0 for n in (offset, *shape, *strides)):
+            raise ValueError
         in_order = all(
             size == 1 or stride == math.prod(shape[axis + 1 :])
             for axis, (size, stride) in enumerate(zip(shape, strides, strict=True))
         )
         fits = (offset + math.prod(shape)) * item <= storage.size * item <= members[member].file_size
+        seen_otherwise = any(value[6:])  # torch's marks of numbers to be negated or conjugated
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise _unreadable(file, f"{str(name)[:100]!r} in it is no tensor of numbers") from None
-    if not (whole and in_order and fits):
+        raise _unreadable(file, f"{name!r} in it is no tensor of numbers") from None
+    if not fits or seen_otherwise or not (in_order or 0 in shape):
         raise _unreadable(file, f"tensor {name} does not lie in one run of its numbers")
     return Tensor(tuple(shape), storage.dtype, file, starts[member] + offset * item, seen)
 
 
-def _start(raw: Any, info: zipfile.ZipInfo, size: int) -> int:
+def _start(raw: FileIO, info: zipfile.ZipInfo, size: int) -> int:
     """Return where the bytes of a member begin; its local header has a length of its own."""
+    if not 0 <= info.header_offset < size:
+        raise ValueError(f"{info.filename} lies outside of the file")
     raw.seek(info.header_offset)
     header = raw.read(30)
-    if len(header) < 30 or header[:4] != b"PK\3\4" or info.compress_type != zipfile.ZIP_STORED:
+    as_it_is = info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size
+    if len(header) < 30 or header[:4] != b"PK\3\4" or not as_it_is:
         raise ValueError(f"{info.filename} is not stored as it is")
     start = info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     if start + info.file_size > size:

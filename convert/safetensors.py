@@ -23,6 +23,7 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 INDEX = ".index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 LONGEST_HEADER = 2**24  # bytes; the real one has 2**17
+LONGEST_NAME = 200  # of a tensor; the real ones have 68
 
 # The format's names and NumPy's. Parameters have one of dtypes.STORED; what is not read may be of any of these kinds.
 DTYPES = {
@@ -104,7 +105,7 @@ class Tensors:
         """
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is missing; it should hold {WEIGHTS[0]} or {WEIGHTS[1]}")
-        found = [name for stem in WEIGHTS for name in (stem, stem + INDEX) if (folder / name).is_file()]
+        found = [name for stem in WEIGHTS for name in (stem, stem + INDEX) if (folder / name).exists()]
         if not found:
             raise CheckpointError(_why_none(folder))
         if len(found) > 1:
@@ -157,6 +158,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
         raise _unreadable(file, f"its __metadata__ is a json {type(metadata).__name__}")
     begin, tensors, spans = 8 + length, {}, []
     for name, entry in raw.items():
+        check_name(file, name)
         dtype, shape, (first, last) = _checked(file, name, entry)
         tensors[name] = Tensor(shape, dtype, file, begin + first, seen)
         if last - first != tensors[name].nbytes:
@@ -174,13 +176,20 @@ def read_header(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def check_name(file: Path, name: object) -> None:
+    """Raise CheckpointError unless this can be the name of a tensor, short and printable, as messages show it."""
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+        shown = ascii(name[:100]) if isinstance(name, str) else f"of type {type(name).__name__}"
+        raise CheckpointError(f"{file}: a tensor has the name {shown}; expected up to {LONGEST_NAME} printable letters")
+
+
 def _checked(file: Path, name: str, entry: Any) -> tuple[str, Shape, tuple[int, int]]:
     """Return dtype, shape and byte range of one tensor, each of the right kind."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise _unreadable(file, f"tensor {name} is not told by dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise CheckpointError(f"{file}: tensor {name} is stored as {dtype}; expected {', '.join(STORED)}")
+        raise CheckpointError(f"{file}: tensor {name} is stored as {str(dtype)[:100]}; expected {', '.join(STORED)}")
     for what, numbers in (("shape", shape), ("data_offsets", offsets)):
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
             raise _unreadable(file, f"tensor {name} has the {what} {str(numbers)[:100]}")
@@ -199,9 +208,11 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
         raise CheckpointError(f"{index}: weight_map should give the file of each tensor")
     tensors: dict[str, Tensor] = {}
+    for name in where:
+        check_name(index, name)
     for file in sorted(set(where.values())):
-        if Path(file).name != file or "\0" in file or not file.endswith(".safetensors"):
-            raise CheckpointError(f"{index}: {file!r} is not the name of a safetensors file beside it")
+        if Path(file).name != file or not file.isprintable() or not file.endswith(".safetensors"):
+            raise CheckpointError(f"{index}: {file[:200]!r} is not the name of a safetensors file beside it")
         for name, tensor in read_header(index.parent / file).items():
             if name in tensors:
                 raise CheckpointError(f"{index.parent}: tensor {name} is in both {tensors[name].file.name} and {file}")

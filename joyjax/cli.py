@@ -76,11 +76,13 @@ def _keep_compiled_programs() -> None:
 
 
 def _fail(reason: str, debug: bool) -> NoReturn:
+    shown = f"joyjax: {reason}"
     if debug:
         import traceback
 
-        traceback.print_exc()
-    typer.echo(f"joyjax: {reason}", err=True)
+        shown = f"{traceback.format_exc()}{shown}"
+    # A reason may quote a file, and what a file holds is not for the terminal to obey.
+    typer.echo("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in shown), err=True)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)  # everything is cleaned up by now; devices may still be computing what nobody waits for

@@ -8,6 +8,15 @@ from joyjax.errors import ConfigError
 
 T = TypeVar("T")
 
+# A network is put together, as shapes, before its tensors are looked for, so what takes time or memory by itself is
+# bounded: a whole number by LARGEST, a list by MOST_VALUES, and by LIMITS the fields named there.
+LARGEST = 2**31 - 1
+MOST_VALUES = 1000
+LIMITS = {
+    **dict.fromkeys(("depth", "num_hidden_layers", "num_layers"), 1000),
+    **{"dim_mult": 16, "head_dim": 2**16, "min_pixels": 2**24, "mlp_width_ratio": 1000, "num_res_blocks": 32},
+}
+
 
 def read_config(
     cls: type[T],
@@ -37,10 +46,10 @@ def read_config(
     for key, value in raw.items():
         if key in fixed and value not in fixed[key]:
             wanted = " or ".join(repr(v) for v in fixed[key])
-            raise ConfigError(f"{where}: {key} is {value!r}; this version of joyjax implements {wanted}")
+            raise ConfigError(f"{where}: {key} is {value!r:.200}; this version of joyjax implements {wanted}")
         if key not in known and key not in fixed and key not in ignored and not key.startswith("_"):
             raise ConfigError(
-                f"{where}: {key} = {value!r} is not known to this version of joyjax; it may need a newer one"
+                f"{where}: {key:.200} = {value!r:.200} is not known to this version of joyjax; it may need a newer one"
             )
     values = {}
     for key, field in known.items():
@@ -56,19 +65,24 @@ def read_config(
 def _typed(value: Any, field: dataclasses.Field, where: str) -> Any:
     if dataclasses.is_dataclass(value):  # a section of the json object, read already
         return value
-    wanted = _type_name(field)
+    wanted, limit = _type_name(field), LIMITS.get(field.name)
     element: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}
 
     def fits(v: Any, name: str) -> bool:
-        return isinstance(v, element[name]) and (name == "bool" or not isinstance(v, bool))
+        of_type = isinstance(v, element[name]) and (name == "bool" or not isinstance(v, bool))
+        return of_type and not (isinstance(v, int) and abs(v) > LARGEST)
 
     if wanted.startswith("tuple["):
         name = wanted.removeprefix("tuple[").split(",")[0].rstrip("]")
-        if isinstance(value, list | tuple) and all(fits(v, name) for v in value):
+        most = limit or MOST_VALUES
+        if isinstance(value, list | tuple) and len(value) <= most and all(fits(v, name) for v in value):
             return tuple(float(v) for v in value) if name == "float" else tuple(value)
-    elif fits(value, wanted):
-        return float(value) if wanted == "float" else value
-    raise ConfigError(f"{where} is {value!r}; expected {wanted}")
+        wanted += f", {most} values at most"
+    else:
+        if fits(value, wanted) and not (limit and value > limit):
+            return float(value) if wanted == "float" else value
+        wanted += f", {limit or LARGEST} at most" if wanted == "int" or limit else ""
+    raise ConfigError(f"{where} is {value!r:.200}; expected {wanted}")
 
 
 def _type_name(field: dataclasses.Field) -> str:

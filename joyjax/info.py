@@ -1,16 +1,20 @@
 """What a checkpoint holds and what it needs to run, from headers, manifests and configurations alone."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from joyjax import dtypes
 from joyjax.convert import checkpoint, stream
 from joyjax.convert.checkpoint import Stored
 from joyjax.convert.component import Component
 from joyjax.convert.safetensors import Tensor, Tensors
+from joyjax.convert.stream import Progress
 from joyjax.dtypes import ISLAND
 from joyjax.families.registry import family_of
 from joyjax.inputs.files import read_json
@@ -72,6 +76,37 @@ def describe(folder: Path) -> ModelInfo:
         bytes=sum(component.bytes for component in components),
         needs=tuple(parameters_need(family.components, configs, dtype) for dtype in dtypes.NAMES),
     )
+
+
+def verify(folder: Path, progress: Progress | None = None) -> None:
+    """Read every weight of a checkpoint: those of a converted folder must have their SHA-256, all must be finite.
+
+    Raises:
+        CheckpointError: naming the first tensor or parameter that is otherwise.
+    """
+    index = folder / "model_index.json"
+    family = family_of(read_json(index).get("_class_name"), str(index))
+    configs = {component.folder: component.read_config(folder) for component in family.components}
+    steps: list[tuple[int, Callable[[], object]]] = []
+    for component in family.components:
+        name = component.folder
+        if checkpoint.is_converted(folder):
+            parameters = checkpoint.plan(folder, component, configs[name], ISLAND).parameters
+            for part, held in checkpoint.told(parameters).items():
+                size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype, _ in held.values())
+                steps.append((size, functools.partial(checkpoint.check_part, folder / name / part, held)))
+        else:
+            plan = stream.plan(component, configs[name], Tensors.open(folder / name), ISLAND)
+            for found in plan.matches:
+                dtype = plan.tensors.headers[found.source].dtype
+                size = plan.tensors.headers[found.source].nbytes
+                steps.append((size, functools.partial(plan.read, found, dtype)))
+    done, total = 0, sum(size for size, _ in steps)
+    for size, check in steps:
+        check()
+        done += size
+        if progress:
+            progress(done, total)
 
 
 def parameters_need(components: Iterable[Component], configs: Mapping[str, Any], dtype: str) -> Need:

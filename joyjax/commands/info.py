@@ -11,22 +11,28 @@ Option = typer.Option
 
 def command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Diffusers folder, one of `convert`, or hub id.")],
+    verified: Annotated[bool, Option("--verify", help="Read every weight, too, and check it.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print json.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Print what a checkpoint holds and needs.
 
-    Its family, networks, sizes and dtypes, and the memory to run it. No weights are read.
+    Its family, networks, sizes and dtypes, and the memory to run it. No weights are read without --verify.
     """
-    from joyjax.commands.progress import gibibytes
-    from joyjax.info import describe
+    from joyjax.commands.progress import gibibytes, loading
+    from joyjax.info import describe, verify
     from joyjax.inputs.model import model_folder
 
-    described = describe(model_folder(model))
+    folder = model_folder(model)
+    described = describe(folder)
+    if verified:
+        with loading("verifying") as advance:
+            verify(folder, advance)
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(described), indent=2))
         return
-    typer.echo(f"{described.family} ({described.class_name}), {described.format} folder, whole")
+    checked = ", every weight verified" if verified else ""
+    typer.echo(f"{described.family} ({described.class_name}), {described.format} folder, whole{checked}")
     typer.echo(f"{'component':14} {'class':42} {'tensors':>8} {'parameters':>16} {'size':>11}  dtype")
     for part in described.components:
         row = (

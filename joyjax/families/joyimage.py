@@ -18,7 +18,7 @@ from joyjax.convert.qwen3_vl import TEXT_ENCODER
 from joyjax.convert.wan_vae import VAE
 from joyjax.errors import CheckpointError, ConfigError, RequestError
 from joyjax.families.family import Family, Files, Inputs, Request
-from joyjax.inputs.files import read_json
+from joyjax.inputs.files import LONGEST_JSON, read_json
 from joyjax.inputs.image import Crop, cover_crop, nearest_bucket, to_pixels
 from joyjax.inputs.text import (
     control_token,
@@ -46,9 +46,17 @@ DROPPED = 34  # the system turn, and the <|im_start|> of the user's
 LONGEST_TEXT = 2048 + DROPPED  # Edit's tokenizer cuts a prompt without pictures here, from the right
 LONGEST_PROMPT = 4096  # hidden states that the transformer is given; the last ones are kept
 
+TOKENIZERS = (None, "Qwen2Tokenizer", "Qwen2TokenizerFast")  # one class by several names
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+SPLIT = {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Isolated", "invert": False}
+
 
 def read(folder: Path, configs: Mapping[str, Any]) -> Files:
     """Open the tokenizer, the processor's numbers and the schedule, and check that all parts fit together."""
+    _check_tokenizer(folder / "tokenizer")
     processor = folder / "processor" / "preprocessor_config.json"
     scheduler = folder / "scheduler" / "scheduler_config.json"
     files = Files(
@@ -61,6 +69,42 @@ def read(folder: Path, configs: Mapping[str, Any]) -> Files:
     return files
 
 
+def _check_tokenizer(folder: Path) -> None:
+    """Raise CheckpointError unless a tokenizer is of Qwen's kind, before Transformers reads it.
+
+    Transformers follows the names of classes and files in it, and its Rust core ends the process, takes all memory or
+    goes on for ever over parts of other kinds.
+    """
+    for file in folder.rglob("*"):
+        if file.is_file() and file.stat().st_size > LONGEST_JSON:
+            raise CheckpointError(f"{file} has {file.stat().st_size} bytes; a tokenizer's has {LONGEST_JSON} at most")
+    settings, whole = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    named = read_json(settings) if settings.exists() else {}
+    if named.get("tokenizer_class") not in TOKENIZERS:
+        raise ConfigError(f"{settings}: tokenizer_class is {named['tokenizer_class']!r:.200}; expected {TOKENIZERS[1]}")
+    for key, value in named.items():
+        if value is not None and (key == "auto_map" or key.endswith(("_file", "_files"))):
+            raise ConfigError(f"{settings}: {key:.200} is {value!r:.200}; joyjax reads and runs nothing else by name")
+    if whole.exists() and not _is_qwens(read_json(whole)):
+        raise ConfigError(f"{whole} is not of the kind that {TOKENIZERS[1]} is; joyjax implements no other")
+
+
+def _is_qwens(raw: Mapping[str, Any]) -> bool:
+    """Say whether a tokenizer.json has the parts of Qwen's: NFC, Qwen's way to cut words, BPE of bytes."""
+    try:
+        model, (split, in_bytes) = raw["model"], raw["pre_tokenizer"]["pretokenizers"]
+        affixes = model.get("continuing_subword_prefix"), model.get("end_of_word_suffix")
+        kinds = model["type"], in_bytes["type"]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+    return (
+        kinds == ("BPE", "ByteLevel")
+        and not any(affixes)
+        and split == SPLIT
+        and raw.get("normalizer") in (None, {"type": "NFC"})
+    )
+
+
 def _check_parts(files: Files, folder: Path) -> None:
     """Raise CheckpointError where two parts, each good by itself, are not of one model."""
     transformer, vae, encoder = (files.configs[name] for name in ("transformer", "vae", "text_encoder"))
@@ -68,13 +112,16 @@ def _check_parts(files: Files, folder: Path) -> None:
     index = folder / "model_index.json"
     longest = read_json(index).get("text_token_max_length", LONGEST_TEXT - DROPPED)
     if longest != LONGEST_TEXT - DROPPED:
-        raise ConfigError(f"{index}: text_token_max_length is {longest!r}; joyjax implements {LONGEST_TEXT - DROPPED}")
+        raise ConfigError(
+            f"{index}: text_token_max_length is {longest!r:.200}; joyjax implements {LONGEST_TEXT - DROPPED}"
+        )
     try:
         prompt_tokens(files.tokenizer, "", [1])  # takes every control token
     except CheckpointError as error:
         raise CheckpointError(f"{words}: {error}") from None
-    if len(files.tokenizer) > text.vocab_size:
-        raise CheckpointError(f"{words} has {len(files.tokenizer)} tokens; the text encoder {text.vocab_size}")
+    tokens = 1 + max(files.tokenizer.get_vocab().values())  # there may be gaps
+    if tokens > text.vocab_size:
+        raise CheckpointError(f"{words} has {tokens} tokens; the text encoder {text.vocab_size}")
     image = control_token(files.tokenizer, "<|image_pad|>")
     processor = "processor/preprocessor_config.json"
     for file, key, value, other, expected in (

@@ -3,15 +3,19 @@
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from joyjax.errors import CheckpointError
 
-LONGEST_JSON = 2**24  # bytes; a vocabulary has a fifth of that
+LONGEST_JSON = 2**24  # bytes; the largest real one, a tokenizer, has two thirds of that
+DEEPEST_JSON = 100  # far below where Python, or what prints a value, gives up
+LARGEST_FLOAT = 3e38  # everything is computed in float32
 MOST_FILES = 10_000
+DEEPEST_FOLDER = 32
 
+Pairs = list[tuple[str, Any]]
 Stamp = tuple[int, int, int, int]  # device, inode, size, time of change: two files that have it alike are one
 
 
@@ -31,13 +35,15 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the json object in a file.
 
     Raises:
-        CheckpointError: if the file is missing or unreadable, is not json, or holds something else than an object.
+        CheckpointError: if the file is missing or unreadable, is not json, holds something else than an object, or a
+            number that is not finite.
     """
     try:
         size = stamp(path)[2]
         if size > LONGEST_JSON:
             raise CheckpointError(f"{path} has {size} bytes; a json file of a checkpoint has {LONGEST_JSON} at most")
-        return parse_json(path.read_bytes())
+        with path.open("rb") as file:
+            return parse_json(file.read(size), _finite)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; a Diffusers folder has it: is the download complete?") from None
     except OSError as error:
@@ -48,24 +54,41 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not valid json: {error}") from None
 
 
-def parse_json(text: bytes) -> dict[str, Any]:
-    """Return the json object in UTF-8 text, whatever was sent: ValueError for no json, TypeError for no object."""
+def _without_doubles(pairs: Pairs) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name[:100]!r} is there twice")
+        found[name] = value
+    return found
+
+
+def _finite(pairs: Pairs) -> dict[str, Any]:
+    for name, value in pairs:
+        for number in value if isinstance(value, list) else (value,):
+            if isinstance(number, float) and not abs(number) <= LARGEST_FLOAT:
+                raise ValueError(f"{name[:100]} is {number}, which is no finite number in float32")
+    return _without_doubles(pairs)
+
+
+def parse_json(text: bytes, hook: Callable[[Pairs], dict[str, Any]] = _without_doubles) -> dict[str, Any]:
+    """Return the json object in UTF-8 text, whatever was sent: ValueError for no json, TypeError for no object.
+
+    `hook` makes the objects in it of their names and values.
+    """
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_without_doubles)
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=hook)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(value, dict):
         raise TypeError(f"a json {type(value).__name__}")
+    level: list[Any] = [value]
+    for _ in range(DEEPEST_JSON):
+        held = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [inner for values in held for inner in values if isinstance(inner, dict | list)]
+    if level:
+        raise ValueError("it is nested too deeply")
     return value
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"{name!r} is there twice")
-        found[name] = value
-    return found
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -88,17 +111,24 @@ def check_files(folder: Path) -> None:
         CheckpointError: for the first thing that is neither, or leads elsewhere.
     """
     root = folder.resolve()
-    homes = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
     seen = 0
     for place, folders, files in os.walk(root):
         for name in sorted(folders + files):
             path, seen = Path(place, name), seen + 1
             if seen > MOST_FILES:
                 raise CheckpointError(f"{folder} holds more than {MOST_FILES} files; is it a checkpoint's folder?")
+            if len(path.relative_to(root).parts) > DEEPEST_FOLDER:
+                raise CheckpointError(f"{path} lies more than {DEEPEST_FOLDER} folders deep; is it a checkpoint's?")
             try:
-                if path.is_symlink() and not any(path.resolve(strict=True).is_relative_to(home) for home in homes):
+                if path.is_symlink() and not _is_own(path.resolve(strict=True), root, blobs):
                     raise CheckpointError(f"{path} is a link to {os.readlink(path)}, outside of the checkpoint")
                 if not path.is_dir():
                     stamp(path)
             except (OSError, RuntimeError) as error:  # a link to nothing, or in a circle
                 raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def _is_own(real: Path, root: Path, blobs: Path) -> bool:
+    """Say whether a link's end is the checkpoint's. A folder among the blobs is not: nobody has looked into it."""
+    return real.is_relative_to(root) or (real.is_relative_to(blobs) and real.is_file())

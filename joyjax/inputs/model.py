@@ -30,8 +30,11 @@ def model_folder(model: str | os.PathLike | None) -> Path:
     if not isinstance(model, str | os.PathLike):
         raise RequestError(f"model is a {type(model).__name__}; expected the path of a folder, or a hub id")
     folder = Path(model)
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"model {str(model)!r} is not a folder")
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise CheckpointError(f"model {str(model)!r} is not a folder")
+    except OSError as error:
+        raise CheckpointError(f"model {str(model)[:100]!r} cannot be looked for: {error.strerror}") from None
     if folder.name and unfinished(folder).is_dir() and not folder.exists():
         raise CheckpointError(
             f"model {str(model)!r} is not whole yet: give the `joyjax convert` that began it once more"

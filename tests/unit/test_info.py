@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import jax
 import pytest
@@ -85,3 +86,17 @@ def test_a_folder_that_is_no_checkpoint(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(CheckpointError, match="'FluxPipeline'; .* JoyImageEditPipeline"):
         info.describe(tmp_path)
+
+
+def test_verify_reads_every_weight(checkpoint, converted, tmp_path):
+    for folder in (checkpoint, converted):
+        seen = []
+        info.verify(folder, lambda done, total, seen=seen: seen.append((done, total)))
+        assert seen[-1][0] == seen[-1][1] > 0
+    folder = shutil.copytree(converted, tmp_path / "damaged")
+    data = max((folder / "vae").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    held = bytearray(data.read_bytes())
+    held[len(held) // 2] ^= 1  # one bit
+    data.write_bytes(held)
+    with pytest.raises(CheckpointError, match="vae/part-00000"):
+        info.verify(folder)

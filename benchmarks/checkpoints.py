@@ -1,0 +1,289 @@
+"""Measures converting and loading a checkpoint of real widths, 6 GB: `python benchmarks/checkpoints.py`.
+
+A random model (random_model.py) is copied, loaded, converted and loaded again, and the same is done with Diffusers and
+Transformers; loading and saving again is their counterpart to converting. Each in a process of its own:
+
+    s         the whole process, from its start to its end, imports and all; GB/s and "of copy" come from this
+    call s    of that, the loading or copying itself
+    sync s    after it, until what it wrote is on the disk
+    peak GB   the most that was resident: `ru_maxrss`, nothing subtracted; pages of a mapped file count too
+    read GB   what it asked the system to read (`rchar`), which a mapped file does not show in
+    disk GB   what came from the disk in that time, not from the page cache
+
+GB are 10⁹ bytes, and GB/s those of the Diffusers folder in every row. The page cache is not dropped: the model was
+written just before and copied first, so it lies there as far as memory reaches; "disk GB" says how far that was. Linux
+only. Needs the extra `joyjax[reference]`, or `--no-diffusers`. The exit status is 1 where converting takes more memory
+than it may.
+"""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# No NumPy nor JAX up here. A child's `ru_maxrss` starts with what its parent had when it forked.
+
+PROGRAM = Path(sys.executable).parent / "joyjax"
+SPARE = 10**9  # bytes: the model may be one layer larger than asked
+PEAKS = {True: 3e9, False: 1e9}  # bytes that converting may take, with and without the real word embedding
+CLASSES = {
+    "transformer": ("diffusers", "JoyImageEditTransformer3DModel", "torch_dtype"),
+    "text_encoder": ("transformers", "Qwen3VLForConditionalGeneration", "dtype"),
+    "vae": ("diffusers", "AutoencoderKLWan", "torch_dtype"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What one process took: seconds and bytes."""
+
+    name: str
+    bytes: int
+    seconds: float
+    call_seconds: float | None
+    sync_seconds: float
+    peak_bytes: int
+    read_bytes: int
+    disk_bytes: int
+
+
+# What runs in the children.
+
+
+def copy(source: Path, target: str) -> None:
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        place = Path(target) / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
+
+
+def load(folder: Path, devices: str = "1") -> None:
+    import jax
+
+    import joyjax
+    from joyjax.sharding.mesh import parse_mesh
+
+    jax.config.update("jax_num_cpu_devices", int(devices))
+    mesh = parse_mesh(f"tensor={devices}") if int(devices) > 1 else None
+    jax.block_until_ready(joyjax.load(folder, dtype="bfloat16", mesh=mesh).weights)
+
+
+def peer_models(folder: Path) -> Iterator[tuple[str, object]]:
+    import torch
+
+    for name, (library, model, option) in CLASSES.items():
+        kind = getattr(importlib.import_module(library), model)
+        yield name, kind.from_pretrained(folder / name, **{option: torch.bfloat16})
+
+
+def peer_load(folder: Path) -> None:
+    dict(peer_models(folder))
+
+
+def peer_convert(folder: Path, target: str) -> None:
+    for name, model in peer_models(folder):
+        model.save_pretrained(Path(target) / name)
+        del model  # one at a time in memory
+
+
+CHILDREN: dict[str, Callable[..., None]] = {
+    "copy": copy,
+    "load": load,
+    "peer-load": peer_load,
+    "peer-convert": peer_convert,
+}
+
+
+def run_child(name: str, folder: str, *more: str) -> None:
+    """Do one thing and print its seconds; what it imports first is not among them."""
+    if name == "load":
+        from transformers import AutoTokenizer  # noqa: F401
+
+        import joyjax.pipeline  # noqa: F401
+    elif name.startswith("peer"):
+        import torch  # noqa: F401
+
+        for library, model, _ in CLASSES.values():
+            getattr(importlib.import_module(library), model)
+    started = time.perf_counter()
+    CHILDREN[name](Path(folder), *more)
+    print(time.perf_counter() - started, flush=True)
+
+
+# What runs here.
+
+
+def child(name: str, *values: object) -> list[str]:
+    return [sys.executable, __file__, "--child", name, *map(str, values)]
+
+
+def measure(name: str, nbytes: int, command: list[str]) -> Row:
+    """Run a command to its end. Ends this program if it fails."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        os.sync()
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdout=out, stderr=errors, env=environment)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, but /proc still tells of it
+        seconds = time.perf_counter() - started
+        counts = dict(line.split(": ") for line in Path(f"/proc/{process.pid}/io").read_text().splitlines())
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            errors.seek(0)
+            sys.exit(f"{errors.read()}\n{name} failed with status {process.returncode}")
+        started = time.perf_counter()
+        os.sync()
+        synced = time.perf_counter() - started
+        out.seek(0)
+        call = float(out.read()) if "--child" in command else None
+    read, disk = int(counts["rchar"]), int(counts["read_bytes"])
+    return Row(name, nbytes, seconds, call, synced, usage.ru_maxrss * 1024, read, disk)
+
+
+def files_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def memory(what: str) -> int:
+    """Return a line of /proc/meminfo in bytes."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
+
+
+def mesh_need(source: Path, size: int) -> tuple[int, int]:
+    """Return on how many devices, eight or fewer, the heads can be split, and about the memory that takes.
+
+    Devices of a CPU share nothing: each has its own word embedding, time and text embedders and autoencoder.
+    """
+    text = json.loads((source / "text_encoder" / "config.json").read_text())["text_config"]
+    devices, width = math.gcd(8, text["num_key_value_heads"]), text["hidden_size"]
+    return devices, size + (devices - 1) * 2 * width * (text["vocab_size"] + 16 * width)
+
+
+def report(row: Row, copied: Row) -> None:
+    call = f"{row.call_seconds:8.1f}" if row.call_seconds is not None else f"{'':8}"
+    speed, base = row.bytes / row.seconds, copied.bytes / copied.seconds
+    print(
+        f"{row.name:33} {row.bytes / 1e9:6.2f} {row.seconds:7.1f} {speed / 1e9:6.3f} {speed / base:7.3f}× {call} "
+        f"{row.sync_seconds:7.1f} {row.peak_bytes / 1e9:8.2f} {row.read_bytes / 1e9:8.2f} {row.disk_bytes / 1e9:8.2f}",
+        flush=True,
+    )
+
+
+def measure_all(arguments: argparse.Namespace, work: Path) -> tuple[list[Row], int]:
+    """Return the rows and the size of the converted folder. Two models are on the disk at most; three with --keep."""
+    source, copied, converted, saved = (work / name for name in ("source", "copy", "converted", "saved"))
+    size, rows = files_bytes(source), []
+
+    def add(name: str, command: list[str]) -> None:
+        rows.append(measure(name, size, command))
+        report(rows[-1], rows[0])
+
+    add("copy", child("copy", source, copied))
+    shutil.rmtree(copied)
+    add("joyjax.load", child("load", source))
+    if not arguments.no_diffusers:
+        add("from_pretrained", child("peer-load", source))
+    add("joyjax convert", [str(PROGRAM), "convert", str(source), str(converted)])
+    made = files_bytes(converted)
+    add("joyjax.load, converted", child("load", converted))
+    devices, needed = mesh_need(source, size)
+    available = memory("MemAvailable")
+    if devices > 1 and needed < available:
+        add(f"joyjax.load, converted, tensor={devices}", child("load", converted, devices))
+    elif devices > 1:
+        print(f"no mesh of {devices}: it takes {needed / 1e9:.0f} GB of memory; {available / 1e9:.0f} are available")
+    if not arguments.keep:
+        shutil.rmtree(converted)
+    if not arguments.no_diffusers:
+        add("from_pretrained, save_pretrained", child("peer-convert", source, saved))
+        shutil.rmtree(saved)
+    return rows, made
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, help="folder on a disk for all files (default: a temporary one)")
+    parser.add_argument("--size-gb", type=float, default=6.0)
+    parser.add_argument("--width", type=int, default=4096, help="less for a trial: 512 takes 0.1 GB")
+    parser.add_argument("--no-embedding", action="store_true", help="without the word embedding of 1.24 GB")
+    parser.add_argument("--no-diffusers", action="store_true", help="joyjax and the copy alone")
+    parser.add_argument("--keep", action="store_true", help="keep the model and the converted one in --work")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
+    if arguments.keep and not arguments.work:
+        parser.error("--keep needs --work")
+    if arguments.work:
+        arguments.work.mkdir(parents=True, exist_ok=True)
+        return run(arguments, arguments.work)
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as work:  # /tmp may lie in memory
+        return run(arguments, Path(work))
+
+
+def run(arguments: argparse.Namespace, work: Path) -> int:
+    names = [name for name in ("source", "copy", "converted", "saved") if (work / name).exists()]
+    if names:
+        sys.exit(f"{work} holds {', '.join(names)} already; remove them, or name another folder")
+    needed = (3 if arguments.keep else 2) * (arguments.size_gb * 1e9 + SPARE)
+    free = shutil.disk_usage(work).free
+    if free < needed:
+        sys.exit(f"{work} has {free / 1e9:.1f} GB free; {needed / 1e9:.1f} GB are needed")
+    try:
+        return measured(arguments, work)
+    finally:
+        for name in ("copy", "saved") if arguments.keep else ("source", "copy", "converted", "saved"):
+            shutil.rmtree(work / name, ignore_errors=True)
+        shutil.rmtree(work / ".converted.unfinished", ignore_errors=True)
+
+
+def measured(arguments: argparse.Namespace, work: Path) -> int:
+    generator = Path(__file__).with_name("random_model.py")
+    options = ["--size-gb", str(arguments.size_gb), "--width", str(arguments.width)]
+    options += ["--no-embedding"] if arguments.no_embedding else []
+    made = measure("random_model.py", 0, [sys.executable, str(generator), str(work / "source"), *options])
+    packages = ["joyjax", "jax", "orbax-checkpoint", "transformers"]
+    packages += [] if arguments.no_diffusers else ["torch", "diffusers"]
+    about = {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": memory("MemTotal"),
+        "available_bytes": memory("MemAvailable"),
+    }
+    print(about)
+    print(f"written in {made.seconds:.1f} s, peak {made.peak_bytes / 1e9:.2f} GB; bfloat16, CPU")
+    heads = ("s", 7), ("GB/s", 6), ("of copy", 8), ("call s", 8), ("sync s", 7), ("peak GB", 8), ("read GB", 8)
+    print(f"\n{'':33} {'GB':>6} " + " ".join(f"{head:>{width}}" for head, width in (*heads, ("disk GB", 8))))
+    rows, converted = measure_all(arguments, work)
+    limit = PEAKS[not arguments.no_embedding]
+    peak = next(row.peak_bytes for row in rows if row.name == "joyjax convert")
+    print(f"\nthe converted folder has {converted / 1e9:.2f} GB")
+    print(f"converting took {peak / 1e9:.2f} GB of memory; it may take {limit / 1e9:.0f} GB")
+    if arguments.json:
+        figures = {
+            "about": about,
+            "arguments": {key: str(value) for key, value in vars(arguments).items()},
+            "converted_bytes": converted,
+            "rows": [dataclasses.asdict(row) for row in rows],
+        }
+        arguments.json.write_text(json.dumps(figures, indent=1))
+    return int(peak > limit)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        run_child(*sys.argv[2:])
+    else:
+        sys.exit(main())
