@@ -1,6 +1,6 @@
 """The converted folder: each component as a few Orbax checkpoints, and a manifest that says what is where.
 
-    joyjax.json                 the manifest, written last: without it the folder is not a checkpoint
+    joyjax.json                 the manifest, written after the parts: without it the folder is not a checkpoint
     model_index.json            as in the Diffusers folder; so are scheduler/, tokenizer/, processor/
     transformer/config.json     as in the Diffusers folder
     transformer/part-00000/     an Orbax checkpoint of a flat dict {path: array}

@@ -336,11 +336,11 @@ def _place(new: Path, target: Path, overwrite: bool) -> None:
     if not target.exists() or not any(target.iterdir()):
         os.replace(new, target)
         return
-    # Without these two nothing loads the target, whatever model it holds: they go first and come last.
-    for name in (MANIFEST, INDEX):
+    # Without these two nothing loads the target, whatever model is left in it: they go first and come last.
+    for name in (INDEX, MANIFEST):
         if overwrite and (new / name).exists():
             (target / name).unlink(missing_ok=True)
-    for entry in sorted(new.iterdir(), key=lambda entry: (entry.name == MANIFEST, entry.name == INDEX)):
+    for entry in sorted(new.iterdir(), key=lambda entry: (entry.name == INDEX, entry.name == MANIFEST)):
         place = target / entry.name
         if place.exists() and not overwrite and entry.name != MANIFEST:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

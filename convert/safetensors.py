@@ -189,10 +189,11 @@ def _checked(file: Path, name: str, entry: Any) -> tuple[str, Shape, tuple[int, 
         raise _unreadable(file, f"tensor {name} is not told by dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise CheckpointError(f"{file}: tensor {name} is stored as {str(dtype)[:100]}; expected {', '.join(STORED)}")
+        shown = dtype if isinstance(dtype, str) and dtype.isprintable() else ascii(dtype)
+        raise CheckpointError(f"{file}: tensor {name} is stored as {shown[:100]}; expected {', '.join(STORED)}")
     for what, numbers in (("shape", shape), ("data_offsets", offsets)):
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
-            raise _unreadable(file, f"tensor {name} has the {what} {str(numbers)[:100]}")
+            raise _unreadable(file, f"tensor {name} has the {what} {numbers!r:.100}")
     if len(shape) > 32 or len(offsets) != 2:
         raise _unreadable(file, f"tensor {name} has {len(shape)} dimensions and {len(offsets)} offsets")
     return DTYPES[dtype], tuple(shape), (offsets[0], offsets[1])

@@ -116,12 +116,12 @@ def column_first(patch):
 
 @trap("transformer", "items numbered as they come, the target last, for the target first", "velocity")
 def target_last(patch):
-    patch.around(family, "_grid", lambda right, item, *size: right((item - 1) % 3, *size))
+    patch.around(family, "item_positions", lambda right, item, *size: right((item - 1) % 3, *size))
 
 
 @trap("transformer", "every item at time 0, for one time each", "velocity")
 def items_not_numbered(patch):
-    patch.around(family, "_grid", lambda right, item, *size: right(0, *size))
+    patch.around(family, "item_positions", lambda right, item, *size: right(0, *size))
 
 
 def rotate_text(patch, offset=0):

@@ -179,7 +179,9 @@ def test_info(checkpoint, converted):
 
 @pytest.mark.parity
 def test_convert_keeps_what_is_there(checkpoint, converted, tmp_path):
-    fails("convert", checkpoint, converted, says="--overwrite")
+    again = run("convert", checkpoint, converted)  # the same command on a finished target: nothing to do
+    assert (again.returncode, again.stdout) == (0, f"{converted}\n"), again.stderr
+    fails("convert", checkpoint, converted, "--dtype", "bfloat16", says="--overwrite")
     fails("convert", tmp_path / "none", tmp_path / "out", says="does not exist")
     fails("convert", checkpoint, tmp_path / "out", "--component", "nose", says="'nose'")
     assert list(tmp_path.iterdir()) == []
