@@ -67,7 +67,7 @@ def _finite(pairs: Pairs) -> dict[str, Any]:
     for name, value in pairs:
         for number in value if isinstance(value, list) else (value,):
             if isinstance(number, float) and not abs(number) <= LARGEST_FLOAT:
-                raise ValueError(f"{name[:100]} is {number}, which is no finite number in float32")
+                raise ValueError(f"{name[:100]!r} is {number}, which is no finite number in float32")
     return _without_doubles(pairs)
 
 

@@ -266,7 +266,7 @@ DIFFUSERS: dict[str, tuple[Break, str]] = {
     "config key": (change(VAE, "tiling", to=True), f"{VAE}: tiling = True"),
     "config infinite": (
         change(TRANSFORMER, "theta", to=float("inf")),
-        f"{TRANSFORMER} is not valid json: theta is inf",
+        f"{TRANSFORMER} is not valid json: 'theta' is inf",
     ),
     "config section": (change(ENCODER, "text_config", to=MISSING), f"{ENCODER}: text_config is None"),
     "more layers": (change(TRANSFORMER, "num_layers", to=4), r"transformer: .*\n.*double_blocks\.3\..* is missing"),
@@ -338,8 +338,8 @@ HOSTILE: dict[str, tuple[Break, str]] = {
     "json of NaN": (write(VAE, b"NaN"), f"{VAE} holds a json float"),
     "long number": (replace(VAE, '"z_dim": 16', f'"z_dim": {LONG}'), f"{VAE} is not valid json: .*digits"),
     # configurations
-    "config of other values": (change(VAE, "latents_mean", to=[float("nan")] * 16), f"{VAE} .*: latents_mean is nan"),
-    "config beyond float32": (replace(VAE, '"dropout": 0.0', '"dropout": 1e999'), f"{VAE} .*: dropout is inf"),
+    "config of other values": (change(VAE, "latents_mean", to=[float("nan")] * 16), f"{VAE} .*: 'latents_mean' is nan"),
+    "config beyond float32": (replace(VAE, '"dropout": 0.0', '"dropout": 1e999'), f"{VAE} .*: 'dropout' is inf"),
     "config endless": (change(TRANSFORMER, "num_layers", to=10**9), f"{TRANSFORMER}: num_layers is 10+; .* 200 at"),
     "config of many numbers": (change(VAE, "dim_mult", to=[1] * 10**6), f"{VAE}: dim_mult is .* 16 values at most"),
     "config of large numbers": (
@@ -361,14 +361,14 @@ HOSTILE: dict[str, tuple[Break, str]] = {
     "wide table": (change(ENCODER, "text_config", "vocab_size", to=2**40), "text_config: vocab_size is 1099511627776"),
     "processor of no number": (
         change(PROCESSOR, "image_std", to=[0.5, 0.5, float("nan")]),
-        f"{PROCESSOR} is not valid json: image_std is nan",
+        f"{PROCESSOR} is not valid json: 'image_std' is nan",
     ),
     "processor of a huge picture": (
         both(change(PROCESSOR, "size", "shortest_edge", to=2**30), change(PROCESSOR, "size", "longest_edge", to=2**30)),
         f"{PROCESSOR}: min_pixels is 1073741824",
     ),
-    "schedule of no number": (change(SCHEDULER, "shift", to=-float("inf")), f"{SCHEDULER} .*: shift is -inf"),
-    "setting of no number": (write(MANIFEST, b'{"guidance_scale": NaN}'), f"{MANIFEST} .*: guidance_scale is nan"),
+    "schedule of no number": (change(SCHEDULER, "shift", to=-float("inf")), f"{SCHEDULER} .*: 'shift' is -inf"),
+    "setting of no number": (write(MANIFEST, b'{"guidance_scale": NaN}'), f"{MANIFEST} .*: 'guidance_scale' is nan"),
     "setting too large": (
         write(MANIFEST, b'{"guidance_scale": 1%b}' % (b"0" * 400)),
         f"{MANIFEST}: guidance_scale is 10",
