@@ -62,7 +62,7 @@ def test_without_them_the_family_decides(folder, tmp_path):
         ({"base_size": True}, "base_size is True"),
         ({"steps": 2.5}, "steps is 2.5"),
         ({"guidance_scale": "strong"}, "guidance_scale is 'strong'"),
-        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"guidance_scale": float("nan")}, "guidance_scale.* is nan"),
         ({"learned": "everything"}, "learned is 'everything'; expected null or one of shapes"),
     ],
 )
