@@ -1,7 +1,9 @@
 """Linear maps whose input and output may have several axes, so that heads are axes of the kernel itself."""
 
+import math
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -40,8 +42,22 @@ class Linear(nnx.Module):
         """
         part = (slice(None),) * self.contracted + (slice(start, stop),)
         kernel = self.kernel[...][part]
-        y = jnp.tensordot(x.astype(kernel.dtype), kernel, axes=self.contracted)
+        y = contract(x.astype(kernel.dtype), kernel, self.contracted)
         return y if self.bias is None else y + self.bias[...][start:stop]
+
+
+def contract(x: Float[Array, "..."], kernel: Float[Array, "..."], count: int) -> Float[Array, "..."]:
+    """Contract the last `count` axes of `x` with the first of the kernel.
+
+    As a product of two matrices: on a CPU the gradient of one with several row axes takes twice as long. On a mesh the
+    axes stay, since one that is split cannot be merged with another without moving it.
+    """
+    if not jax.sharding.get_abstract_mesh().empty:
+        return jnp.tensordot(x, kernel, axes=count)
+    rows, columns = x.shape[: x.ndim - count], kernel.shape[count:]
+    inner = math.prod(kernel.shape[:count])
+    product = x.reshape(math.prod(rows), inner) @ kernel.reshape(inner, math.prod(columns))
+    return product.reshape(*rows, *columns)
 
 
 class Embedding(nnx.Module):
