@@ -1,7 +1,8 @@
 """Scenes: a background and a few coloured shapes, as data.
 
 Lengths are pixels of a picture of `SIDE` × `SIDE`. Shapes lie near the middles of a 3×3 grid of cells, or overlap a
-neighbour; later shapes cover earlier ones.
+neighbour; later shapes cover earlier ones. All lie on a lattice, that of the autoencoder's latents: a shape then looks
+the same in latents wherever it is, and a small model can learn to draw it crisply.
 """
 
 import dataclasses
@@ -12,7 +13,8 @@ import numpy as np
 
 SIDE = 128
 CENTERS = (24, 64, 104)  # of the cells, along either axis
-JITTER = 4  # how far from its cell's middle a shape may lie
+LATTICE = 8  # every middle is a multiple of it
+JITTER = 8  # how far from its cell's middle a shape may lie
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring")
 RADII = {"small": 12, "medium": 16, "large": 20}  # half the side of the box that a shape fills
@@ -123,8 +125,8 @@ def random_scene(rng: np.random.Generator) -> Scene:
         things: list[Thing] = []
         for cell in rng.permutation(len(CELLS))[:count]:
             x, y = list(CELLS.values())[cell]
-            if rng.random() < 0.7:
-                x, y = (int(middle + rng.integers(-JITTER, JITTER + 1)) for middle in (x, y))
+            if rng.random() < 0.4:
+                x, y = (middle + JITTER * int(rng.integers(-1, 2)) for middle in (x, y))
             things.append(Thing(_pick(rng, SHAPES), _pick(rng, COLORS), _pick(rng, RADII), x, y))
         if count > 1 and rng.random() < 0.5:
             shared = "color" if rng.random() < 0.6 else "shape"
@@ -139,9 +141,8 @@ def random_scene(rng: np.random.Generator) -> Scene:
 def _beside(rng: np.random.Generator, thing: Thing, other: Thing) -> Thing:
     """Return the thing moved so that it overlaps the other."""
     angle, distance = rng.uniform(0, 2 * math.pi), rng.uniform(0.65, 0.85) * (thing.radius + other.radius)
-    return dataclasses.replace(
-        thing, x=round(other.x + distance * math.cos(angle)), y=round(other.y + distance * math.sin(angle))
-    )
+    x, y = other.x + distance * math.cos(angle), other.y + distance * math.sin(angle)
+    return dataclasses.replace(thing, x=LATTICE * round(x / LATTICE), y=LATTICE * round(y / LATTICE))
 
 
 def _pick(rng: np.random.Generator, names: dict | tuple) -> str:

@@ -36,7 +36,9 @@ class StreamConfig:
     dropped: float = 0.05  # share of prompts left empty, for guidance
     text: int = 80  # tokens of a padded prompt
     kept: int = 40  # of them, behind the constant beginning
-    weights: tuple[tuple[str, float], ...] = (("background", 0.6), ("remove", 0.8), ("swap", 1.3), ("shape", 1.4))
+    weights: tuple[tuple[str, float], ...] = (
+        *(("background", 0.5), ("remove", 0.7), ("move", 1.2), ("resize", 1.3), ("swap", 1.8), ("shape", 1.5)),
+    )
 
 
 @functools.partial(
