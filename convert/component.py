@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from joyjax.convert.rules import Rule, Shape
 from joyjax.errors import CheckpointError
-from joyjax.inputs.files import read_json
+from joyjax.inputs.files import quoted, read_json
 from joyjax.layers.weights import Weights
 
 
@@ -52,5 +52,5 @@ class Component:
         entry = read_json(index).get(self.folder)
         name = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
         if name not in self.class_names:
-            raise CheckpointError(f"{index}: {self.folder} is {name!r}; expected {' or '.join(self.class_names)}")
+            raise CheckpointError(f"{index}: {self.folder} is {quoted(name)}; expected {' or '.join(self.class_names)}")
         return name

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from joyjax.convert import checkpoint, stream
-from joyjax.convert.checkpoint import MANIFEST, Converted, Manifest, Piece, Stored, Told
+from joyjax.convert import checkpoint, manifest, stream
 from joyjax.convert.component import Component
 from joyjax.convert.journal import Journal, open_journal
+from joyjax.convert.manifest import Converted, Manifest, Piece, Stored, Told
 from joyjax.convert.native import Native
+from joyjax.convert.placing import INDEX, copy_files, flush, link, place_folder
 from joyjax.convert.rules import Match, Shape
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.stream import Progress
@@ -30,7 +31,6 @@ from joyjax.sharding.rules import partition_spec
 
 Content = frozenset[tuple[str, Shape, str, str]]  # path, shape, dtype and SHA-256 of each array of a part
 
-INDEX = "model_index.json"
 SPARE = 2**26  # bytes, for what is not weights
 
 
@@ -46,7 +46,7 @@ def convert_checkpoint(
     tensors: Callable[[str], Tensors] | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Write the model in the Diffusers folder `source` to `target`, as checkpoint.py describes.
+    """Write the model in the Diffusers folder `source` to `target`, as manifest.py describes.
 
     `components` are all networks of the model. `dtype` None keeps each tensor's own; another leaves in float32 what the
     networks hold in float32. `component` converts that one alone, and adds it to a target made from the same model;
@@ -63,7 +63,7 @@ def convert_checkpoint(
         RequestError: if there is no such component, or the target holds files that would have to go.
     """
     source, target = source.resolve(), target.resolve()
-    if checkpoint.is_converted(source):
+    if manifest.is_converted(source):
         raise CheckpointError(f"{source} is a converted checkpoint already; convert from the Diffusers folder")
     index = read_json(source / INDEX)
     open_tensors = tensors or (lambda name: Tensors.open(source / name))
@@ -95,7 +95,8 @@ def convert_checkpoint(
                     if not made:
                         return Manifest.read(target)
                     _check_space(journal, made)
-                    _copy_files(source, journal.new, index, made, {each.folder for each in components})
+                    journal.begin()
+                    copy_files(source, journal.new, index, made, {each.folder for each in components})
                     advance = _counter(sum(plans[name].nbytes for name in made), progress)
                     made = {
                         name: _write_component(journal, name, plans[name], converted, share, advance)
@@ -103,14 +104,13 @@ def convert_checkpoint(
                     }
                     Manifest({**kept, **made}, native).write(journal.new)
                     journal.all_done(overwrite)
-                _place(journal.new, target, overwrite)
+                place_folder(journal.new, target, overwrite)
                 journal.done.clear()
             except (CheckpointError, OSError) as error:
                 said = error if isinstance(error, CheckpointError) else f"{target} cannot be written: {error}"
                 raise CheckpointError(f"{said}{_kept_beside(journal)}") from error
             finally:
-                if not journal.done:  # nothing to go on from
-                    shutil.rmtree(journal.folder, ignore_errors=True)
+                journal.clear()
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error}") from error
     return Manifest.read(target)
@@ -118,7 +118,9 @@ def convert_checkpoint(
 
 def _kept_beside(journal: Journal) -> str:
     """Say what a conversion that failed leaves, if anything."""
-    return f"; what was done lies in {journal.folder}, and the same command goes on from there" if journal.done else ""
+    if not journal.done:
+        return ""
+    return f"; what was done lies in {journal.folder}; if the source stays, the same command goes on from there"
 
 
 def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
@@ -182,7 +184,7 @@ def _kept(
 def _converted(target: Path, index: Mapping[str, Any]) -> Mapping[str, Converted] | None:
     """Return the components in a target made from the same model; None where it holds anything else, or is damaged."""
     with contextlib.suppress(CheckpointError):
-        if checkpoint.is_converted(target) and read_json(target / INDEX) == index:
+        if manifest.is_converted(target) and read_json(target / INDEX) == index:
             return Manifest.read(target).components
     return None
 
@@ -190,7 +192,7 @@ def _converted(target: Path, index: Mapping[str, Any]) -> Mapping[str, Converted
 def _layout(plan: stream.Plan, keep: bool) -> dict[str, Stored]:
     """Say in which dtype and parts each parameter is stored: the tensor's own dtype, or that of the network."""
     parameters, headers = leaves(plan.abstract.state), plan.tensors.headers
-    return checkpoint.partition(
+    return manifest.partition(
         (found.target, found.shape, headers[found.source].dtype if keep else str(parameters[found.target].dtype))
         for found in plan.matches
     )
@@ -200,7 +202,7 @@ def _origin(plan: stream.Plan, dtype: DTypeLike | None) -> str:
     """Return a mark of the files that a component is made of, by name, size and time of change, and of the dtype."""
     headers = plan.tensors.headers.values()
     files = sorted({(tensor.file.name, *tensor.stamp[2:]) for tensor in headers})
-    return _sha256([checkpoint.VERSION, checkpoint.PART_BYTES, str(dtype), files, sorted(plan.tensors.headers)])
+    return _sha256([manifest.VERSION, manifest.PART_BYTES, str(dtype), files, sorted(plan.tensors.headers)])
 
 
 def _sha256(value: object) -> str:
@@ -230,7 +232,7 @@ def _write_component(
     matches = {found.target: found for found in plan.matches}
     axes = {path: _split_axis(leaf.axes) for path, leaf in leaves(plan.abstract.state).items()}
     shared = {} if share is None else _by_content(share, name)
-    for part, held in checkpoint.parts(converted.parameters).items():
+    for part, held in manifest.parts(converted.parameters).items():
         folder = journal.new / name / part
         if (name, part) not in journal.done or not folder.is_dir():
             for left in folder.parent.glob(f"{part}*"):  # of a run that was killed
@@ -245,8 +247,9 @@ def _write_component(
             if equal is None:
                 checkpoint.write_part(folder, arrays, axes)
             else:
-                shutil.copytree(equal, folder, copy_function=_link)
+                shutil.copytree(equal, folder, copy_function=link)
             del arrays
+            flush(folder)
             checkpoint.check_part(folder, told)
             journal.part_done(name, part, digests)
         advance(sum(_source_bytes(plan, matches[path], piece) for path, piece in held.items()))
@@ -268,20 +271,12 @@ def _by_content(folder: Path, name: str) -> dict[Content, Path]:
     components = Manifest.read(folder).components
     if name not in components:
         return {}
-    parts = checkpoint.told(components[name].parameters)
+    parts = manifest.told(components[name].parameters)
     return {_content(held): folder / name / part for part, held in parts.items()}
 
 
 def _content(told: Told) -> Content:
     return frozenset((path, *what) for path, what in told.items())
-
-
-def _link(source: str, target: str) -> None:
-    """Give a file a second name, or where that cannot be, copy it. Parts are never written to again."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _source_bytes(plan: stream.Plan, found: Match, piece: Piece) -> int:
@@ -296,58 +291,3 @@ def _with_digest(journal: Journal, name: str, path: str, piece: Piece) -> Piece:
 def _contiguous(value: np.ndarray) -> np.ndarray:
     """Lay a rearranged array out in memory. JAX's CPU client goes by tiles, several times as fast as NumPy."""
     return value if value.flags.c_contiguous else np.asarray(jax.device_put(value, jax.local_devices(backend="cpu")[0]))
-
-
-def _copy_files(
-    source: Path, target: Path, index: Mapping[str, Any], chosen: Iterable[str], networks: Set[str]
-) -> None:
-    """Copy what is not weights: the index, the chosen networks' configurations, the folders of what is no network."""
-    target.mkdir(exist_ok=True)
-    shutil.copyfile(source / INDEX, target / INDEX)
-    for name in chosen:
-        (target / name).mkdir(exist_ok=True)
-        shutil.copyfile(source / name / "config.json", target / name / "config.json")
-    for name, entry in index.items():
-        names_a_class = isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
-        if names_a_class and name not in networks:
-            if not name.isidentifier() or not (source / name).is_dir():
-                raise CheckpointError(f"{source / INDEX} names {name}, but {source} has no such folder")
-            shutil.rmtree(target / name, ignore_errors=True)  # of a run that was killed
-            _copy_folder(source / name, target / name)
-
-
-def _copy_folder(source: Path, target: Path) -> None:
-    """Copy the files, but not their modes: what is read-only could not be replaced or moved later."""
-    target.mkdir()
-    for entry in source.iterdir():
-        if entry.is_dir():
-            _copy_folder(entry, target / entry.name)
-        else:
-            shutil.copyfile(entry, target / entry.name)
-
-
-def _place(new: Path, target: Path, overwrite: bool) -> None:
-    """Give the finished folder its name, or move what is in it into a target that has files already.
-
-    May be called again where an earlier call was killed.
-    """
-    if not new.exists():
-        return
-    if not target.exists() or not any(target.iterdir()):
-        os.replace(new, target)
-        return
-    # Without these two nothing loads the target, whatever model is left in it: they go first and come last.
-    for name in (INDEX, MANIFEST):
-        if overwrite and (new / name).exists():
-            (target / name).unlink(missing_ok=True)
-    for entry in sorted(new.iterdir(), key=lambda entry: (entry.name == INDEX, entry.name == MANIFEST)):
-        place = target / entry.name
-        if place.exists() and not overwrite and entry.name != MANIFEST:
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            continue
-        if place.is_dir() and not place.is_symlink():
-            shutil.rmtree(place)
-        elif entry.is_dir():
-            place.unlink(missing_ok=True)
-        os.replace(entry, place)
-    new.rmdir()

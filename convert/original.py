@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from joyjax.convert.pickled import read_pickled
-from joyjax.convert.safetensors import Tensors, read_header
+from joyjax.convert.safetensors import Tensor, Tensors, read_header
 from joyjax.errors import CheckpointError
-from joyjax.inputs.files import write_json
+from joyjax.inputs.files import quoted, write_json
 
 ENCODER = "JoyAI-Image-Und"
 SMALL = (".json", ".txt", ".jinja")  # of the encoder's folder: tokenizer and processor
@@ -100,7 +100,13 @@ def open_tensors(folder: Path, name: str) -> Tensors:
     if len(files) != 1:
         raise CheckpointError(f"{place} holds {len(files)} files of weights; expected one, {' or '.join(WEIGHTS)}")
     headers = read_header(files[0]) if files[0].suffix == ".safetensors" else read_pickled(files[0])
-    return Tensors(str(files[0]), {rename(original): tensor for original, tensor in headers.items()})
+    renamed: dict[str, Tensor] = {}
+    for original, tensor in headers.items():
+        name = rename(original)
+        if name in renamed:
+            raise CheckpointError(f"{files[0]}: two tensors are {quoted(name)}, one of them as {quoted(original)}")
+        renamed[name] = tensor
+    return Tensors(str(files[0]), renamed)
 
 
 def transformer_name(name: str) -> str:

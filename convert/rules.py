@@ -36,10 +36,13 @@ class Transform:
 
     def forward(self, tensor: np.ndarray, shape: Shape) -> np.ndarray:
         """Return the parameter of `shape`; wherever NumPy can, a view of the tensor."""
+        return self.arrange(tensor.reshape(self.view(shape)), shape).reshape(shape)
+
+    def arrange(self, seen: np.ndarray, shape: Shape) -> np.ndarray:
+        """Return the view of a tensor, or of a part of it, with its axes in the order of a parameter of `shape`."""
         axes = self.axes(shape)
-        seen = tensor.reshape(self.view(shape))
-        seen = seen[(*(slice(None) if axis in axes else -1 for axis in range(seen.ndim)), ...)]
-        return seen.transpose(_ranks(axes)).reshape(shape)
+        kept = seen[(*(slice(None) if axis in axes else -1 for axis in range(seen.ndim)), ...)]
+        return kept.transpose(_ranks(axes))
 
     def inverse(self, parameter: np.ndarray) -> np.ndarray:
         """Return the tensor of a parameter, zero in what the parameter does not hold."""

@@ -50,9 +50,7 @@ class Plan:
             value = found.parameter(tensor) if part is None else found.parameter(tensor)[part]
         else:
             tensor = self.tensors.read(found.source, found.transform.view(found.shape), seen)
-            axes = found.transform.axes(found.shape)
-            left_out = tuple(axis for axis in range(tensor.ndim) if axis not in axes)
-            value = tensor.squeeze(left_out).transpose(np.argsort(np.argsort(axes)))
+            value = found.transform.arrange(tensor, found.shape)
         if not _all_finite(tensor):
             place = f"{self.tensors.headers[found.source].file}: tensor {found.source}"
             raise CheckpointError(f"{place} holds NaN or infinity: the file is damaged; fetch it again")

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from joyjax import dtypes
 from joyjax.convert import original
-from joyjax.convert.checkpoint import Manifest
 from joyjax.convert.conversion import convert_checkpoint
+from joyjax.convert.manifest import Manifest
 from joyjax.convert.stream import Progress
-from joyjax.families.registry import family_of
-from joyjax.inputs.files import read_json
+from joyjax.families.registry import family_in
 from joyjax.inputs.model import model_folder
 
 
@@ -37,8 +36,7 @@ def convert_model(
         if original.is_original(folder):
             place, tensors = Path(skeleton), functools.partial(original.open_tensors, folder)
             original.write_skeleton(folder, place)
-        index = place / "model_index.json"
-        components = family_of(read_json(index).get("_class_name"), str(index)).components
+        components = family_in(place).components
         return convert_checkpoint(
             place,
             Path(target),

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from joyjax import dtypes
-from joyjax.convert import checkpoint, stream
-from joyjax.convert.checkpoint import Stored
+from joyjax.convert import checkpoint, manifest, stream
 from joyjax.convert.component import Component
+from joyjax.convert.manifest import Stored
 from joyjax.convert.safetensors import Tensor, Tensors
 from joyjax.convert.stream import Progress
 from joyjax.dtypes import ISLAND
-from joyjax.families.registry import family_of
-from joyjax.inputs.files import read_json
+from joyjax.families.registry import family_in
 from joyjax.layers.weights import leaves
 
 
@@ -62,14 +61,13 @@ def describe(folder: Path) -> ModelInfo:
     Raises:
         CheckpointError: if it is neither, is not whole, or is of no known family.
     """
-    index = folder / "model_index.json"
-    family = family_of(read_json(index).get("_class_name"), str(index))
+    family = family_in(folder)
     configs = {component.folder: component.read_config(folder) for component in family.components}
     components = tuple(_describe(folder, component, configs[component.folder]) for component in family.components)
     return ModelInfo(
         family=family.name,
         class_name=family.class_name,
-        format="converted" if checkpoint.is_converted(folder) else "diffusers",
+        format="converted" if manifest.is_converted(folder) else "diffusers",
         components=components,
         tensors=sum(component.tensors for component in components),
         parameters=sum(component.parameters for component in components),
@@ -84,15 +82,14 @@ def verify(folder: Path, progress: Progress | None = None) -> None:
     Raises:
         CheckpointError: naming the first tensor or parameter that is otherwise.
     """
-    index = folder / "model_index.json"
-    family = family_of(read_json(index).get("_class_name"), str(index))
+    family = family_in(folder)
     configs = {component.folder: component.read_config(folder) for component in family.components}
     steps: list[tuple[int, Callable[[], object]]] = []
     for component in family.components:
         name = component.folder
-        if checkpoint.is_converted(folder):
+        if manifest.is_converted(folder):
             parameters = checkpoint.plan(folder, component, configs[name], ISLAND).parameters
-            for part, held in checkpoint.told(parameters).items():
+            for part, held in manifest.told(parameters).items():
                 size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype, _ in held.values())
                 steps.append((size, functools.partial(checkpoint.check_part, folder / name / part, held)))
         else:
@@ -120,7 +117,7 @@ def parameters_need(components: Iterable[Component], configs: Mapping[str, Any],
 
 def _describe(folder: Path, component: Component, config: Any) -> ComponentInfo:
     stored: Collection[Tensor | Stored]
-    if checkpoint.is_converted(folder):
+    if manifest.is_converted(folder):
         stored = checkpoint.plan(folder, component, config, ISLAND).parameters.values()
     else:
         stored = stream.plan(

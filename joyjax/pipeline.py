@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from jax.sharding import Mesh
 
 from joyjax import dtypes
-from joyjax.convert import checkpoint, stream
+from joyjax.convert import checkpoint, manifest, stream
 from joyjax.convert.native import Native
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.stream import Progress
 from joyjax.families.family import Family, Files
-from joyjax.families.registry import family_of
-from joyjax.inputs.files import read_json
+from joyjax.families.registry import family_in
 from joyjax.inputs.model import model_folder
 from joyjax.layers.weights import Weights
 from joyjax.sharding.mesh import check_mesh
@@ -61,15 +60,14 @@ def load(
     if mesh is not None:
         mesh = check_mesh(mesh)
     folder = model_folder(model)
-    index = folder / "model_index.json"
-    family = family_of(read_json(index).get("_class_name"), str(index))
+    family = family_in(folder)
     configs = {component.folder: component.read_config(folder) for component in family.components}
     files = family.read(folder, configs)
 
     # Everything is planned, and so checked, before the first byte is read.
     plans: dict[str, stream.Plan | checkpoint.Plan] = {}
     native = Native.read(folder)
-    converted = checkpoint.is_converted(folder)
+    converted = manifest.is_converted(folder)
     for component in family.components:
         config = configs[component.folder]
         if converted:

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import toy
 
-from joyjax.convert import checkpoint
+from joyjax.convert import manifest
 from joyjax.convert.conversion import convert_checkpoint
 
 WRITES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
@@ -75,7 +75,7 @@ def convert(job: Job, tell: int) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job.longest_file, job.longest_file))
     if job.mere_user:
         give_up_root()
-    checkpoint.PART_BYTES = job.part_bytes
+    manifest.PART_BYTES = job.part_bytes
     seen: list[str] = []
 
     def watch(event: str, args: tuple) -> None:

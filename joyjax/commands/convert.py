@@ -31,6 +31,7 @@ def command(
     """
     from joyjax.commands.progress import gibibytes, loading, note
     from joyjax.converting import convert_model
+    from joyjax.families.registry import family_in
 
     with loading("converting") as advance:
         manifest = convert_model(
@@ -45,6 +46,6 @@ def command(
     for name, converted in manifest.components.items():
         kinds = ", ".join(sorted({stored.dtype for stored in converted.parameters.values()}))
         note(f"{name:14} {len(converted.parameters):5} tensors  {gibibytes(converted.nbytes):>10}  {kinds}")
-    if set(manifest.components) == {"text_encoder", "transformer", "vae"}:
+    if set(manifest.components) == {component.folder for component in family_in(target).components}:
         note(f'next: joyjax edit "make the sky red" --image photo.jpg --model {shlex.quote(str(target))}')
     typer.echo(target)

@@ -31,6 +31,12 @@ def stamp(file: int | Path) -> Stamp:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
+def quoted(value: object) -> str:
+    """Return a value of a checkpoint as a message shows it: no longer than a line."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the json object in a file.
 

@@ -35,7 +35,7 @@ def model_folder(model: str | os.PathLike | None) -> Path:
             raise CheckpointError(f"model {str(model)!r} is not a folder")
     except OSError as error:
         raise CheckpointError(f"model {str(model)[:100]!r} cannot be looked for: {error.strerror}") from None
-    if folder.name and unfinished(folder).is_dir() and not folder.exists():
+    if folder.name and unfinished(folder).is_dir() and not (folder / "model_index.json").exists():
         raise CheckpointError(
             f"model {str(model)!r} is not whole yet: give the `joyjax convert` that began it once more"
         )

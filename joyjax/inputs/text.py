@@ -36,7 +36,9 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         returned = tokenizer.decode(plain_tokens(tokenizer, SAMPLE), clean_up_tokenization_spaces=False)
-    except Exception as error:  # Transformers and its Rust core raise whatever comes
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # Transformers raises whatever comes; a panic of its Rust core is no Exception
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(f"the tokenizer in {folder} cannot be read: {reason}") from error
     if returned != SAMPLE:

@@ -67,6 +67,8 @@ class JoyImageConfig:
         sizes = config.hidden_size, config.num_attention_heads, config.num_layers, config.in_channels, config.text_dim
         if min(sizes) < 1 or not all(0 < number < math.inf for number in (config.mlp_width_ratio, config.theta)):
             raise ConfigError(f"{where}: sizes, mlp_width_ratio and theta must be positive")
+        if config.mlp_dim < 1:
+            raise ConfigError(f"{where}: mlp_width_ratio is {config.mlp_width_ratio}; the MLP must have a unit")
         if config.out_channels != config.in_channels:
             raise ConfigError(
                 f"{where}: out_channels {config.out_channels} must equal in_channels {config.in_channels}, or be null: "

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
+from joyjax.convert import original
 from joyjax.convert.component import Component
 from joyjax.convert.native import FILE, Native
 from joyjax.families.family import Files
@@ -109,25 +110,9 @@ PROCESSOR = {
     # The real processor enlarges what is below 65,536 pixels; 128 × 128 must stay as it is.
     "size": {"shortest_edge": SIDE * SIDE // 16, "longest_edge": 16777216},
 }
-SCHEDULER = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler",
-    "_diffusers_version": "0.42.1",
-    "num_train_timesteps": 1000,
-    "shift": 1.5,
-}
-INDEX = {
-    "_class_name": "JoyImageEditPipeline",
-    "_diffusers_version": "0.42.1",
-    "processor": ["transformers", "Qwen3VLProcessor"],
-    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    "text_encoder": ["transformers", "Qwen3VLForConditionalGeneration"],
-    "text_token_max_length": 2048,
-    "tokenizer": ["transformers", "Qwen2Tokenizer"],
-    "transformer": ["diffusers", "JoyImageEditTransformer3DModel"],
-    "vae": ["diffusers", "AutoencoderKLWan"],
-}
-
-
+VERSION = {"_diffusers_version": "0.42.1"}
+SCHEDULER = {**original.SCHEDULER, **VERSION}
+INDEX = {**original.INDEX, **VERSION}
 SETTINGS = Native(base_size=SIDE, steps=8, guidance_scale=1.0, learned="shapes")  # steps and guidance: not tuned yet
 
 

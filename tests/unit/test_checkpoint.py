@@ -18,9 +18,9 @@ from jax.sharding import Mesh, PartitionSpec
 from safetensors.numpy import save_file
 
 from joyjax.convert import checkpoint, stream
-from joyjax.convert.checkpoint import Manifest
 from joyjax.convert.conversion import convert_checkpoint
 from joyjax.convert.journal import open_journal
+from joyjax.convert.manifest import Manifest, parts
 from joyjax.convert.native import Native
 from joyjax.convert.safetensors import Tensors
 from joyjax.errors import CheckpointError, MeshError, RequestError
@@ -42,7 +42,7 @@ def target(tmp_path):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(checkpoint, "PART_BYTES", 2000)
+    monkeypatch.setattr("joyjax.convert.manifest.PART_BYTES", 2000)
 
 
 def same(ours, theirs) -> None:
@@ -102,17 +102,17 @@ def test_the_manifest_is_read_as_it_was_written(source, target):
 def test_parts_are_small_and_in_order(source, target, small_parts):
     convert_checkpoint(source, target, BOTH)
     stored = Manifest.read(target).components["toy"].parameters
-    parts = checkpoint.parts(stored)
-    assert list(parts) == [f"part-{n:05}" for n in range(len(parts))]
-    assert sorted(p.name for p in (target / "toy").iterdir()) == ["config.json", *parts]
-    assert list(dict.fromkeys(path for held in parts.values() for path in held)) == list(stored)
-    for held in parts.values():
+    held_in = parts(stored)
+    assert list(held_in) == [f"part-{n:05}" for n in range(len(held_in))]
+    assert sorted(p.name for p in (target / "toy").iterdir()) == ["config.json", *held_in]
+    assert list(dict.fromkeys(path for held in held_in.values() for path in held)) == list(stored)
+    for held in held_in.values():
         rows = {path: (piece.stop - piece.start) / stored[path].shape[0] for path, piece in held.items()}
         assert sum(stored[path].nbytes * share for path, share in rows.items()) <= 2000
 
 
 def test_what_is_larger_than_a_part_lies_in_several(source, target, monkeypatch):
-    monkeypatch.setattr(checkpoint, "PART_BYTES", 500)
+    monkeypatch.setattr("joyjax.convert.manifest.PART_BYTES", 500)
     convert_checkpoint(source, target, BOTH)
     stored = Manifest.read(target).components["toy"].parameters["blocks.1.qkv.kernel"]
     assert len(stored.pieces) > 4
@@ -310,7 +310,7 @@ def test_a_conversion_that_failed_goes_on_where_it_stopped(source, target, small
     assert len(first) == 3
     assert os.listdir(target.parent) == [f".{target.name}.unfinished"]
     monkeypatch.undo()
-    monkeypatch.setattr(checkpoint, "PART_BYTES", 2000)
+    monkeypatch.setattr("joyjax.convert.manifest.PART_BYTES", 2000)
     second = spy_on_parts(monkeypatch)
     convert_checkpoint(source, target, BOTH)
     assert not set(first) & set(second)
@@ -325,7 +325,7 @@ def test_another_command_does_not_go_on_from_there(source, target, small_parts, 
     with pytest.raises(KeyboardInterrupt):
         convert_checkpoint(source, target, BOTH, dtype="bfloat16")
     monkeypatch.undo()
-    monkeypatch.setattr(checkpoint, "PART_BYTES", 2000)
+    monkeypatch.setattr("joyjax.convert.manifest.PART_BYTES", 2000)
     convert_checkpoint(source, target, BOTH)
     kinds = {stored.dtype for stored in Manifest.read(target).components["toy"].parameters.values()}
     assert kinds == {"float32"}
@@ -434,6 +434,7 @@ def edit_manifest(folder, edit) -> None:
         (lambda raw: first(raw).update(dtype=[]), "dtype"),
         (lambda raw: first(raw)["pieces"][0].update(part="part-00009"), "part-00009 is missing"),
         (lambda raw: first(raw)["pieces"][0].update(part=3), "part 3"),
+        (lambda raw: first(raw)["pieces"][0].update(part=f"part-{'0' * 300}"), "part 'part-000"),
         (lambda raw: first(raw)["pieces"][0].update(part="../part-00000"), "part '../part-00000'"),
         (lambda raw: first(raw)["pieces"][0].update(start=1), "rows 1 to"),
         (lambda raw: first(raw)["pieces"][0].update(stop=-1), "rows 0 to -1"),
@@ -455,6 +456,22 @@ def test_a_damaged_manifest(source, target, edit, message):
 
 def first(raw) -> dict:
     return raw["components"]["toy"]["parameters"]["first.kernel"]
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("part_bytes", [2**20, 100])  # in one piece, in several
+def test_a_part_with_what_is_no_number(source, target, monkeypatch, value, part_bytes):
+    monkeypatch.setattr("joyjax.convert.manifest.PART_BYTES", part_bytes)
+    convert_checkpoint(source, target, BOTH)
+    piece = Manifest.read(target).components["toy"].parameters["first.kernel"].pieces[-1]
+    part = target / "toy" / piece.part
+    held = ocp.StandardCheckpointer().restore(part)
+    arrays = {path: np.array(array) for path, array in held.items()}
+    arrays["first.kernel"][-1, -1] = value
+    shutil.rmtree(part)
+    checkpoint.write_part(part, arrays, dict.fromkeys(arrays, 0))
+    with pytest.raises(CheckpointError, match="first.kernel holds NaN or infinity.*convert the model again"):
+        checkpoint.restore(target, toy.TOY, CONFIG, jnp.bfloat16)
 
 
 def test_a_missing_part(source, target, small_parts):

@@ -87,6 +87,7 @@ def test_the_wrong_type_is_refused(key, value):
         ("text_dim", -1, "must be positive"),
         ("in_channels", 0, "must be positive"),
         ("mlp_width_ratio", 0.0, "must be positive"),
+        ("mlp_width_ratio", 1e-9, "must have a unit"),
         ("mlp_width_ratio", math.nan, "must be positive"),
         ("theta", 0, "must be positive"),
         ("theta", math.inf, "must be positive"),

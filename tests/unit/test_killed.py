@@ -21,9 +21,10 @@ from killed import Answer, Job
 from safetensors.numpy import load_file, save_file
 
 from joyjax.convert import checkpoint, conversion, stream
+from joyjax.convert import manifest as manifests
 from joyjax.convert import safetensors as files
-from joyjax.convert.checkpoint import Manifest
 from joyjax.convert.conversion import convert_checkpoint
+from joyjax.convert.manifest import Manifest, is_converted, told
 from joyjax.convert.safetensors import Tensors
 from joyjax.errors import CheckpointError, RequestError
 from joyjax.inputs.files import unfinished
@@ -102,7 +103,7 @@ def target(tmp_path) -> Path:
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(checkpoint, "PART_BYTES", PART_BYTES)
+    monkeypatch.setattr(manifests, "PART_BYTES", PART_BYTES)
 
 
 def loads(target: Path, component) -> bool:
@@ -110,7 +111,7 @@ def loads(target: Path, component) -> bool:
     try:
         folder = model_folder(target)
         config = component.read_config(folder)
-        if checkpoint.is_converted(folder):
+        if is_converted(folder):
             checkpoint.plan(folder, component, config, jnp.float32)
         else:
             stream.plan(component, config, Tensors.open(folder / component.folder), jnp.float32)
@@ -125,9 +126,9 @@ def assert_whole(target: Path, manifest: Manifest, source: Path) -> None:
     """Check that a folder holds what the manifest of an undisturbed conversion says, bit for bit, and nothing more."""
     assert Manifest.read(target) == manifest
     for name, converted in manifest.components.items():
-        told = checkpoint.told(converted.parameters)
-        assert sorted(path.name for path in (target / name).iterdir()) == ["config.json", *told]
-        for part, held in told.items():
+        expected = told(converted.parameters)
+        assert sorted(path.name for path in (target / name).iterdir()) == ["config.json", *expected]
+        for part, held in expected.items():
             checkpoint.check_part(target / name / part, held)
     for text in (*TEXTS, *(f"{name}/config.json" for name in manifest.components)):
         assert (target / text).read_text() == (source / text).read_text()
@@ -288,6 +289,22 @@ def test_kills_in_a_row(converter, source, target, made):
     converter.complete(source, target, {})
     assert_whole(target, Manifest.read(made()), source)
     assert os.listdir(target.parent) == [target.name]
+
+
+def test_another_job_that_is_refused_leaves_what_was_done(converter, source, target, made):
+    """Refused for its target, or for want of room: neither has a right to the work of the first."""
+    assert converter.run(source, target, {}, at=["open joyjax.json", 0]).signal
+    before = contents(target.parent)
+    target.mkdir()
+    (target / "mine.txt").write_text("mine")
+    ran = converter.run(source, target, {"dtype": "bfloat16"})
+    assert ran.error.startswith("RequestError")
+    assert "--overwrite" in ran.error
+    shutil.rmtree(target)
+    assert contents(target.parent) == before
+    assert noted(target)
+    converter.complete(source, target, {})
+    assert_whole(target, Manifest.read(made()), source)
 
 
 @pytest.mark.parametrize(

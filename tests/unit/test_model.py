@@ -9,7 +9,7 @@ import huggingface_hub.constants as constants
 import pytest
 
 import joyjax
-from joyjax.convert.checkpoint import Manifest
+from joyjax.convert.manifest import Manifest
 from joyjax.converting import convert_model
 from joyjax.errors import CheckpointError
 from joyjax.inputs.files import check_files
@@ -82,6 +82,16 @@ def test_a_folder_goes_before_the_hub(hub, tmp_path, monkeypatch):
 
 def test_a_model_whose_conversion_was_stopped(tmp_path):
     (tmp_path / ".model.unfinished").mkdir()
+    with pytest.raises(CheckpointError, match="is not whole.*: give the `joyjax convert` that began it once more"):
+        joyjax.load(tmp_path / "model")
+
+
+def test_a_model_whose_replacement_was_stopped(tmp_path):
+    """Over an existing folder the index goes first and comes last."""
+    shutil.copytree(DEMO, tmp_path / "model")
+    (tmp_path / ".model.unfinished").mkdir()
+    assert model_folder(tmp_path / "model") == tmp_path / "model"  # not begun with yet
+    (tmp_path / "model" / "model_index.json").unlink()
     with pytest.raises(CheckpointError, match="is not whole.*: give the `joyjax convert` that began it once more"):
         joyjax.load(tmp_path / "model")
 

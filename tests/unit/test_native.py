@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 import joyjax
-from joyjax.convert import checkpoint
 from joyjax.convert.conversion import convert_checkpoint
+from joyjax.convert.manifest import is_converted
 from joyjax.convert.native import Native
 from joyjax.errors import CheckpointError
 from joyjax.families.joyimage import EDIT
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_diffusers_folder_names_its_settings(folder):
-    assert not checkpoint.is_converted(folder)
+    assert not is_converted(folder)
     pipeline = load(folder)
     assert pipeline.base_size == 96
     assert settings(pipeline) == (96, 3, 1.5)
@@ -41,7 +41,7 @@ def test_a_diffusers_folder_names_its_settings(folder):
 
 def test_a_converted_folder_keeps_them(folder, tmp_path):
     convert_checkpoint(folder, tmp_path / "converted", EDIT.components)
-    assert checkpoint.is_converted(tmp_path / "converted")
+    assert is_converted(tmp_path / "converted")
     assert settings(load(tmp_path / "converted")) == (96, 3, 1.5)
 
 

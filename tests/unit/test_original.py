@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from joyjax.convert import original
-from joyjax.convert.checkpoint import Manifest
 from joyjax.convert.joyimage import TRANSFORMER
+from joyjax.convert.manifest import Manifest
 from joyjax.convert.rules import match
 from joyjax.convert.wan_vae import VAE
 from joyjax.converting import convert_model
@@ -174,6 +174,17 @@ def test_both_layouts_convert_to_the_same(checkpoint, originals, tmp_path):
         assert converted.parameters == theirs.components[name].parameters  # shapes, dtypes, SHA-256
     assert Manifest.read(tmp_path / "ours") == ours
     assert not (tmp_path / "ran").exists()
+
+
+def test_two_tensors_of_one_name(originals, tmp_path):
+    torch = pytest.importorskip("torch")
+    file = originals / "transformer" / "transformer.pth"
+    held = torch.load(file)
+    held["double_blocks.0.attn.img_attn_proj.bias"] = held["double_blocks.0.img_attn_proj.bias"]  # Diffusers' own name
+    torch.save(held, file)
+    with pytest.raises(CheckpointError, match="two tensors are 'double_blocks.0.attn.img_attn_proj.bias'"):
+        convert_model(originals, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
 
 
 def test_an_original_that_is_not_whole(originals, tmp_path):

@@ -139,6 +139,19 @@ def test_a_spoilt_folder_is_refused_by_name(name, tmp_path):
         load_tokenizer(folder)
 
 
+def test_a_panic_of_the_reader_is_an_error_like_others(tmp_path, monkeypatch):
+    class PanicException(BaseException):  # what Rust code that panics raises in Python
+        pass
+
+    def panic(*_, **__):
+        raise PanicException("index out of bounds")
+
+    folder = write_tokenizer(tmp_path / "tokenizer")
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", panic)
+    with pytest.raises(CheckpointError, match="cannot be read: index out of bounds"):
+        load_tokenizer(folder)
+
+
 def test_code_in_a_folder_never_runs(tmp_path):
     trace = tmp_path / "trace"
     for number, known in enumerate(["PreTrainedTokenizerFast", "Hostile"]):

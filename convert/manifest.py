@@ -1,0 +1,193 @@
+"""What `joyjax.json` of a converted folder says: which components there are, and which part holds which parameter.
+
+    joyjax.json                 written after everything else: without it the folder is not a checkpoint
+    model_index.json            as in the Diffusers folder; so are scheduler/, tokenizer/, processor/
+    transformer/config.json     as in the Diffusers folder
+    transformer/part-00000/     see checkpoint.py
+
+A part is small, so that writing and reading hold little in memory. Shapes and dtypes alone decide which part a
+parameter is in. A parameter larger than a part lies in several, cut along its first axis.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from joyjax.convert import native
+from joyjax.convert.native import Native
+from joyjax.convert.rules import Shape
+from joyjax.dtypes import STORED
+from joyjax.errors import CheckpointError
+from joyjax.inputs.files import read_json
+
+MANIFEST = native.FILE
+FORMAT, VERSION = "joyjax-orbax", 2
+NATIVE_KEYS = {field.name for field in dataclasses.fields(Native)}
+PART_BYTES = 2**27  # converting takes about three times this besides the interpreter
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Rows `start` to `stop` of a parameter's first axis, the part that holds them, and the SHA-256 of their bytes."""
+
+    part: str
+    start: int
+    stop: int
+    sha256: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """One parameter of a converted component: in one piece, or where it is larger than a part in several."""
+
+    shape: Shape
+    dtype: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes in memory."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def piece_shape(self, piece: Piece) -> Shape:
+        """Return the shape of one of the pieces."""
+        return (piece.stop - piece.start, *self.shape[1:]) if self.shape else ()
+
+    def index(self, piece: Piece) -> tuple[slice, ...] | None:
+        """Return where in the parameter a piece lies; None where it is the whole."""
+        return None if len(self.pieces) == 1 else (slice(piece.start, piece.stop), *map(slice, self.shape[1:]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """A converted component: its parameters by path, and a mark of the files that they were made of."""
+
+    parameters: Mapping[str, Stored]
+    origin: str
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes of all parameters."""
+        return sum(stored.nbytes for stored in self.parameters.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The converted components, and what the checkpoint says of itself."""
+
+    components: Mapping[str, Converted]
+    native: Native = Native()
+
+    def write(self, folder: Path) -> None:
+        """Write `joyjax.json`."""
+        components = {
+            name: {"origin": converted.origin, "parameters": _plain(converted.parameters)}
+            for name, converted in self.components.items()
+        }
+        raw = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self.native), "components": components}
+        (folder / MANIFEST).write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Read `joyjax.json`.
+
+        Raises:
+            CheckpointError: if it is missing, damaged, or of another format or version.
+        """
+        file = folder / MANIFEST
+        raw = read_json(file)
+        if raw.get("format") != FORMAT or raw.get("version") != VERSION:
+            raise CheckpointError(
+                f"{file}: format is {raw.get('format')!r}, version {raw.get('version')!r}; this joyjax reads "
+                f"{FORMAT!r}, version {VERSION}: convert the model again"
+            )
+        try:
+            components = {
+                name: Converted(
+                    {path: _stored(entry) for path, entry in component["parameters"].items()}, str(component["origin"])
+                )
+                for name, component in raw["components"].items()
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{file} is damaged ({error!r}): convert the model again") from None
+        return cls(components, Native.from_json(raw, str(file)))
+
+
+def is_converted(folder: Path) -> bool:
+    """Say whether `joyjax convert` wrote this folder; a Diffusers folder may have the file too, with `Native` alone."""
+    file = folder / MANIFEST
+    return file.is_file() and not (read_json(file).keys() <= NATIVE_KEYS)
+
+
+def partition(parameters: Iterable[tuple[str, Shape, str]]) -> dict[str, Stored]:
+    """Put parameters, given by path, shape and dtype, into parts of about PART_BYTES at most.
+
+    A larger one is cut along its first axis, and each piece is a part of its own.
+    """
+    placed: dict[str, Stored] = {}
+    number, filled = 0, 0
+    for path, shape, dtype in parameters:
+        size, rows = Stored(shape, dtype, ()).nbytes, shape[0] if shape else 1
+        each = rows if size <= PART_BYTES else max(1, rows * PART_BYTES // size)
+        pieces = []
+        for start in range(0, max(rows, 1), max(each, 1)):
+            if filled and filled + size > PART_BYTES:
+                number, filled = number + 1, 0
+            filled += size
+            pieces.append(Piece(f"part-{number:05}", start, min(start + each, rows)))
+        placed[path] = Stored(shape, dtype, tuple(pieces))
+    return placed
+
+
+def parts(parameters: Mapping[str, Stored]) -> dict[str, dict[str, Piece]]:
+    """Return what is in each part: pieces by path."""
+    found: dict[str, dict[str, Piece]] = {}
+    for path, stored in parameters.items():
+        for piece in stored.pieces:
+            found.setdefault(piece.part, {})[path] = piece
+    return found
+
+
+Told = Mapping[str, tuple[Shape, str, str]]  # shape, dtype and SHA-256 of each array of a part
+
+
+def told(parameters: Mapping[str, Stored]) -> dict[str, Told]:
+    """Return what each part should hold."""
+    return {
+        part: {
+            path: (parameters[path].piece_shape(piece), parameters[path].dtype, piece.sha256)
+            for path, piece in held.items()
+        }
+        for part, held in parts(parameters).items()
+    }
+
+
+def _plain(parameters: Mapping[str, Stored]) -> dict[str, Any]:
+    return {path: dataclasses.asdict(stored) for path, stored in parameters.items()}
+
+
+def _stored(raw: Mapping[str, Any]) -> Stored:
+    shape, dtype = raw["shape"], raw["dtype"]
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"shape {shape!r}")
+    if dtype not in STORED:
+        raise ValueError(f"dtype {dtype!r}")
+    pieces: list[Piece] = []
+    end = 0
+    for piece in raw["pieces"]:
+        part, start, stop, sha256 = (piece[key] for key in ("part", "start", "stop", "sha256"))
+        if not isinstance(part, str) or not re.fullmatch(r"part-[0-9]{5,9}", part) or not isinstance(sha256, str):
+            raise ValueError(f"part {part!r}, sha256 {sha256!r}")
+        if type(start) is not int or type(stop) is not int or start != end or stop < start:
+            raise ValueError(f"rows {start!r} to {stop!r}")
+        end = stop
+        pieces.append(Piece(part, start, stop, sha256))
+    if not pieces or end != (shape[0] if shape else 1):
+        raise ValueError(f"pieces of {end} rows")
+    return Stored(tuple(shape), dtype, tuple(pieces))
