@@ -1,0 +1,60 @@
+"""Loads a toy model as one process of two, each with two devices, and prints what it read and holds.
+
+python processes.py RANK PORT SOURCE CONVERTED
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import toy
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from joyjax.convert import checkpoint, stream
+from joyjax.convert.safetensors import Tensor, Tensors
+from joyjax.layers.weights import Weights, leaves
+
+
+def digest(weights: Weights) -> str:
+    """Return the SHA-256 of all parameters, gathered."""
+    found = hashlib.sha256()
+    for leaf in leaves(weights.state).values():
+        found.update(np.asarray(multihost_utils.process_allgather(leaf[...], tiled=True)).tobytes())
+    return found.hexdigest()
+
+
+def main() -> None:
+    rank, port, source, converted = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
+    mesh = Mesh(np.array(jax.devices()), ("tensor",))
+    read, plain = [0], Tensor.read
+
+    def counted(self, *args, **options):
+        array = plain(self, *args, **options)
+        read[0] += array.nbytes
+        return array
+
+    Tensor.read = counted
+    config = toy.ToyConfig()
+    streamed = stream.fill(toy.TOY, config, Tensors.open(source / "toy"), jnp.float32, mesh)
+    restored = checkpoint.restore(converted, toy.TOY, config, jnp.float32, mesh)
+    arrays = [leaf[...] for leaf in leaves(streamed.state).values()]
+    row = {
+        "devices": len(jax.devices()),
+        "read": read[0],
+        "held": sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards[:1]) * 2,
+        "all": sum(array.nbytes for array in arrays),
+        "streamed": digest(streamed),
+        "restored": digest(restored),
+    }
+    print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
