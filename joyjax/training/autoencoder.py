@@ -21,6 +21,8 @@ from joyjax.shapes.scene import SIDE, random_scene
 from joyjax.training.optimizer import Parameters
 from joyjax.training.run import Loss, cast
 
+DECODER = ("decoder.", "post_quant.")  # paths of what makes pictures of latents begin so
+
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
@@ -37,7 +39,7 @@ class AutoencoderConfig:
 
 
 def make_loss(config: WanVAEConfig, dtype: DTypeLike, *, kl: float, noise: float | None) -> Loss:
-    """Return the loss of uint8 pictures `[b, h, w, 3]`; with `noise`, the one that trains the decoder alone."""
+    """Return the loss of uint8 pictures `[b, h, w, 3]`; with `noise`, the decoder's alone."""
     abstract = VAE.abstract(config, dtype)
 
     def loss(parameters: Parameters, pictures: UInt8[Array, "b h w 3"], key: Array) -> tuple[Array, dict[str, Array]]:

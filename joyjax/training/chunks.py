@@ -37,24 +37,30 @@ class StreamConfig:
     text: int = 80  # tokens of a padded prompt
     kept: int = 40  # of them, behind the constant beginning
     weights: tuple[tuple[str, float], ...] = (
-        *(("background", 0.5), ("remove", 0.7), ("move", 1.2), ("resize", 1.3), ("swap", 1.8), ("shape", 1.5)),
+        ("background", 0.5),
+        ("remove", 0.7),
+        ("move", 1.2),
+        ("resize", 1.3),
+        ("swap", 1.8),
+        ("shape", 1.5),
     )
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["ids", "positions", "slots", "lengths", "pictures", "sources", "targets", "dropped"],
+    data_fields=["ids", "positions", "slots", "lengths", "pictures", "results", "sources", "targets", "dropped"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Edits, one a row: the prompt's tokens, the source's pixels, latent tokens of source and target."""
+    """Edits, one a row: the prompt's tokens, pixels of source and target, latent tokens of both."""
 
     ids: Int32[Array, "B L"]
     positions: Int32[Array, "B L 3"]
     slots: Int32[Array, "B L"]
     lengths: Int32[Array, " B"]  # of the prompt behind its constant beginning
     pictures: UInt8[Array, "B h w 3"]
+    results: UInt8[Array, "B h w 3"]
     sources: Float32[Array, "B T P"]
     targets: Float32[Array, "B T P"]
     dropped: Float32[Array, " B"]  # 1 where the prompt was left empty
@@ -111,7 +117,8 @@ def make_stream(config: StreamConfig, files: Files, vae: Weights, seed: int) -> 
     def batch(step: int) -> Batch:
         pool = chunk(step // config.steps_per_chunk)
         rng = np.random.default_rng((seed, 1, step))
-        kinds = rng.choice(KINDS, config.batch, p=weights / weights.sum())
+        found = weights * np.array([len(pool.pairs[kind]) > 0 for kind in KINDS])  # a small chunk may lack a kind
+        kinds = rng.choice(KINDS, config.batch, p=found / found.sum())
         rows = [pool.pairs[kind][rng.integers(len(pool.pairs[kind]))] for kind in kinds]
         dropped = rng.random(config.batch) < config.dropped
         prompts = ["" if drop else sentence(rng, pair) for drop, (_, _, pair) in zip(dropped, rows, strict=True)]
@@ -123,6 +130,7 @@ def make_stream(config: StreamConfig, files: Files, vae: Weights, seed: int) -> 
             slots=jnp.asarray(slots),
             lengths=jnp.asarray(lengths - DROPPED),
             pictures=jnp.asarray(pool.pictures[sources]),
+            results=jnp.asarray(pool.pictures[targets]),
             sources=jnp.asarray(pool.tokens[sources]),
             targets=jnp.asarray(pool.tokens[targets]),
             dropped=jnp.asarray(dropped, jnp.float32),

@@ -14,7 +14,7 @@ from joyjax.families.family import Files
 from joyjax.families.joyimage import DROPPED, item_positions
 from joyjax.inputs.vision import VisionProcessorConfig
 from joyjax.models.joyimage import Condition
-from joyjax.models.qwen3_vl import TextInputs
+from joyjax.models.qwen3_vl import Qwen3VL, TextInputs
 from joyjax.models.qwen3_vl_vision import VisionInputs, place_patches
 from joyjax.training.chunks import Batch
 from joyjax.training.optimizer import Parameters
@@ -42,19 +42,9 @@ def make_loss(config: FlowConfig, files: Files, dtype: DTypeLike, text: int) -> 
 
     def loss(parameters: Parameters, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         networks = {name: cast(split(parameters, name), abstract[name]).module() for name in COMPONENTS}
-        vision = vision_inputs(batch.pictures, files)
-        hidden = networks["text_encoder"](TextInputs(batch.ids, batch.positions, batch.slots), vision)
-        rows, tokens = batch.targets.shape[:2]
-        grid = round(tokens**0.5)
-        positions = np.concatenate([item_positions(item, grid, grid) for item in range(2)])  # the target, its reference
-        condition = Condition(
-            txt=hidden[:, DROPPED : DROPPED + text],
-            txt_lengths=batch.lengths,
-            references=batch.sources,
-            positions=jnp.broadcast_to(jnp.asarray(positions), (rows, 2 * tokens, 3)),
-        )
+        condition = make_condition(networks["text_encoder"], files, batch, text)
         keys = jax.random.split(key)
-        uniform = jax.random.uniform(keys[0], (rows,))
+        uniform = jax.random.uniform(keys[0], (len(batch.targets),))
         sigma = config.shift * uniform / (1 + (config.shift - 1) * uniform)
         noise = jax.random.normal(keys[1], batch.targets.shape)
         noisy = (1 - sigma[:, None, None]) * batch.targets + sigma[:, None, None] * noise
@@ -73,6 +63,21 @@ def make_loss(config: FlowConfig, files: Files, dtype: DTypeLike, text: int) -> 
         return total, metrics
 
     return loss
+
+
+def make_condition(text_encoder: Qwen3VL, files: Files, batch: Batch, text: int) -> Condition:
+    """Return what the transformer is told of each edit; of the prompt `text` hidden states."""
+    rows, tokens = batch.targets.shape[:2]
+    grid = round(tokens**0.5)
+    positions = np.concatenate([item_positions(item, grid, grid) for item in range(2)])  # the target, its reference
+    vision = vision_inputs(batch.pictures, files)
+    hidden = text_encoder(TextInputs(batch.ids, batch.positions, batch.slots), vision)
+    return Condition(
+        txt=hidden[:, DROPPED : DROPPED + text],
+        txt_lengths=batch.lengths,
+        references=batch.sources,
+        positions=jnp.broadcast_to(jnp.asarray(positions), (rows, 2 * tokens, 3)),
+    )
 
 
 def split(parameters: Parameters, name: str) -> Parameters:

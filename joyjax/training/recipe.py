@@ -1,4 +1,4 @@
-"""The demo model from nothing to a checkpoint: autoencoder, then text encoder and transformer.
+"""The demo model from nothing to a checkpoint: autoencoder, text encoder and transformer, and the decoder once more.
 
 Each stage has a folder of its own under the work folder, with checkpoints, `metrics.jsonl` and a plot, and goes on from
 there when the same command is given again.
@@ -26,14 +26,15 @@ from joyjax.layers.weights import Weights, leaves
 from joyjax.models.wan_vae import WanVAEConfig
 from joyjax.pipeline import Pipeline
 from joyjax.scoring import score
-from joyjax.training import autoencoder, flow
+from joyjax.training import autoencoder, flow, refine
 from joyjax.training.autoencoder import AutoencoderConfig
 from joyjax.training.chunks import StreamConfig, make_stream
 from joyjax.training.demo import fresh_parameters, read_files, vae_config, write_skeleton
 from joyjax.training.flow import COMPONENTS, FlowConfig, split
 from joyjax.training.optimizer import OptimizerConfig, Parameters, make_optimizer
 from joyjax.training.plot import plot_metrics
-from joyjax.training.run import RunConfig, TrainState, cast, make_step, place_parameters, run, start_state
+from joyjax.training.refine import RefineConfig
+from joyjax.training.run import RunConfig, TrainState, cast, make_step, place_parameters, run, start_state, with_fixed
 
 STATISTICS = 200  # batches of whole pictures that the latents' mean and deviation are measured on
 
@@ -49,6 +50,7 @@ class Recipe:
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     stream: StreamConfig = StreamConfig()
     flow: FlowConfig = FlowConfig()
+    refine: RefineConfig = RefineConfig()
     muon_rate: float = 0.02
     adam_rate: float = 3e-3
     decay: float = 0.5
@@ -86,6 +88,7 @@ def train_demo(
             for name, component in COMPONENTS.items()
         } | {"vae": vae_parameters}
     trained = train_flow(recipe, work / "flow", files, Native.read(skeleton), parameters, dtype, mesh, report)
+    trained = train_decoder(recipe, work / "results", files, Native.read(skeleton), trained, mesh, report)
     write_checkpoint(skeleton, files, trained, target)
     report(f"wrote {target}")
 
@@ -97,17 +100,17 @@ def train_autoencoder(
     config, numbers = WanVAEConfig.from_diffusers(vae_config([0.0] * 16, [1.0] * 16)), recipe.autoencoder
     abstract = VAE.abstract(config, dtypes.ISLAND)
     parameters = place_parameters(abstract, fresh_parameters(VAE, config, recipe.seed), mesh)
-    for number, (name, steps, rates, noise) in enumerate(
-        (
-            ("autoencoder", numbers.steps, (0.02, 2e-3), None),
-            ("decoder", numbers.decoder_steps, (0.006, 1e-3), numbers.noise),
-        )
-    ):
+    stages: tuple[tuple[str, int, tuple[float, float], float | None], ...] = (
+        ("autoencoder", numbers.steps, (0.02, 2e-3), None),
+        ("decoder", numbers.decoder_steps, (0.006, 1e-3), numbers.noise),
+    )
+    for number, (name, steps, rates, noise) in enumerate(stages):
         optimizer = make_optimizer(OptimizerConfig(steps, *rates, decay=recipe.decay))
         loss = autoencoder.make_loss(config, dtype, kl=numbers.kl, noise=noise)
+        free, fixed = divide(parameters, autoencoder.DECODER if name == "decoder" else "")
         state = run(
-            start_state(parameters, optimizer),
-            make_step(loss, optimizer, recipe.ema, recipe.seed + number),
+            start_state(free, optimizer),
+            make_step(with_fixed(loss, fixed), optimizer, recipe.ema, recipe.seed + number),
             autoencoder.make_batches(numbers, recipe.seed + number, whole=noise is not None),
             RunConfig(steps, recipe.log_every, recipe.save_every),
             work / name,
@@ -115,7 +118,7 @@ def train_autoencoder(
             report=report,
         )
         plot_metrics(work / name / "metrics.jsonl")
-        parameters = state.average
+        parameters = fixed | state.average
     pictures = autoencoder.make_batches(numbers, recipe.seed + 2, whole=True)
     vae = cast(parameters, abstract).module()
     mean, std = autoencoder.latent_statistics(vae, (pictures(number) for number in range(STATISTICS)))
@@ -162,6 +165,45 @@ def train_flow(
         report=report,
     )
     return {name: split(state.average, name) for name in COMPONENTS} | {"vae": parameters["vae"]}
+
+
+def train_decoder(
+    recipe: Recipe,
+    folder: Path,
+    files: Files,
+    native: Native,
+    parameters: Mapping[str, Parameters],
+    mesh: Mesh | None,
+    report: Callable[[str], None],
+) -> dict[str, Parameters]:
+    """Train the decoder on what the other networks make; return the parameters of all three."""
+    numbers = recipe.refine
+    abstract = {part.folder: part.abstract(files.configs[part.folder], dtypes.ISLAND) for part in EDIT.components}
+    networks = {name: cast(parameters[name], weights) for name, weights in abstract.items()}
+    seed = recipe.seed + 1  # other pictures than before
+    stream = make_stream(dataclasses.replace(recipe.stream, batch=numbers.batch), files, networks["vae"], seed)
+    placed = place_parameters(abstract["vae"], parameters["vae"], mesh)
+    decoder, fixed = divide(placed, autoencoder.DECODER)
+    optimizer = make_optimizer(OptimizerConfig(numbers.steps, numbers.muon_rate, numbers.adam_rate, decay=recipe.decay))
+    state = run(
+        start_state(decoder, optimizer),
+        make_step(with_fixed(refine.make_loss(files, dtypes.ISLAND), fixed), optimizer, recipe.ema, seed),
+        refine.make_results(
+            numbers, files, networks, stream, text=recipe.stream.kept, steps=native.steps or EDIT.steps, seed=seed
+        ),
+        RunConfig(numbers.steps, recipe.log_every, recipe.save_every),
+        folder,
+        mesh=mesh,
+        report=report,
+    )
+    plot_metrics(folder / "metrics.jsonl")
+    return {**parameters, "vae": fixed | state.average}
+
+
+def divide(parameters: Parameters, beginnings: str | tuple[str, ...]) -> tuple[Parameters, Parameters]:
+    """Return the parameters whose paths begin so, and the others."""
+    chosen = {path: value for path, value in parameters.items() if path.startswith(beginnings)}
+    return chosen, {path: value for path, value in parameters.items() if path not in chosen}
 
 
 def read_parameters(folder: Path, files: Files, name: str) -> Parameters:

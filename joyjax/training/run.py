@@ -94,6 +94,11 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, ema: float, s
     return step
 
 
+def with_fixed(loss: Loss, fixed: Parameters) -> Loss:
+    """Return the loss as a function of the other parameters alone; not even weight decay then moves those fixed."""
+    return lambda parameters, batch, key: loss({**fixed, **parameters}, batch, key)
+
+
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Length of a run and how often it writes."""
