@@ -19,14 +19,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from joyjax.convert.component import Component
 from joyjax.convert.manifest import MANIFEST, Manifest, Piece, Stored, Told, parts
-from joyjax.convert.rules import raise_faults
+from joyjax.convert.rules import Shape, raise_faults
 from joyjax.convert.stream import Progress
 from joyjax.errors import CheckpointError
+from joyjax.inputs.files import parse_json, quoted
 from joyjax.layers.weights import Weights, leaves
 from joyjax.sharding.build import build
 from joyjax.sharding.place import parameter_sharding
@@ -61,6 +63,7 @@ def read_part(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: if it cannot be read.
     """
+    _check_chunks(folder, {path: tuple(array.shape) for path, array in wanted.items()})
     # Of several processes each reads for itself, in its own time: Orbax would have all wait for one another.
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(me, {me}, f"process_{me}")
@@ -69,6 +72,31 @@ def read_part(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
             return checkpointer.restore(folder.absolute(), dict(wanted))
     except Exception as error:  # see `write_part`
         raise CheckpointError(f"{folder} cannot be read; convert the model again ({_reason(error)})") from error
+
+
+def _check_chunks(folder: Path, shapes: Mapping[str, Shape]) -> None:
+    """Check how arrays are stored before they are read: of chunks that claim more than the array, memory is taken."""
+    try:
+        store = ts.KvStore.open(
+            {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder.absolute()}/"}}
+        ).result()
+        found = {path: parse_json(store.read(f"{path}/.zarray").result().value) for path in shapes}
+    except (ValueError, TypeError) as error:  # TensorStore's are ValueErrors
+        raise CheckpointError(f"{folder} cannot be read; convert the model again ({_reason(error)})") from error
+    for path, raw in found.items():
+        shape, chunks = shapes[path], raw.get("chunks")
+        fit = (
+            isinstance(chunks, list)
+            and len(chunks) == len(shape)
+            and all(
+                type(chunk) is int and 1 <= chunk <= max(1, size) for chunk, size in zip(chunks, shape, strict=True)
+            )
+        )
+        if not fit or raw.get("compressor") is not None or raw.get("filters") is not None:
+            raise CheckpointError(
+                f"{folder} cannot be read; convert the model again ({path} is stored in chunks of {quoted(chunks)}, "
+                f"compressed by {quoted(raw.get('compressor'))}; expected at most {list(shape)}, not compressed)"
+            )
 
 
 def check_part(folder: Path, held: Told) -> None:

@@ -20,10 +20,10 @@ ROOT = Path(__file__).parents[1]
 EXAMPLE = Scene(
     Ground("mint", "checked"),
     (
-        Thing("circle", "red", "large", 30, 34),
-        Thing("star", "yellow", "medium", 96, 28),
-        Thing("heart", "pink", "large", 98, 92),
-        Thing("square", "blue", "medium", 40, 100),
+        Thing("circle", "red", "large", 32, 32),
+        Thing("star", "yellow", "medium", 96, 24),
+        Thing("heart", "pink", "large", 96, 96),
+        Thing("square", "blue", "medium", 40, 104),
     ),
 )
 COLUMNS, GAP, LINE = 4, 12, 30

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore as ts
 import toy
 from jax.sharding import Mesh, PartitionSpec
 from safetensors.numpy import save_file
@@ -472,6 +473,29 @@ def test_a_part_with_what_is_no_number(source, target, monkeypatch, value, part_
     checkpoint.write_part(part, arrays, dict.fromkeys(arrays, 0))
     with pytest.raises(CheckpointError, match="first.kernel holds NaN or infinity.*convert the model again"):
         checkpoint.restore(target, toy.TOY, CONFIG, jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"chunks": [10**6, 10**6]},
+        {"chunks": [12]},
+        {"chunks": "all"},
+        {"chunks": [0, 12]},
+        {"compressor": {"id": "zlib"}},
+    ],
+    ids=str,
+)
+def test_chunks_that_claim_more_than_there_is(source, target, change):
+    """TensorStore takes the memory that chunks claim, and ends the process where there is less."""
+    convert_checkpoint(source, target, BOTH)
+    part = target / "toy" / "part-00000"
+    store = ts.KvStore.open({"driver": "ocdbt", "base": {"driver": "file", "path": f"{part}/"}}).result()
+    raw = json.loads(store.read("first.kernel/.zarray").result().value)
+    assert raw["chunks"] == [5, 12]
+    store.write("first.kernel/.zarray", json.dumps({**raw, **change}).encode()).result()
+    with pytest.raises(CheckpointError, match="part-00000 cannot be read; .*first.kernel is stored in chunks of"):
+        checkpoint.restore(target, toy.TOY, CONFIG, jnp.float32)
 
 
 def test_a_missing_part(source, target, small_parts):
