@@ -1,6 +1,6 @@
 """What a checkpoint says of itself in joyjax.json: its native size and settings, where they are not its family's.
 
-    {"base_size": 128, "steps": 8, "guidance_scale": 1.0, "learned": "shapes"}
+    {"base_size": 128, "steps": 4, "guidance_scale": 1.0, "learned": "shapes"}
 
 In a Diffusers folder the file holds nothing else, and Diffusers does not read it. `joyjax convert` carries the four
 over into the manifest, which has the same name.

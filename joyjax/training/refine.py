@@ -29,7 +29,7 @@ from joyjax.training.run import Loss, cast
 class RefineConfig:
     """The recipe. Every `clean`-th picture is decoded from its own latents and noise, as the decoder learned before."""
 
-    steps: int = 600
+    steps: int = 900
     batch: int = 16
     clean: int = 4
     noise: float = 0.35  # of a latent channel's deviation, at most
