@@ -63,6 +63,27 @@ def test_a_mesh_places_parameters_by_their_logical_axes(folder):
         np.testing.assert_array_equal(filled[path][...], value)
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_a_large_tensor_is_read_in_pieces(folder, monkeypatch, split):
+    monkeypatch.setattr("joyjax.sharding.build.PIECE_BYTES", 200)
+    sizes, plain = [], Tensors.read
+
+    def measured(self, *args):
+        array = plain(self, *args)
+        sizes.append(array.nbytes)
+        return array
+
+    monkeypatch.setattr(Tensors, "read", measured)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("tensor",)) if split else None
+    filled = leaves(stream.fill(toy.TOY, CONFIG, Tensors.open(folder), jnp.float32, mesh).state)
+    for path, value in expected(toy.tensors(CONFIG)).items():
+        np.testing.assert_array_equal(filled[path][...], value, err_msg=path)
+    largest = max(leaf.size * 4 for leaf in filled.values())
+    assert largest > 2000
+    assert max(sizes) <= 768  # queries, keys or values: what lies in one run in the file
+    assert len(sizes) > 1.5 * len(filled)
+
+
 def test_a_mesh_that_does_not_fit_is_refused_before_reading(folder, monkeypatch):
     monkeypatch.setattr(Tensors, "read", lambda *_: pytest.fail("read"))
     mesh = Mesh(np.array(jax.devices()[:3]), ("tensor",))
