@@ -49,8 +49,8 @@ class Linear(nnx.Module):
 def contract(x: Float[Array, "..."], kernel: Float[Array, "..."], count: int) -> Float[Array, "..."]:
     """Contract the last `count` axes of `x` with the first of the kernel.
 
-    As a product of two matrices: on a CPU the gradient of one with several row axes takes twice as long. On a mesh the
-    axes stay, since one that is split cannot be merged with another without moving it.
+    As a product of two matrices: on a CPU a training step of the demo then takes a tenth less time. On a mesh the axes
+    stay, since one that is split cannot be merged with another without moving it.
     """
     if not jax.sharding.get_abstract_mesh().empty:
         return jnp.tensordot(x, kernel, axes=count)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from joyjax.convert.wan_vae import VAE
 from joyjax.layers.patch import pixels_to_unit
@@ -53,13 +53,19 @@ def make_loss(config: WanVAEConfig, dtype: DTypeLike, *, kl: float, noise: float
             mean = jax.lax.stop_gradient(mean)
             strength = noise * jnp.std(mean, axis=(0, 1, 2)) * jax.random.uniform(keys[1], (len(mean), 1, 1, 1))
             latents = mean + strength * jax.random.normal(keys[0], mean.shape)
-        error = vae.decode_raw(latents) - pixels
-        absolute, squared = jnp.mean(jnp.abs(error)), jnp.mean(error**2)
+        difference, psnr = compare(vae.decode_raw(latents), pixels)
         divergence = jnp.mean(mean**2 + jnp.exp(log_variance) - 1 - log_variance) / 2
-        total = absolute + squared + (kl * divergence if noise is None else 0)
-        return total, {"loss": total, "psnr": -10 * jnp.log10(squared / 4), "kl": divergence}
+        total = difference + (kl * divergence if noise is None else 0)
+        return total, {"loss": total, "psnr": psnr, "kl": divergence}
 
     return loss
+
+
+def compare(drawn: Float[Array, "b h w 3"], pixels: Float[Array, "b h w 3"]) -> tuple[Array, Array]:
+    """Return the mean of absolute and squared differences, and the PSNR in dB, of pixels from -1 to 1."""
+    error = drawn - pixels
+    absolute, squared = jnp.mean(jnp.abs(error)), jnp.mean(error**2)
+    return absolute + squared, -10 * jnp.log10(squared / 4)
 
 
 def make_batches(config: AutoencoderConfig, seed: int, *, whole: bool) -> Callable[[int], UInt8[np.ndarray, "b h w 3"]]:

@@ -39,9 +39,9 @@ class StreamConfig:
     weights: tuple[tuple[str, float], ...] = (
         ("background", 0.5),
         ("remove", 0.7),
-        ("move", 1.2),
-        ("resize", 1.3),
-        ("swap", 1.8),
+        ("move", 1.3),
+        ("resize", 1.8),
+        ("swap", 3.0),
         ("shape", 1.5),
     )
 

@@ -32,7 +32,7 @@ class FlowConfig:
     `change_weight` is added to the weight of tokens that differ between reference and target, which are few.
     """
 
-    shift: float = 3.0
+    shift: float = 6.0
     change_weight: float = 4.0
 
 

@@ -19,6 +19,7 @@ from joyjax.layers.patch import pixels_to_unit, unpatchify
 from joyjax.layers.weights import Weights
 from joyjax.models.wan_vae import WanVAE
 from joyjax.sampling.schedule import euler_step, sigmas
+from joyjax.training.autoencoder import compare
 from joyjax.training.chunks import Batch
 from joyjax.training.flow import TIMESTEPS, make_condition
 from joyjax.training.optimizer import Parameters
@@ -85,7 +86,7 @@ def make_results(
 
 
 def make_loss(files: Files, dtype: DTypeLike) -> Loss:
-    """Return the loss of what was drawn, as in autoencoder.py."""
+    """Return the loss of what was drawn."""
     config = files.configs["vae"]
     patch, abstract = files.configs["transformer"].patch, VAE.abstract(config, dtype)
     mean, std = jnp.asarray(config.latents_mean), jnp.asarray(config.latents_std)
@@ -93,8 +94,8 @@ def make_loss(files: Files, dtype: DTypeLike) -> Loss:
     def loss(parameters: Parameters, batch: Drawn, key: Array) -> tuple[Array, dict[str, Array]]:
         vae: WanVAE = cast(parameters, abstract).module()
         width = round(batch.tokens.shape[1] ** 0.5)
-        error = vae.decode_raw(unpatchify(batch.tokens, patch, width) * std + mean) - pixels_to_unit(batch.pictures)
-        absolute, squared = jnp.mean(jnp.abs(error)), jnp.mean(error**2)
-        return absolute + squared, {"loss": absolute + squared, "psnr": -10 * jnp.log10(squared / 4)}
+        drawn = vae.decode_raw(unpatchify(batch.tokens, patch, width) * std + mean)
+        total, psnr = compare(drawn, pixels_to_unit(batch.pictures))
+        return total, {"loss": total, "psnr": psnr}
 
     return loss

@@ -30,7 +30,7 @@ def test_contract_is_tensordot(rows, inner, columns, split):
 
 
 def test_contract_merges_rows_on_one_device_only():
-    """A split axis cannot be merged with another; on one device two contracted axes make the gradient slow."""
+    """A split axis cannot be merged with another; on one device a gradient is faster with one."""
     x, kernel = jnp.ones((4, 6, 8)), jnp.ones((8, 2, 3))
 
     def axes(split: bool) -> set[int]:
