@@ -16,6 +16,7 @@ from joyjax.inputs.files import LARGEST_FLOAT, read_json
 
 FILE = "joyjax.json"
 LEARNED = ("shapes",)
+BASE_SIZE = 1024  # where a checkpoint names no other
 LARGEST_SIZE = 2**13
 
 

@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import AbstractMesh
 
 from joyjax import dtypes
 from joyjax.convert import checkpoint, manifest, stream
 from joyjax.convert.component import Component
 from joyjax.convert.manifest import Stored
+from joyjax.convert.native import BASE_SIZE, Native
 from joyjax.convert.safetensors import Tensor, Tensors
 from joyjax.convert.stream import Progress
 from joyjax.dtypes import ISLAND
 from joyjax.families.registry import family_in
 from joyjax.layers.weights import leaves
+from joyjax.sharding.attention import share_out
+from joyjax.sharding.place import parameter_sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +57,23 @@ class ModelInfo:
     parameters: int
     bytes: int
     needs: tuple[Need, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshInfo:
+    """What one device of a mesh holds: bytes of parameters, heads, and image tokens of an edit with one reference.
+
+    `ring` groups of `ulysses` devices share a sequence (sharding/attention.py).
+    """
+
+    devices: int
+    dtype: str
+    component_bytes: Mapping[str, int]
+    bytes: int
+    heads: int
+    ring: int
+    ulysses: int
+    image_tokens: int
 
 
 def describe(folder: Path) -> ModelInfo:
@@ -113,6 +134,38 @@ def parameters_need(components: Iterable[Component], configs: Mapping[str, Any],
         parameters = leaves(component.abstract(configs[component.folder], dtypes.by_name(dtype)).state)
         each.append(sum(leaf.size * leaf.dtype.itemsize for leaf in parameters.values()))
     return Need(dtype, resident_bytes=sum(each), staged_bytes=max(each))
+
+
+def on_mesh(folder: Path, sizes: Mapping[str, int], dtype: str) -> MeshInfo:
+    """Return what each device of a mesh would hold; the devices need not be here.
+
+    Raises:
+        CheckpointError: as `describe` does.
+        MeshError: for a mesh that does not fit the networks.
+    """
+    family, mesh = family_in(folder), AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    configs = {component.folder: component.read_config(folder) for component in family.components}
+    sequence = share_out(sizes, configs["transformer"].num_attention_heads)
+    held = {}
+    for component in family.components:
+        held[component.folder] = 0
+        state = component.abstract(configs[component.folder], dtypes.by_name(dtype)).state
+        for path, leaf in leaves(state).items():
+            place = parameter_sharding(path, leaf.shape, leaf.axes, mesh)
+            assert place is not None
+            held[component.folder] += math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    side = (Native.read(folder).base_size or BASE_SIZE) // configs["vae"].spatial_factor
+    tokens = side**2 // configs["transformer"].patch_area
+    return MeshInfo(
+        devices=math.prod(sizes.values()),
+        dtype=dtype,
+        component_bytes=held,
+        bytes=sum(held.values()),
+        heads=configs["transformer"].num_attention_heads // sizes.get("tensor", 1),
+        ring=sequence.ring,
+        ulysses=sequence.ulysses,
+        image_tokens=2 * -(-tokens // sequence.devices),
+    )
 
 
 def _describe(folder: Path, component: Component, config: Any) -> ComponentInfo:

@@ -8,16 +8,15 @@ from jax.sharding import Mesh
 
 from joyjax import dtypes
 from joyjax.convert import checkpoint, manifest, stream
-from joyjax.convert.native import Native
+from joyjax.convert.native import BASE_SIZE, Native
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.stream import Progress
 from joyjax.families.family import Family, Files
 from joyjax.families.registry import family_in
 from joyjax.inputs.model import model_folder
 from joyjax.layers.weights import Weights
+from joyjax.sharding.attention import share_out
 from joyjax.sharding.mesh import check_mesh
-
-BASE_SIZE = 1024  # where a checkpoint names no other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +62,8 @@ def load(
     family = family_in(folder)
     configs = {component.folder: component.read_config(folder) for component in family.components}
     files = family.read(folder, configs)
+    if mesh is not None:
+        share_out(dict(mesh.shape), configs["transformer"].num_attention_heads)
 
     # Everything is planned, and so checked, before the first byte is read.
     plans: dict[str, stream.Plan | checkpoint.Plan] = {}

@@ -1,6 +1,7 @@
 """The device mesh that a user asks for, checked."""
 
 import math
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -9,26 +10,52 @@ from jax.sharding import Mesh
 from joyjax.errors import MeshError
 from joyjax.sharding.rules import MESH_AXES
 
+PASSES = 2  # of guidance, which the axis `cfg` puts side by side
 
-def parse_mesh(text: str) -> Mesh:
-    """Return the mesh that `tensor=4,sequence=2` describes, over the first devices of this machine.
+
+def parse_axes(text: str) -> dict[str, int]:
+    """Return the sizes of the axes that `tensor=4,sequence=2` names.
 
     Raises:
-        MeshError: for an unknown axis, a size that is no positive number, or more devices than there are.
+        MeshError: for an unknown axis, a size that is no positive number, or axes that do not go together.
     """
     sizes: dict[str, int] = {}
     for part in text.split(","):
         name, _, size = part.strip().partition("=")
-        if name not in MESH_AXES or name in sizes or not size.isdecimal() or int(size) < 1:
+        if name not in MESH_AXES or name in sizes or not size.isdecimal() or not 1 <= int(size) < 2**31:
             raise MeshError(
                 f"mesh {text!r}: cannot read {part.strip()!r}; expected axes such as tensor=4,sequence=2, each once, "
                 f"from: {', '.join(MESH_AXES)}"
             )
         sizes[name] = int(size)
-    wanted, devices = math.prod(sizes.values()), jax.devices()
+    _check_sizes(sizes)
+    return sizes
+
+
+def parse_mesh(text: str) -> Mesh:
+    """Return the mesh that `tensor=4,sequence=2` describes, over the first devices there are.
+
+    Raises:
+        MeshError: for what `parse_axes` refuses, or more devices than there are.
+    """
+    sizes, devices = parse_axes(text), jax.devices()
+    wanted = math.prod(sizes.values())
     if wanted > len(devices):
-        raise MeshError(f"mesh {text!r} needs {wanted} devices and {len(devices)} are here; their product must fit")
+        fitting = ",".join(f"{name}={size}" for name, size in fit_sizes(sizes, len(devices)).items())
+        raise MeshError(
+            f"mesh {text!r} needs {wanted} devices and {len(devices)} are here; what fits: "
+            + (fitting or "no mesh at all, one device")
+        )
     return Mesh(np.asarray(devices[:wanted]).reshape(tuple(sizes.values())), tuple(sizes))
+
+
+def fit_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
+    """Return the sizes, the largest divided until their product is within `devices`, without axes of one."""
+    fitting = dict(sizes)
+    while math.prod(fitting.values()) > devices:
+        name = max(fitting, key=lambda name: fitting[name])
+        fitting[name] //= next(n for n in range(2, fitting[name] + 1) if fitting[name] % n == 0)
+    return {name: size for name, size in fitting.items() if size > 1}
 
 
 def check_mesh(mesh: Mesh) -> Mesh:
@@ -37,11 +64,25 @@ def check_mesh(mesh: Mesh) -> Mesh:
     `jax.make_mesh` makes explicit ones, where a product over a split axis is an error.
 
     Raises:
-        MeshError: if it is no mesh, or has an axis that joyjax does not know.
+        MeshError: if it is no mesh, has an axis that joyjax does not know, or axes that do not go together.
     """
     if not isinstance(mesh, Mesh):
         raise MeshError(f"mesh is {mesh!r}; expected a jax.sharding.Mesh, as joyjax.sharding.mesh.parse_mesh makes")
     unknown = [name for name in mesh.axis_names if name not in MESH_AXES]
     if unknown:
         raise MeshError(f"the mesh has axes {mesh.axis_names}; joyjax knows {', '.join(MESH_AXES)}")
+    _check_sizes(dict(mesh.shape))
     return Mesh(mesh.devices, mesh.axis_names)
+
+
+def _check_sizes(sizes: Mapping[str, int]) -> None:
+    if sizes.get("cfg", 1) > PASSES:
+        raise MeshError(
+            f"cfg={sizes['cfg']}: guidance makes {PASSES} passes, so that cfg is 1 or {PASSES}; use data for more edits"
+        )
+    by_hand = [name for name in ("ring", "ulysses") if name in sizes]
+    if "sequence" in sizes and by_hand:
+        raise MeshError(
+            f"sequence and {by_hand[0]} do not go together: sequence shares its devices out to ring and ulysses by a "
+            "rule, ring and ulysses do so by hand; give one or the other"
+        )

@@ -1,21 +1,22 @@
-"""Placing parameters on a mesh and constraining activations to it."""
+"""Placing parameters on a mesh, constraining activations to it, and running a function on each device's part."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from joyjax.errors import MeshError
-from joyjax.sharding.rules import partition_spec
+from joyjax.sharding.rules import PADDED_IF_UNEVEN, WHOLE_IF_UNEVEN, mesh_axes, partition_spec
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
     """Say how an activation lies on the mesh that is in force (`jax.set_mesh`); without a mesh, do nothing.
 
     A dimension that its mesh axes do not divide stays whole: one row of a batch is not cut in two. That costs memory
-    and time, never a result.
+    and time, never a result. The rows of a picture are cut nevertheless, the last devices having fewer of them.
 
     Raises:
         ValueError: if the number of names is not the number of axes of `x`.
@@ -25,16 +26,44 @@ def constrain(x: Array, *axes: str | None) -> Array:
         raise ValueError(f"{len(axes)} axis names for an array of shape {x.shape}")
     mesh = jax.sharding.get_abstract_mesh()
     spec = partition_spec(axes, mesh.axis_names)
-    if mesh.empty:
+    if mesh.empty or mesh.manual_axes:  # within `on_shards` an array is one device's own
         return x
-    kept = [
-        names if size % _devices(names, mesh.shape) == 0 else None for names, size in zip(spec, x.shape, strict=True)
-    ]
+    kept = []
+    for axis, names, size in zip(axes, spec, x.shape, strict=True):
+        devices = _devices(names, mesh.shape)
+        fits = size % devices == 0 or (axis in PADDED_IF_UNEVEN and size > devices)
+        kept.append(names if fits else None)
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*kept)))
 
 
+def devices_along(axis: str) -> int:
+    """Return over how many devices of the mesh in force a logical axis is split; without a mesh, one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[name] for name in mesh_axes(axis, mesh.axis_names))
+
+
+def on_shards(function: Callable[..., Any], inputs: tuple[Any, ...], outputs: Any) -> Callable[..., Any]:
+    """Return the function as one that every device runs on its own part; without a mesh, the function itself.
+
+    `inputs` and `outputs` are pytrees of tuples of logical axes, one for each array; the devices must divide them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return function
+
+    def spec(axes: Any) -> Any:
+        return jax.tree.map(lambda names: partition_spec(names, mesh.axis_names), axes, is_leaf=_is_names)
+
+    # What a device computes is checked by tests against one device, not by JAX's types.
+    return jax.shard_map(function, in_specs=spec(inputs), out_specs=spec(outputs), check_vma=False)
+
+
+def _is_names(axes: Any) -> bool:
+    return isinstance(axes, tuple) and all(name is None or isinstance(name, str) for name in axes)
+
+
 def parameter_sharding(
-    path: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh | None
+    path: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh | AbstractMesh | None
 ) -> NamedSharding | None:
     """Return where a parameter with these logical axes lies; None without a mesh: JAX's default device.
 
@@ -43,16 +72,17 @@ def parameter_sharding(
     """
     if mesh is None:
         return None
-    spec = partition_spec(axes, mesh.axis_names)
-    for axis, size, names in zip(axes, shape, spec, strict=True):
+    kept = []
+    for axis, size, names in zip(axes, shape, partition_spec(axes, mesh.axis_names), strict=True):
         devices = _devices(names, mesh.shape)
-        if size % devices:
+        if size % devices and axis not in WHOLE_IF_UNEVEN:
             fitting = [n for n in range(1, devices) if size % n == 0]
             raise MeshError(
                 f"{path} has {size} {axis}, which {devices} devices of mesh axis {names!r} do not divide; "
                 f"sizes that fit: {', '.join(map(str, fitting))}"
             )
-    return NamedSharding(mesh, spec)
+        kept.append(None if size % devices else names)
+    return NamedSharding(mesh, PartitionSpec(*kept))
 
 
 def replicate(x: Array, mesh: Mesh | None) -> Array:

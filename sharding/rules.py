@@ -1,52 +1,60 @@
 """The one table from logical axis names to mesh axes.
 
-A parameter or activation names its dimensions by what they mean; which mesh axis a meaning is split over is decided
-here and nowhere else. None: never split.
+A parameter or activation names its dimensions by what they mean; which mesh axes a meaning is split over is decided
+here and nowhere else. Empty: never split. Axes that a mesh does not have count as one device.
 """
 
 from jax.sharding import PartitionSpec
 
 from joyjax.errors import MeshError
 
-MESH_AXES = ("data", "cfg", "sequence", "tensor")
+# `ring` and `ulysses` are the two ways to split a sequence. A mesh may name them in place of `sequence`, whose devices
+# are shared out between them by a rule (sharding/attention.py).
+MESH_AXES = ("data", "cfg", "sequence", "ring", "ulysses", "tensor")
 
-RULES: dict[str, str | tuple[str, ...] | None] = {
+RULES: dict[str, tuple[str, ...]] = {
     # activations
     "batch": ("cfg", "data"),
-    "sequence": "sequence",
+    "sequence": ("sequence", "ring", "ulysses"),
     # parameters and activations of transformers
-    "embed": None,
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "head_width": None,
-    "mlp": "tensor",
-    "vocabulary": None,
-    "patch": None,
-    "time": None,
-    # the autoencoder's channels are never split: its rows are
-    "height": "sequence",
-    "width": None,
-    "conv_in": None,
-    "conv_out": None,
+    "embed": (),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_width": (),
+    "mlp": ("tensor",),
+    "vocabulary": ("tensor",),
+    "patch": (),
+    "time": (),
+    # the autoencoder's channels are never split: its rows are, over every device that pictures leave
+    "picture": ("data",),
+    "height": ("cfg", "sequence", "ring", "ulysses", "tensor"),
+    "tile": MESH_AXES,
+    "width": (),
+    "conv_in": (),
+    "conv_out": (),
 }
 
+# Where the devices do not divide one of these, each holds all of it: few key heads may serve many query heads.
+WHOLE_IF_UNEVEN = ("kv_heads", "vocabulary")
+# Of these, the last device then has less.
+PADDED_IF_UNEVEN = ("height",)
 
-def partition_spec(axes: tuple[str | None, ...], mesh_axes: tuple[str, ...]) -> PartitionSpec:
-    """Return how an array with these logical axes lies on a mesh that has `mesh_axes`.
+
+def mesh_axes(axis: str, present: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the mesh axes, of those `present`, that a logical axis is split over.
 
     Raises:
         MeshError: for a logical axis that the table does not have.
     """
-    return PartitionSpec(*(_mesh_axis(axis, mesh_axes) for axis in axes))
-
-
-def _mesh_axis(axis: str | None, mesh_axes: tuple[str, ...]) -> str | tuple[str, ...] | None:
-    if axis is None:
-        return None
     if axis not in RULES:
         raise MeshError(f"logical axis {axis!r} has no rule; the table in sharding/rules.py has: {', '.join(RULES)}")
-    rule = RULES[axis]
-    if isinstance(rule, tuple):
-        present = tuple(name for name in rule if name in mesh_axes)
-        return present or None
-    return rule if rule in mesh_axes else None
+    return tuple(name for name in RULES[axis] if name in present)
+
+
+def partition_spec(axes: tuple[str | None, ...], present: tuple[str, ...]) -> PartitionSpec:
+    """Return how an array with these logical axes lies on a mesh that has the axes `present`.
+
+    Raises:
+        MeshError: for a logical axis that the table does not have.
+    """
+    return PartitionSpec(*(mesh_axes(axis, present) or None if axis is not None else None for axis in axes))

@@ -255,22 +255,22 @@ def text_gelu_exact(patch):
 
 @trap("guidance", "conditional + g·(conditional − unconditional), for unconditional + …", "latents")
 def guided_from_conditional(patch):
-    patch.around(steps, "guide", lambda right, c, u, scale, channels: right(c, u, scale + 1, channels))
+    patch.around(steps, "guide", lambda right, v, scale, channels: right(v, scale + 1, channels))
 
 
 @trap("guidance", "the two rows swapped", "latents")
 def guidance_rows_swapped(patch):
-    patch.around(steps, "guide", lambda right, c, u, scale, channels: right(u, c, scale, channels))
+    patch.around(steps, "guide", lambda right, v, scale, channels: right(v[::-1], scale, channels))
 
 
 @trap("guidance", "norm not restored", "latents")
 def norm_not_restored(patch):
-    patch.set(steps, "guide", lambda c, u, scale, channels: u + scale * (c - u))
+    patch.set(steps, "guide", lambda v, scale, channels: v[0] + scale * (v[1] - v[0]))
 
 
 @trap("guidance", "norm restored token by token, for latent pixel by latent pixel", "latents")
 def norm_of_tokens(patch):
-    patch.around(steps, "guide", lambda right, c, u, scale, channels: right(c, u, scale, c.shape[-1]))
+    patch.around(steps, "guide", lambda right, v, scale, channels: right(v, scale, v.shape[-1]))
 
 
 @trap("schedule", "lowest sigma shifted once, for twice", "schedule")

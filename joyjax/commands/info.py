@@ -12,6 +12,10 @@ Option = typer.Option
 def command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Diffusers folder, one of `convert`, or hub id.")],
     verified: Annotated[bool, Option("--verify", help="Read every weight, too, and check it.")] = False,
+    mesh: Annotated[
+        str | None,
+        Option(help="Print what each device of a mesh would hold, as in tensor=4,sequence=2.", metavar="AXES"),
+    ] = None,
     as_json: Annotated[bool, Option("--json", help="Print json.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -20,16 +24,20 @@ def command(
     Its family, networks, sizes and dtypes, and the memory to run it. No weights are read without --verify.
     """
     from joyjax.commands.progress import gibibytes, loading
-    from joyjax.info import describe, verify
+    from joyjax.dtypes import NAMES
+    from joyjax.info import describe, on_mesh, verify
     from joyjax.inputs.model import model_folder
+    from joyjax.sharding.mesh import parse_axes
 
     folder = model_folder(model)
     described = describe(folder)
+    meshes = [] if mesh is None else [on_mesh(folder, parse_axes(mesh), dtype) for dtype in NAMES]
     if verified:
         with loading("verifying") as advance:
             verify(folder, advance)
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(described), indent=2))
+        on_meshes = {} if mesh is None else {"mesh": [dataclasses.asdict(held) for held in meshes]}
+        typer.echo(json.dumps(dataclasses.asdict(described) | on_meshes, indent=2))
         return
     checked = ", every weight verified" if verified else ""
     typer.echo(f"{described.family} ({described.class_name}), {described.format} folder, whole{checked}")
@@ -45,3 +53,12 @@ def command(
     for need in described.needs:
         alone = f"the largest network alone {gibibytes(need.staged_bytes)}"
         typer.echo(f"  {need.dtype:9} {gibibytes(need.resident_bytes):>11}  ({alone})")
+    if meshes:
+        held = meshes[0]
+        typer.echo(f"mesh {mesh}: each of {held.devices} devices holds")
+        shared = f"ring {held.ring} × ulysses {held.ulysses}"
+        typer.echo(f"  {held.heads} of the transformer's heads")
+        typer.echo(f"  {held.image_tokens} image tokens of an edit with one reference ({shared})")
+        for held in meshes:
+            parts = ", ".join(f"{name} {gibibytes(size)}" for name, size in held.component_bytes.items())
+            typer.echo(f"  {held.dtype:9} {gibibytes(held.bytes):>11}  ({parts})")

@@ -20,19 +20,27 @@ from jaxtyping import Array, Float, Int
 from joyjax.config import read_config
 from joyjax.dtypes import ISLAND
 from joyjax.errors import ConfigError
-from joyjax.kernels.attention import attention
-from joyjax.kernels.joint import join, split
 from joyjax.kernels.modulate import (
     layer_norm,
     layer_norm_scale_shift,
     residual_gate,
     residual_gate_layer_norm_scale_shift,
 )
-from joyjax.kernels.qk_norm_rope import Rotation, norm_rope, qk_norm_rope
+from joyjax.kernels.qk_norm_rope import norm_rope
 from joyjax.layers.embed import timestep_embedding
 from joyjax.layers.linear import Linear
 from joyjax.layers.parameter import parameter
 from joyjax.layers.rope import rotation_by_blocks
+from joyjax.layers.streams import (
+    Layout,
+    add_lengths,
+    first_on_devices,
+    join_on_devices,
+    joint_attention,
+    lengths_on_devices,
+    spread,
+)
+from joyjax.sharding.attention import SequenceMesh, sequence_mesh
 from joyjax.sharding.place import constrain
 
 TIME_CHANNELS = 256  # fixed in the reference, not in the config
@@ -122,8 +130,8 @@ class Condition:
     """What a prediction is made from, besides the noisy latents and the time.
 
     A row is one pass of one edit. Sequences are padded at the end to a common size and `*_lengths` say how much of
-    each row is valid; None: all of it. `positions` are (item, row, column) of the image tokens as they lie joined:
-    the valid target tokens, the references right behind them, padding last.
+    each row is valid; None: all of it. `positions` are (item, row, column) of the target's tokens, then of the
+    references', padded as these are, with any valid numbers.
     """
 
     txt: Float[Array, "B J C"]
@@ -172,16 +180,6 @@ class Stream(nnx.Module):
         return constrain(residual_gate(x, self.mlp(y), gate2), "batch", "sequence", "embed")
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Where the tokens of a row lie and how they are rotated; the same for every block."""
-
-    img_rotation: Rotation
-    txt_rotation: Rotation | None
-    img_lengths: Int[Array, " B"] | None
-    lengths: Int[Array, " B"] | None
-
-
 class Block(nnx.Module):
     """A double-stream block: modulated norms, joint attention over [image, text], gated residuals, MLPs."""
 
@@ -196,12 +194,8 @@ class Block(nnx.Module):
         img_mod, txt_mod = self.img.modulation(temb), self.txt.modulation(temb)
         img_qkv = self.img.qkv(layer_norm_scale_shift(img, img_mod[1], img_mod[0]))
         txt_qkv = self.txt.qkv(layer_norm_scale_shift(txt, txt_mod[1], txt_mod[0]))
-        query, key, value = (
-            constrain(x, "batch", "sequence", "heads", "head_width") for x in self._joint(img_qkv, txt_qkv, layout)
-        )
-        attended = attention(query, key, value, lengths=layout.lengths)
-        img_attended, txt_attended = split(attended, img.shape[1], layout.img_lengths)
-        return self.img.finish(img, img_attended, img_mod), self.txt.finish(txt, txt_attended, txt_mod)
+        img_found, txt_found = joint_attention(img_qkv, txt_qkv, self.img.scales, self.txt.scales, layout)
+        return self.img.finish(img, img_found, img_mod), self.txt.finish(txt, txt_found, txt_mod)
 
     def last(
         self,
@@ -215,25 +209,13 @@ class Block(nnx.Module):
         img_mod, txt_mod = self.img.modulation(temb), self.txt.modulation(temb)
         img_normed = layer_norm_scale_shift(img, img_mod[1], img_mod[0])
         txt_normed = layer_norm_scale_shift(txt, txt_mod[1], txt_mod[0])
-        key, value = self._joint(self.img.qkv(img_normed, 1), self.txt.qkv(txt_normed, 1), layout)
+        img_kv, txt_kv = self.img.qkv(img_normed, 1), self.txt.qkv(txt_normed, 1)
+        target = functools.partial(first_on_devices, size=targets, devices=layout.mesh.devices)
         cos, sin = layout.img_rotation
-        query = self.img.qkv(img_normed[:, :targets], 0, 1)[:, :, 0]
-        query = norm_rope(query, self.img.scales[0], (cos[:, :targets], sin[:, :targets]))
-        attended = attention(query, key, value, lengths=layout.lengths)
-        return self.img.finish(img[:, :targets], attended, img_mod)
-
-    def _joint(
-        self, img: Float[Array, "B I C N H"], txt: Float[Array, "B J C N H"], layout: Layout
-    ) -> tuple[Float[Array, "B L N H"], ...]:
-        return qk_norm_rope(
-            img,
-            txt,
-            self.img.scales,
-            self.txt.scales,
-            layout.img_rotation,
-            layout.txt_rotation,
-            img_lengths=layout.img_lengths,
-        )
+        query = self.img.qkv(target(img_normed), 0, 1)[:, :, 0]
+        query = norm_rope(query, self.img.scales[0], (target(cos), target(sin)))
+        found, _ = joint_attention(img_kv, txt_kv, self.img.scales, self.txt.scales, layout, query)
+        return self.img.finish(target(img), found, img_mod)
 
 
 class JoyImageTransformer(nnx.Module):
@@ -247,29 +229,31 @@ class JoyImageTransformer(nnx.Module):
         self.config = config
         self.img_in = linear(config.in_channels * config.patch_area, (width,), ("patch", "embed"), dtype)
         # The reference keeps these two in float32 whatever the dtype of the rest.
-        self.time_in = linear(TIME_CHANNELS, (width,), ("time", "embed"), ISLAND)
-        self.time_hidden = linear(width, (width,), (None, "embed"), ISLAND)
-        self.time_out = linear(width, (MODULATIONS, width), ("embed", None, None), dtype)
-        self.txt_in = linear(config.text_dim, (width,), (None, "embed"), dtype)
-        self.txt_hidden = linear(width, (width,), (None, "embed"), dtype)
+        self.time_in = linear(TIME_CHANNELS, (width,), ("time", "mlp"), ISLAND)
+        self.time_hidden = linear(width, (width,), ("mlp", "embed"), ISLAND)
+        self.time_out = linear(width, (MODULATIONS, width), ("mlp", None, "embed"), dtype)
+        self.txt_in = linear(config.text_dim, (width,), (None, "mlp"), dtype)
+        self.txt_hidden = linear(width, (width,), ("mlp", "embed"), dtype)
         self.blocks = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
         self.out = linear(width, (config.out_channels * config.patch_area,), ("embed", "patch"), dtype)
 
     def __call__(
         self, latents: Float[Array, "B T P"], timestep: Float[Array, " B"], condition: Condition
     ) -> Float[Array, "B T P"]:
-        """Return the velocity of the target's tokens, in float32; `timestep` is 1000·sigma."""
-        targets = latents.shape[1]
+        """Return the velocity of the target's tokens, in float32; `timestep` is 1000·sigma.
+
+        On a mesh, the devices that share a batch must divide B; those that share a sequence need not divide anything.
+        """
+        mesh = sequence_mesh(self.config.num_attention_heads)
+        count, targets = latents.shape[1], latents.shape[1] + -latents.shape[1] % mesh.devices
         temb = self._embed_time(timestep)
-        txt = self._embed_text(condition.txt)
-        img = self.img_in(join(latents, condition.references, condition.target_lengths))
-        img = constrain(img, "batch", "sequence", "embed")
-        txt = constrain(txt, "batch", "sequence", "embed")
-        layout = self._layout(condition, targets)
+        layout, latents = self._lay_out(latents, condition, mesh)
+        img = constrain(self.img_in(latents), "batch", "sequence", "embed")
+        txt = constrain(self._embed_text(spread(condition.txt, mesh.devices)), "batch", "sequence", "embed")
         for block in self.blocks[:-1]:
             img, txt = block(img, txt, temb, layout)
         img = self.blocks[-1].last(img, txt, temb, layout, targets)
-        return self.out(layer_norm(img)).astype(ISLAND)
+        return self.out(layer_norm(img)).astype(ISLAND)[:, :count]
 
     def _embed_text(self, txt: Float[Array, "B J C"]) -> Float[Array, "B J D"]:
         return self.txt_hidden(nnx.gelu(self.txt_in(txt), approximate=True))
@@ -278,23 +262,34 @@ class JoyImageTransformer(nnx.Module):
         temb = self.time_hidden(nnx.silu(self.time_in(timestep_embedding(timestep, TIME_CHANNELS))))
         return self.time_out(nnx.silu(temb))
 
-    def _layout(self, condition: Condition, targets: int) -> Layout:
-        config, positions = self.config, condition.positions
+    def _lay_out(
+        self, latents: Float[Array, "B T P"], condition: Condition, mesh: SequenceMesh
+    ) -> tuple[Layout, Float[Array, "B I P"]]:
+        """Spread all tokens over the devices; return where they lie, and those of target and references."""
+        config, n, positions = self.config, mesh.devices, condition.positions
+        rows, targets = latents.shape[:2]
         references, texts = condition.references.shape[1], condition.txt.shape[1]
-        img_lengths = lengths = None
-        if condition.target_lengths is not None or condition.reference_lengths is not None:
-            img_lengths = _count(condition.target_lengths, targets) + _count(condition.reference_lengths, references)
-        if img_lengths is not None or condition.txt_lengths is not None:
-            lengths = _count(img_lengths, targets + references) + _count(condition.txt_lengths, texts)
-            lengths = jnp.broadcast_to(lengths, positions.shape[:1])
         txt_rotation = None
         if config.rope_type == "mrope":  # text goes on where the largest image index ends, on all three axes alike
             start = jnp.max(positions, axis=(1, 2)) + 1
             txt_positions = (start[:, None] + jnp.arange(texts, dtype=positions.dtype))[:, :, None]
-            txt_rotation = rotation_by_blocks(jnp.tile(txt_positions, 3), config.rope_dim_list, config.theta)
-        img_rotation = rotation_by_blocks(positions, config.rope_dim_list, config.theta)
-        return Layout(img_rotation, txt_rotation, img_lengths, lengths)
-
-
-def _count(lengths: Int[Array, " B"] | None, size: int) -> Int[Array, "*B"]:
-    return jnp.int32(size) if lengths is None else lengths
+            txt_positions = spread(jnp.tile(txt_positions, 3), n)
+            txt_rotation = rotation_by_blocks(txt_positions, config.rope_dim_list, config.theta)
+        target_lengths = lengths_on_devices(condition.target_lengths, targets, rows, n)
+        reference_lengths = lengths_on_devices(condition.reference_lengths, references, rows, n)
+        tokens, places = (
+            join_on_devices(spread(first, n), spread(second, n), target_lengths, mesh)
+            for first, second in (
+                (latents, condition.references),
+                # Every device cuts out its own part; left to itself, XLA spreads them before they are told apart.
+                [constrain(part, "batch", None, None) for part in jnp.split(positions, [targets], axis=1)],
+            )
+        )
+        layout = Layout(
+            mesh,
+            rotation_by_blocks(places, config.rope_dim_list, config.theta),
+            txt_rotation,
+            add_lengths(target_lengths, -(-targets // n), reference_lengths, -(-references // n)),
+            lengths_on_devices(condition.txt_lengths, texts, rows, n),
+        )
+        return layout, tokens

@@ -21,6 +21,7 @@ from joyjax.errors import ConfigError
 from joyjax.kernels.attention import attention
 from joyjax.layers.conv import Conv
 from joyjax.layers.norm import ChannelNorm
+from joyjax.sampling.tiles import TILE, Mode, apply
 from joyjax.sharding.place import constrain
 
 COLORS = 3
@@ -211,20 +212,26 @@ class WanVAE(nnx.Module):
         self.post_quant = Conv(config.z_dim, config.z_dim, 1, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(config, dtype=dtype, rngs=rngs)
 
-    def encode(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b y x z"]:
+    def encode(self, pixels: Float[Array, "b h w 3"], mode: Mode = "exact") -> Float[Array, "b y x z"]:
         """Return the posterior's mode for pixels in [-1, 1], normalised, in float32. Sizes are multiples of 8."""
-        mean, _ = self.moments(pixels)
+        mean, _ = self.moments(pixels, mode)
         return (mean - jnp.array(self.config.latents_mean, ISLAND)) / jnp.array(self.config.latents_std, ISLAND)
 
-    def decode(self, latents: Float[Array, "b y x z"]) -> Float[Array, "b h w 3"]:
+    def decode(self, latents: Float[Array, "b y x z"], mode: Mode = "exact") -> Float[Array, "b h w 3"]:
         """Return the pixels of normalised latents, clamped to [-1, 1], in float32."""
         latents = latents.astype(ISLAND) * jnp.array(self.config.latents_std, ISLAND)
         latents = latents + jnp.array(self.config.latents_mean, ISLAND)
-        return jnp.clip(self.decode_raw(latents), -1, 1)
+        return jnp.clip(apply(self.decode_raw, latents, mode, (TILE // self.config.spatial_factor, TILE)), -1, 1)
 
-    def moments(self, pixels: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b y x z"], Float[Array, "b y x z"]]:
+    def moments(
+        self, pixels: Float[Array, "b h w 3"], mode: Mode = "exact"
+    ) -> tuple[Float[Array, "b y x z"], Float[Array, "b y x z"]]:
         """Return mean and log variance of the posterior, as they come out of the network, in float32."""
-        moments = self.quant(self.encoder(pixels.astype(self.quant.kernel.dtype))).astype(ISLAND)
+
+        def encode(pixels: Float[Array, "b h w 3"]) -> Float[Array, "b y x c"]:
+            return self.quant(self.encoder(pixels.astype(self.quant.kernel.dtype))).astype(ISLAND)
+
+        moments = apply(encode, pixels, mode, (TILE, TILE // self.config.spatial_factor))
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(log_variance, *LOG_VARIANCE)
 
@@ -239,4 +246,4 @@ def _silu(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 
 
 def _by_rows(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    return constrain(x, "batch", "height", "width", "conv_out")
+    return constrain(x, "picture", "height", "width", "conv_out")

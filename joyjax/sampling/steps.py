@@ -15,7 +15,8 @@ from joyjax.layers.patch import patchify, pixels_to_unit, unpatchify
 from joyjax.layers.weights import Weights
 from joyjax.sampling.guidance import guide
 from joyjax.sampling.schedule import euler_step
-from joyjax.sharding.place import constrain
+from joyjax.sampling.tiles import Mode
+from joyjax.sharding.place import constrain, devices_along
 
 
 @functools.partial(jax.jit, static_argnames="length")
@@ -31,10 +32,12 @@ def encode_prompt(
     return jnp.take_along_axis(hidden, index[:, :, None], axis=1)
 
 
-@functools.partial(jax.jit, static_argnames="patch")
-def encode_images(vae: Weights, pixels: UInt8[Array, "b h w 3"], *, patch: tuple[int, int]) -> Float[Array, "b L P"]:
+@functools.partial(jax.jit, static_argnames=("patch", "mode"))
+def encode_images(
+    vae: Weights, pixels: UInt8[Array, "b h w 3"], *, patch: tuple[int, int], mode: Mode = "exact"
+) -> Float[Array, "b L P"]:
     """Return the latent tokens of pictures of one size: the mode of the posterior, normalised, float32."""
-    return patchify(vae.module().encode(pixels_to_unit(pixels)), patch)
+    return constrain(patchify(vae.module().encode(pixels_to_unit(pixels), mode), patch), None, None, None)
 
 
 @functools.partial(jax.jit, donate_argnames="latents", static_argnames="channels")
@@ -54,23 +57,40 @@ def denoise_step(
     `condition` is the transformer's own input, with as many rows as the latents, or twice as many for guidance: all
     unconditional rows, then all conditional ones. `channels` is the number of latent channels of a pixel.
     """
-    passes = condition.txt.shape[0] // latents.shape[0]
-    rows = jnp.tile(latents, (passes, 1, 1))
+    count = latents.shape[0]
+    passes = condition.txt.shape[0] // count
+    rows, condition = fill_rows((jnp.tile(latents, (passes, 1, 1)), condition), passes)
     velocity = transformer.module()(rows, jnp.broadcast_to(timestep, rows.shape[:1]), condition)
-    if passes == 2:
-        unconditional, conditional = jnp.split(velocity, 2)
-        velocity = guide(conditional, unconditional, guidance_scale, channels)
+    velocity = velocity.reshape(passes, -1, *velocity.shape[1:])[:, :count]
+    velocity = guide(velocity, guidance_scale, channels) if passes == 2 else velocity[0]
     return constrain(euler_step(latents, velocity, sigma, sigma_next), None, None, None)
 
 
-@functools.partial(jax.jit, static_argnames=("patch", "width"))
+def fill_rows(arrays: Any, passes: int) -> Any:
+    """Repeat the last row of each pass until the devices that share a batch divide all rows; without a mesh, never."""
+    devices = devices_along("batch")
+
+    def fill(x: Array) -> Array:
+        count = x.shape[0] // passes
+        more = next(more for more in range(devices) if (count + more) * passes % devices == 0)
+        if not more:
+            return x
+        rows = x.reshape(passes, count, *x.shape[1:])
+        rows = jnp.concatenate([rows, jnp.repeat(rows[:, -1:], more, axis=1)], axis=1)
+        return rows.reshape(-1, *x.shape[1:])
+
+    return jax.tree.map(fill, arrays)
+
+
+@functools.partial(jax.jit, static_argnames=("patch", "width", "mode"))
 def decode_latents(
-    vae: Weights, latents: Float[Array, "b T P"], *, patch: tuple[int, int], width: int
+    vae: Weights, latents: Float[Array, "b T P"], *, patch: tuple[int, int], width: int, mode: Mode = "exact"
 ) -> tuple[UInt8[Array, "b h w 3"], Bool[Array, " b"]]:
     """Return the pictures of latent tokens that lie `width` patches wide, and which of them are finite numbers.
 
     Values are rounded half to even. A number that is not finite would come out black.
     """
-    pixels = vae.module().decode(unpatchify(latents, patch, width))
-    finite = jnp.all(jnp.isfinite(pixels), axis=(1, 2, 3))
-    return jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8), finite
+    pixels = vae.module().decode(unpatchify(latents, patch, width), mode)
+    finite = constrain(jnp.all(jnp.isfinite(pixels), axis=(1, 2, 3)), None)
+    drawn = jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
+    return constrain(drawn, None, None, None, None), finite

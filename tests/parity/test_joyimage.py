@@ -139,7 +139,8 @@ def test_ragged_rows_against_edit_plus(tmp_path, error):
     for n, tokens in enumerate(packed):
         count = target_lengths[n]
         latents[n, :count], references[n, : len(tokens) - count] = tokens[:count], tokens[count:]
-        where[n, : len(tokens)] = positions(*sizes[n])
+        own = positions(*sizes[n])
+        where[n, :count], where[n, 18 : 18 + len(tokens) - count] = own[:count], own[count:]
     condition = Condition(
         txt=jnp.asarray(txt),
         txt_lengths=jnp.int32(txt_lengths),

@@ -114,3 +114,16 @@ def test_bfloat16_is_as_exact_as_the_reference(reference, checkpoint):
         error, reference_error = (np.linalg.norm(y - exact) for y in (result, reference_function(theirs, x)))
         print(f"{error / reference_error:.3f} times the reference's error")
         assert error < 1.1 * reference_error
+
+
+def test_tiles_are_those_of_the_reference(reference, weights, error):
+    """Sizes with whole tiles and cut ones, at the right and at the bottom."""
+    pixels, latents = draw(8, 1, 480, 328)
+    theirs = copy.deepcopy(reference.vae)
+    theirs.enable_tiling()
+    ours = jax.jit(lambda weights, pixels: weights.module().encode(pixels, "tiled"))(weights, pixels)
+    assert error(ours, reference_encode(theirs, pixels)) < ENCODE_TOLERANCE
+    assert error(ours, encode(weights, pixels)) > 1e-2
+    ours = jax.jit(lambda weights, latents: weights.module().decode(latents, "tiled"))(weights, latents)
+    assert error(ours, reference_decode(theirs, latents)) < DECODE_TOLERANCE
+    assert error(ours, decode(weights, latents)) > 1e-2

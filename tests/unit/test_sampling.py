@@ -70,7 +70,7 @@ def test_euler_steps_along_a_straight_line_reach_its_end():
 
 def test_guidance_keeps_the_norm_of_each_latent_pixel():
     conditional, unconditional = np.random.default_rng(0).standard_normal((2, 2, 5, 64)).astype(np.float32)
-    out = np.asarray(guide(jnp.asarray(conditional), jnp.asarray(unconditional), jnp.float32(4), channels=16))
+    out = np.asarray(guide(jnp.stack([unconditional, conditional]), jnp.float32(4), channels=16))
     pixels, wanted = out.reshape(2, 5, 4, 16), conditional.reshape(2, 5, 4, 16)
     np.testing.assert_allclose(np.linalg.norm(pixels, axis=-1), np.linalg.norm(wanted, axis=-1), rtol=1e-5)
     combined = (unconditional + 4 * (conditional - unconditional)).reshape(2, 5, 4, 16)
@@ -81,8 +81,9 @@ def test_guidance_keeps_the_norm_of_each_latent_pixel():
 def test_guidance_of_scale_one_is_the_conditional_prediction_and_zero_stays_zero():
     conditional = jnp.asarray(np.random.default_rng(0).standard_normal((1, 2, 16)).astype(np.float32))
     unconditional = 0.5 * conditional[:, ::-1]
-    np.testing.assert_allclose(guide(conditional, unconditional, jnp.float32(1), channels=16), conditional, rtol=1e-5)
-    assert np.all(np.asarray(guide(0 * conditional, 0 * conditional, jnp.float32(4), channels=16)) == 0)
+    both = jnp.stack([unconditional, conditional])
+    np.testing.assert_allclose(guide(both, jnp.float32(1), channels=16), conditional, rtol=1e-5)
+    assert np.all(np.asarray(guide(0 * both, jnp.float32(4), channels=16)) == 0)
 
 
 def test_noise_depends_on_seed_and_references_alone():

@@ -1,0 +1,135 @@
+"""Attention between tokens that are spread over devices, exact for any lengths.
+
+Two ways, and both at once. Ulysses (Jacobs et al., 2023): an all-to-all gives every device all tokens and a part of the
+heads, and another brings the result back. Ring attention (Liu et al., 2023): keys and values go round, and every device
+attends to what it has while the next ones come. With both (Fang and Zhao, 2024), neighbours exchange heads and their
+groups form the ring.
+
+The rule: Ulysses over as many devices as the heads divide by, the ring over the rest. Per token and block Ulysses moves
+four vectors over 1/n of the width each, the ring two over the whole width n - 1 times. Who names the mesh axes `ring`
+and `ulysses` decides by hand.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from joyjax.errors import MeshError
+from joyjax.kernels.attention import attention, attention_and_sum, merge
+from joyjax.sharding.rules import mesh_axes
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceMesh:
+    """How the devices that share a sequence work together: `ring` groups of `ulysses` neighbours each."""
+
+    axes: tuple[str, ...]
+    ring: int
+    ulysses: int
+
+    @property
+    def devices(self) -> int:
+        """All of them."""
+        return self.ring * self.ulysses
+
+    def index(self) -> Int[Array, ""] | int:
+        """Return this device's place among them; in a function of `on_shards`."""
+        return jax.lax.axis_index(self.axes) if self.devices > 1 else 0
+
+
+def sequence_mesh(heads: int) -> SequenceMesh:
+    """Return what the mesh in force and the number of all heads make of a sequence.
+
+    Raises:
+        MeshError: if the mesh asks for more of Ulysses than the heads divide by.
+    """
+    return share_out(dict(jax.sharding.get_abstract_mesh().shape), heads)
+
+
+def share_out(sizes: Mapping[str, int], heads: int) -> SequenceMesh:
+    """Apply the rule to a mesh with axes of these sizes.
+
+    Raises:
+        MeshError: if the mesh asks for more of Ulysses than the heads divide by.
+    """
+    axes = mesh_axes("sequence", tuple(sizes))
+    devices = math.prod(sizes[name] for name in axes)
+    own = heads // math.prod(sizes[name] for name in mesh_axes("heads", tuple(sizes)))
+    ulysses = math.gcd(devices, own) if "sequence" in sizes else sizes.get("ulysses", 1)
+    if own % ulysses:
+        fitting = ", ".join(str(n) for n in range(1, own + 1) if own % n == 0)
+        raise MeshError(
+            f"ulysses={ulysses} does not divide the {own} heads of a device; what fits: {fitting}; the axis ring takes "
+            "any size"
+        )
+    return SequenceMesh(axes, devices // ulysses, ulysses)
+
+
+def sequence_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S N H"],
+    value: Float[Array, "B S N H"],
+    lengths: Int[Array, "B n"] | None,
+    mesh: SequenceMesh,
+) -> Float[Array, "B T N H"]:
+    """Attend from this device's queries to the keys of all devices; each calls this in a function of `on_shards`.
+
+    `lengths[b, k]`: device k's valid keys in row b, which come first among its S; None: all of them.
+    """
+    if mesh.devices == 1:
+        return attention(query, key, value, lengths=None if lengths is None else lengths[:, 0])
+    query, key, value = (_to_heads(x, mesh) for x in (query, key, value))
+    group = mesh.index() // mesh.ulysses
+    totals = None
+    if lengths is not None:
+        grouped = lengths.reshape(-1, mesh.ring, mesh.ulysses)
+        totals = jnp.sum(grouped, axis=-1, dtype=jnp.int32)
+        if mesh.ulysses > 1:
+            own = jnp.take(grouped, jnp.asarray([group]), axis=1)[:, 0]
+            key, value = _close_up((key, value), own)
+    dtype = value.dtype
+    if mesh.ring == 1:
+        out = attention(query, key, value, lengths=None if totals is None else totals[:, 0])
+        return _to_tokens(out, mesh)
+    turn = [(k, (k + mesh.ulysses) % mesh.devices) for k in range(mesh.devices)]
+    found = None
+    for step in range(mesh.ring):
+        # The next keys and values are on their way while these are attended to.
+        coming = [jax.lax.ppermute(x, mesh.axes, turn) for x in (key, value)] if step + 1 < mesh.ring else [key, value]
+        source = (group - step) % mesh.ring
+        count = None if totals is None else jnp.take(totals, source, axis=1)
+        part = attention_and_sum(query, key, value, lengths=count)
+        found = part if found is None else merge(found, part)
+        key, value = coming
+    return _to_tokens(found[0].astype(dtype), mesh)
+
+
+def _to_heads(x: Float[Array, "B T N H"], mesh: SequenceMesh) -> Float[Array, "B _ _ H"]:
+    """Give this device all tokens of its group and a part of the heads."""
+    return _exchange(x, mesh, split=2, joined=1)
+
+
+def _to_tokens(x: Float[Array, "B _ _ H"], mesh: SequenceMesh) -> Float[Array, "B T N H"]:
+    return _exchange(x, mesh, split=1, joined=2)
+
+
+def _exchange(x: Float[Array, "B T N H"], mesh: SequenceMesh, *, split: int, joined: int) -> Float[Array, "B _ _ H"]:
+    if mesh.ulysses == 1:
+        return x
+    groups = [list(range(first, first + mesh.ulysses)) for first in range(0, mesh.devices, mesh.ulysses)]
+    return jax.lax.all_to_all(
+        x, mesh.axes, split, joined, axis_index_groups=groups if mesh.ring > 1 else None, tiled=True
+    )
+
+
+def _close_up(arrays: tuple[Array, ...], lengths: Int[Array, "B u"]) -> tuple[Array, ...]:
+    """Bring the valid tokens of `u` equal pieces, which come first in each piece, to the front of each row."""
+    rows, pieces = lengths.shape
+    place = jnp.arange(arrays[0].shape[1] // pieces)
+    hole = (place >= lengths[:, :, None]).reshape(rows, -1)
+    order = jnp.argsort(hole, axis=1, stable=True)
+    return tuple(jnp.take_along_axis(x, order[:, :, None, None], axis=1) for x in arrays)

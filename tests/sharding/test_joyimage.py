@@ -1,0 +1,105 @@
+"""The transformer on meshes of simulated devices: the same velocity as on one, whatever does not divide."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from meshes import CONFIG, draw, make_condition, make_weights, mesh_of
+
+from joyjax.errors import MeshError
+from joyjax.layers.weights import Weights
+from joyjax.models.joyimage import Condition
+from joyjax.sampling.steps import denoise_step
+from joyjax.sharding.attention import share_out
+
+# Every axis alone, every pair, three and all four; the sequence over more devices than there are heads; by hand.
+MESHES = (
+    {"tensor": 2},
+    {"tensor": 4},
+    {"cfg": 2},
+    {"data": 2},
+    {"data": 3},
+    {"sequence": 2},
+    {"sequence": 3},
+    {"sequence": 8},
+    {"ring": 4},
+    {"ulysses": 4},
+    {"ring": 2, "ulysses": 2},
+    {"ulysses": 2, "ring": 3},
+    {"tensor": 4, "sequence": 2},
+    {"cfg": 2, "tensor": 2},
+    {"data": 2, "cfg": 2},
+    {"cfg": 2, "sequence": 4},
+    {"data": 2, "sequence": 3},
+    {"data": 2, "tensor": 4},
+    {"cfg": 2, "sequence": 2, "tensor": 2},
+    {"data": 1, "cfg": 2, "sequence": 2, "tensor": 2},
+    {"data": 2, "cfg": 2, "sequence": 2, "tensor": 1},
+)
+
+
+def step(weights: Weights, latents: jax.Array, condition: Condition) -> np.ndarray:
+    numbers = (np.float32(number) for number in (0.8, 0.5, 800, 3))
+    return np.asarray(denoise_step(weights, jnp.copy(latents), condition, *numbers, channels=CONFIG.in_channels))
+
+
+# (edits, passes, (text, target, reference tokens), ragged): odd lengths, no reference, fewer tokens than devices.
+CASES = {
+    "edit": (1, 2, (11, 35, 35), False),
+    "even": (2, 2, (16, 48, 24), False),
+    "plus": (3, 2, (13, 30, 50), True),
+    "text": (1, 1, (5, 6, 0), False),
+}
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """Every case, and its step on one device."""
+    found = {}
+    for name, (edits, passes, tokens, ragged) in CASES.items():
+        latents, condition = draw(4, edits, tokens[1], 16), make_condition(edits, passes, tokens, ragged=ragged)
+        found[name] = latents, condition, step(make_weights(), latents, condition)
+    return found
+
+
+def names(sizes: dict[str, int]) -> str:
+    return "-".join(f"{name}{size}" for name, size in sizes.items())
+
+
+PAIRS = [(sizes, "plus") for sizes in MESHES]
+PAIRS += [(sizes, case) for sizes in MESHES if len(sizes) > 2 or "ring" in sizes for case in ("edit", "even", "text")]
+
+
+@pytest.mark.parametrize(("sizes", "case"), PAIRS, ids=[f"{names(sizes)} {case}" for sizes, case in PAIRS])
+def test_a_step_is_the_same_on_every_mesh(sizes, case, alone, error):
+    latents, condition, expected = alone[case]
+    mesh = mesh_of(**sizes)
+    with jax.set_mesh(mesh):
+        result = step(make_weights(mesh=mesh), latents, condition)
+    rows = range(len(latents))
+    valid = [condition.target_lengths[n] if condition.target_lengths is not None else latents.shape[1] for n in rows]
+    for n in rows:
+        assert error(result[n, : valid[n]], expected[n, : valid[n]]) < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("sizes", "heads", "ring", "ulysses"),
+    [
+        ({}, 32, 1, 1),
+        ({"tensor": 4}, 32, 1, 1),
+        ({"sequence": 8}, 32, 1, 8),
+        ({"sequence": 8}, 5, 8, 1),
+        ({"sequence": 6}, 4, 3, 2),
+        ({"sequence": 8, "tensor": 8}, 32, 2, 4),
+        ({"ring": 4, "data": 2}, 32, 4, 1),
+        ({"ring": 2, "ulysses": 4}, 32, 2, 4),
+    ],
+)
+def test_the_rule_that_shares_a_sequence_out(sizes, heads, ring, ulysses):
+    found = share_out(sizes, heads)
+    assert (found.ring, found.ulysses, found.devices) == (ring, ulysses, ring * ulysses)
+
+
+def test_more_of_ulysses_than_heads():
+    with pytest.raises(MeshError, match="ulysses=3 does not divide the 4 heads of a device; what fits: 1, 2, 4;"):
+        share_out({"ulysses": 3, "tensor": 8}, 32)
