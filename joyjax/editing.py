@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,8 +23,9 @@ from joyjax.request import check_request
 from joyjax.sampling import steps as stages
 from joyjax.sampling.noise import NOISE_RULE
 from joyjax.sampling.schedule import sigmas, timesteps
+from joyjax.sampling.tiles import TILE, Mode, choose
 from joyjax.shapes.advice import advice
-from joyjax.sharding.place import replicate
+from joyjax.sharding.place import devices_along, replicate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,8 @@ def edit(
     exact_size: bool = False,
     base_size: int | None = None,
     noise: np.ndarray | None = None,
+    vae_encode: Mode = "exact",
+    vae_decode: Mode = "exact",
     callback: Callable[[StepEvent], None] | None = None,
 ) -> Result:
     """Edit a picture as the prompt says; without a picture, make one.
@@ -85,6 +89,8 @@ def edit(
         exact_size: use height and width as they are, and fit references to them; multiples of 16.
         base_size: side of the square whose area the buckets have; None takes the checkpoint's own.
         noise: start from this instead of `seed`: `[1, height/8, width/8, channels]`, float32.
+        vae_encode, vae_decode: how the autoencoder goes over a picture: "exact"; approximately in "tiled", which needs
+            little memory, or in a "patch" for each device; "auto" chooses between these (joyjax/sampling/tiles.py).
         callback: called after each step; raise `joyjax.Cancelled` in it to stop.
 
     Warns:
@@ -108,6 +114,8 @@ def edit(
         exact_size=exact_size,
         base_size=base_size,
         noise=noise,
+        vae_encode=vae_encode,
+        vae_decode=vae_decode,
         callback=callback,
     )
     if pipeline.native.learned == "shapes":
@@ -117,14 +125,15 @@ def edit(
     with jax.set_mesh(pipeline.mesh) if pipeline.mesh is not None else contextlib.nullcontext():
         with _timed(timings, "prepare"):
             inputs = pipeline.family.prepare(request, pipeline.files)
+            _check_modes(pipeline, request, inputs)
         with _timed(timings, "prompt"):
             txt = jax.block_until_ready(encode_prompt(pipeline, inputs))
         with _timed(timings, "references"):
-            references = jax.block_until_ready(encode_references(pipeline, inputs))
+            references = jax.block_until_ready(encode_references(pipeline, inputs, request.vae_encode))
         with _timed(timings, "denoise"):
             latents = _denoise(pipeline, request, inputs, pipeline.family.condition(inputs, txt, references), callback)
         with _timed(timings, "decode"):
-            pixels = np.asarray(decode(pipeline, inputs, latents))
+            pixels = np.asarray(decode(pipeline, inputs, latents, request.vae_decode))
     timings["total"] = sum(timings.values())
     return Result(
         image=from_pixels(pixels[0]),
@@ -141,10 +150,10 @@ def encode_prompt(pipeline: Pipeline, inputs: Inputs) -> Float[Array, "B J C"]:
     return stages.encode_prompt(encoder, inputs.text, inputs.vision, inputs.first, length=inputs.prompt_size)
 
 
-def encode_references(pipeline: Pipeline, inputs: Inputs) -> Float[Array, "b R P"]:
+def encode_references(pipeline: Pipeline, inputs: Inputs, mode: Mode = "exact") -> Float[Array, "b R P"]:
     """Return the latent tokens of all references, one behind the other."""
-    config = pipeline.files.configs["transformer"]
-    tokens = [stages.encode_images(pipeline.weights["vae"], picture, patch=config.patch) for picture in inputs.pictures]
+    config, vae = pipeline.files.configs["transformer"], pipeline.weights["vae"]
+    tokens = [stages.encode_images(vae, picture, patch=config.patch, mode=mode) for picture in inputs.pictures]
     empty = jnp.zeros((1, 0, config.in_channels * config.patch_area), jnp.float32)
     return jnp.concatenate([empty, *tokens], axis=1)
 
@@ -178,7 +187,7 @@ def _denoise(
         if callback is not None:
             # a straight line through the last two levels, followed to level 0
             clean = before + (latents - before) * (levels[n] / (levels[n] - levels[n + 1]))
-            preview = lambda clean=clean: from_pixels(np.asarray(decode(pipeline, inputs, clean))[0])  # noqa: E731
+            preview = functools.partial(_draw, pipeline, inputs, clean, request.vae_decode)
             seconds = time.perf_counter() - started
             callback(StepEvent(n + 1, request.steps, seconds, jnp.copy(latents), preview))
     if not np.isfinite(np.asarray(latents)).all():
@@ -186,14 +195,30 @@ def _denoise(
     return latents
 
 
-def decode(pipeline: Pipeline, inputs: Inputs, latents: Float[Array, "b T P"]) -> UInt8[Array, "b h w 3"]:
+def decode(
+    pipeline: Pipeline, inputs: Inputs, latents: Float[Array, "b T P"], mode: Mode = "exact"
+) -> UInt8[Array, "b h w 3"]:
     """Return the picture of the target's latent tokens; JoyJaxError if its numbers are not finite."""
     config = pipeline.files.configs["transformer"]
     columns = inputs.noise.shape[2] // config.patch[1]
-    pixels, finite = stages.decode_latents(pipeline.weights["vae"], latents, patch=config.patch, width=columns)
+    vae = pipeline.weights["vae"]
+    pixels, finite = stages.decode_latents(vae, latents, patch=config.patch, width=columns, mode=mode)
     if not np.asarray(finite).all():
         raise _not_finite(pipeline, "the decoded pixels")
     return pixels
+
+
+def _draw(pipeline: Pipeline, inputs: Inputs, latents: Float[Array, "b T P"], mode: Mode) -> Image.Image:
+    return from_pixels(np.asarray(decode(pipeline, inputs, latents, mode))[0])
+
+
+def _check_modes(pipeline: Pipeline, request: Request, inputs: Inputs) -> None:
+    """Raise MeshError now, not after the last step, if a picture cannot be cut as the request says."""
+    devices, factor = devices_along("tile"), pipeline.files.configs["vae"].spatial_factor
+    sides = TILE // factor, TILE
+    choose(request.vae_decode, (inputs.height // factor, inputs.width // factor), sides, devices)
+    for picture in inputs.pictures:
+        choose(request.vae_encode, picture.shape[1:3], sides[::-1], devices)
 
 
 def _not_finite(pipeline: Pipeline, what: str) -> JoyJaxError:
@@ -218,6 +243,8 @@ def _settings(pipeline: Pipeline, request: Request, inputs: Inputs) -> dict[str,
         "exact_size": request.exact_size,
         "base_size": request.base_size,
         "noise": f"rule {NOISE_RULE}" if request.noise is None else "given",
+        "vae_encode": request.vae_encode,
+        "vae_decode": request.vae_decode,
     }
 
 

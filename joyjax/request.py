@@ -1,7 +1,7 @@
 """Checking the arguments of an edit, all in one place and before anything is compiled."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -10,6 +10,7 @@ from joyjax.errors import RequestError
 from joyjax.families.family import Request
 from joyjax.inputs.image import as_rgb
 from joyjax.pipeline import Pipeline
+from joyjax.sampling.tiles import MODES, Mode
 
 SIDES = 16, 8192
 BASE_SIZES = (256, 512, 768, 1024)
@@ -32,6 +33,8 @@ def check_request(
     exact_size: bool,
     base_size: int | None,
     noise: np.ndarray | None,
+    vae_encode: str = "exact",
+    vae_decode: str = "exact",
     callback: Callable | None = None,
 ) -> Request:
     """Fill in the defaults, the checkpoint's own or else the family's, and check every value.
@@ -69,6 +72,9 @@ def check_request(
     base_size = pipeline.base_size if base_size is None else base_size
     if isinstance(base_size, bool) or not isinstance(base_size, int | np.integer) or base_size not in allowed:
         raise RequestError(f"base_size is {base_size!r}; choose one of {', '.join(map(str, allowed))}")
+    for name, mode in (("vae_encode", vae_encode), ("vae_decode", vae_decode)):
+        if not isinstance(mode, str) or mode not in MODES:
+            raise RequestError(f"{name} is {mode!r}; choose one of: {', '.join(MODES)}")
     if callback is not None and not callable(callback):
         raise RequestError(f"callback is {callback!r}; expected a function of one event, or None")
     return Request(
@@ -83,6 +89,8 @@ def check_request(
         exact_size=bool(exact_size),
         base_size=int(base_size),
         noise=_noise(noise),
+        vae_encode=cast(Mode, vae_encode),
+        vae_decode=cast(Mode, vae_decode),
     )
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from joyjax.errors import MeshError
 from joyjax.kernels.attention import attention, attention_and_sum, merge
-from joyjax.sharding.rules import mesh_axes
+from joyjax.sharding.rules import MESH_AXES, mesh_axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,9 @@ def sequence_mesh(heads: int) -> SequenceMesh:
     Raises:
         MeshError: if the mesh asks for more of Ulysses than the heads divide by.
     """
+    names = jax.sharding.get_abstract_mesh().axis_names
+    if list(names) != sorted(names, key=MESH_AXES.index):  # a collective over two axes would go wrong silently
+        raise ValueError(f"mesh axes {names} are not in order; joyjax.sharding.mesh.check_mesh puts them so")
     return share_out(dict(jax.sharding.get_abstract_mesh().shape), heads)
 
 
@@ -89,23 +92,23 @@ def sequence_attention(
         grouped = lengths.reshape(-1, mesh.ring, mesh.ulysses)
         totals = jnp.sum(grouped, axis=-1, dtype=jnp.int32)
         if mesh.ulysses > 1:
-            own = jnp.take(grouped, jnp.asarray([group]), axis=1)[:, 0]
-            key, value = _close_up((key, value), own)
-    dtype = value.dtype
+            key, value = _close_up((key, value), _of(grouped, group))
     if mesh.ring == 1:
         out = attention(query, key, value, lengths=None if totals is None else totals[:, 0])
         return _to_tokens(out, mesh)
-    turn = [(k, (k + mesh.ulysses) % mesh.devices) for k in range(mesh.devices)]
-    found = None
-    for step in range(mesh.ring):
-        # The next keys and values are on their way while these are attended to.
-        coming = [jax.lax.ppermute(x, mesh.axes, turn) for x in (key, value)] if step + 1 < mesh.ring else [key, value]
-        source = (group - step) % mesh.ring
-        count = None if totals is None else jnp.take(totals, source, axis=1)
-        part = attention_and_sum(query, key, value, lengths=count)
-        found = part if found is None else merge(found, part)
-        key, value = coming
-    return _to_tokens(found[0].astype(dtype), mesh)
+    found = attention_and_sum(query, key, value, lengths=None if totals is None else _of(totals, group))
+    onwards = [(k, (k + mesh.ulysses) % mesh.devices) for k in range(mesh.devices)]
+    for step in range(1, mesh.ring):
+        # Nothing here waits for the products before it, so that XLA sends while they run.
+        key, value = (jax.lax.ppermute(x, mesh.axes, onwards) for x in (key, value))
+        count = None if totals is None else _of(totals, (group - step) % mesh.ring)
+        found = merge(found, attention_and_sum(query, key, value, lengths=count))
+    return _to_tokens(found[0].astype(value.dtype), mesh)
+
+
+def _of(lengths: Int[Array, "B r ..."], group: Int[Array, ""] | int) -> Int[Array, "B ..."]:
+    """Return the lengths of one group of the ring."""
+    return jnp.take(lengths, jnp.asarray(group), axis=1)
 
 
 def _to_heads(x: Float[Array, "B T N H"], mesh: SequenceMesh) -> Float[Array, "B _ _ H"]:

@@ -46,7 +46,7 @@ def parse_mesh(text: str) -> Mesh:
             f"mesh {text!r} needs {wanted} devices and {len(devices)} are here; what fits: "
             + (fitting or "no mesh at all, one device")
         )
-    return Mesh(np.asarray(devices[:wanted]).reshape(tuple(sizes.values())), tuple(sizes))
+    return check_mesh(Mesh(np.asarray(devices[:wanted]).reshape(tuple(sizes.values())), tuple(sizes)))
 
 
 def fit_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
@@ -59,9 +59,10 @@ def fit_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
 
 
 def check_mesh(mesh: Mesh) -> Mesh:
-    """Return the mesh with automatic axes, which is what the networks are written for.
+    """Return the mesh as the networks are written for it: automatic axes, in the order of the table.
 
-    `jax.make_mesh` makes explicit ones, where a product over a split axis is an error.
+    `jax.make_mesh` makes explicit ones, where a product over a split axis is an error. The order of the axes says
+    nothing about which devices are neighbours: each keeps its place along every axis.
 
     Raises:
         MeshError: if it is no mesh, has an axis that joyjax does not know, or axes that do not go together.
@@ -72,7 +73,8 @@ def check_mesh(mesh: Mesh) -> Mesh:
     if unknown:
         raise MeshError(f"the mesh has axes {mesh.axis_names}; joyjax knows {', '.join(MESH_AXES)}")
     _check_sizes(dict(mesh.shape))
-    return Mesh(mesh.devices, mesh.axis_names)
+    names = tuple(name for name in MESH_AXES if name in mesh.axis_names)
+    return Mesh(mesh.devices.transpose([mesh.axis_names.index(name) for name in names]), names)
 
 
 def _check_sizes(sizes: Mapping[str, int]) -> None:

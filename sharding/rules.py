@@ -8,9 +8,9 @@ from jax.sharding import PartitionSpec
 
 from joyjax.errors import MeshError
 
-# `ring` and `ulysses` are the two ways to split a sequence. A mesh may name them in place of `sequence`, whose devices
-# are shared out between them by a rule (sharding/attention.py).
-MESH_AXES = ("data", "cfg", "sequence", "ring", "ulysses", "tensor")
+# In the order that `check_mesh` gives them. `ring` and `ulysses` are the two ways to split a sequence. A mesh may name
+# them in place of `sequence`, whose devices are shared out between them by a rule (sharding/attention.py).
+MESH_AXES = ("cfg", "data", "sequence", "ring", "ulysses", "tensor")
 
 RULES: dict[str, tuple[str, ...]] = {
     # activations
@@ -20,6 +20,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "embed": (),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
+    "vision_heads": ("tensor",),
     "head_width": (),
     "mlp": ("tensor",),
     "vocabulary": ("tensor",),
@@ -34,8 +35,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "conv_out": (),
 }
 
-# Where the devices do not divide one of these, each holds all of it: few key heads may serve many query heads.
-WHOLE_IF_UNEVEN = ("kv_heads", "vocabulary")
+# Where the devices do not divide one of these, each holds all of it: few key heads may serve many query heads, and the
+# vision tower is small.
+WHOLE_IF_UNEVEN = ("kv_heads", "vision_heads", "vocabulary")
 # Of these, the last device then has less.
 PADDED_IF_UNEVEN = ("height",)
 

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.layers.weights import Weights, leaves
 from joyjax.models.joyimage import Condition, JoyImageConfig
+from joyjax.sharding.mesh import check_mesh
 from joyjax.sharding.place import parameter_sharding
 
 CONFIG = JoyImageConfig(
@@ -26,8 +27,9 @@ CONFIG = JoyImageConfig(
 
 
 def mesh_of(**sizes: int) -> Mesh:
+    """Return a mesh over the first devices, as `joyjax.load` makes it."""
     count = int(np.prod(list(sizes.values())))
-    return Mesh(np.asarray(jax.devices()[:count]).reshape(tuple(sizes.values())), tuple(sizes))
+    return check_mesh(Mesh(np.asarray(jax.devices()[:count]).reshape(tuple(sizes.values())), tuple(sizes)))
 
 
 def draw(seed: int, *shape: int) -> jax.Array:
@@ -62,3 +64,32 @@ def make_condition(edits: int, passes: int, tokens: tuple[int, int, int], *, rag
         target_lengths=lengths(targets),
         reference_lengths=lengths(references),
     )
+
+
+# Every axis alone, pairs, three and all four; a sequence over more devices than there are heads; one shared by hand.
+MESHES = (
+    {"tensor": 2},
+    {"tensor": 4},
+    {"cfg": 2},
+    {"data": 3},
+    {"sequence": 2},
+    {"sequence": 3},
+    {"sequence": 8},
+    {"ring": 4},
+    {"ulysses": 4},
+    {"ulysses": 2, "ring": 3},
+    {"sequence": 2, "tensor": 4},
+    {"tensor": 2, "cfg": 2},
+    {"data": 2, "cfg": 2},
+    {"cfg": 2, "sequence": 4},
+    {"data": 2, "sequence": 3},
+    {"data": 2, "tensor": 4},
+    {"cfg": 2, "sequence": 2, "tensor": 2},
+    {"data": 2, "cfg": 2, "sequence": 2, "tensor": 1},
+    {"data": 1, "cfg": 2, "sequence": 2, "tensor": 2},
+)
+
+
+def name_of(sizes: dict[str, int]) -> str:
+    """Return a mesh's sizes as the name of a test."""
+    return "-".join(f"{name}{size}" for name, size in sizes.items())

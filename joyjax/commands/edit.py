@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from joyjax.commands.options import BaseSize, DType
+from joyjax.commands.options import BaseSize, DType, VAEMode
 from joyjax.errors import RequestError
 
 Option = typer.Option
@@ -65,6 +65,12 @@ def command(
             help="Split over devices, as in tensor=4,sequence=2; axes: data, cfg, sequence, tensor.", metavar="AXES"
         ),
     ] = None,
+    vae_encode: Annotated[
+        VAEMode, Option(help="How pictures become latents; all but `exact` are approximations: docs/parallel.md.")
+    ] = VAEMode.EXACT,
+    vae_decode: Annotated[
+        VAEMode, Option(help="How latents become a picture; `tiled` needs the least memory, `exact` is exact.")
+    ] = VAEMode.EXACT,
     timings: Annotated[bool, Option("--timings", help="Print what each stage took.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -110,6 +116,8 @@ def command(
             width=width,
             exact_size=exact_size,
             base_size=None if base_size is None else int(base_size.value),
+            vae_encode=vae_encode.value,
+            vae_decode=vae_decode.value,
             callback=callback,
         )
     if result.crop is not None and result.crop.lost > 0.005:

@@ -17,3 +17,12 @@ class BaseSize(enum.StrEnum):
     P512 = "512"
     P768 = "768"
     P1024 = "1024"
+
+
+class VAEMode(enum.StrEnum):
+    """How the autoencoder goes over a picture."""
+
+    EXACT = "exact"
+    TILED = "tiled"
+    PATCH = "patch"
+    AUTO = "auto"

@@ -10,6 +10,7 @@ from PIL import Image
 
 from joyjax.convert.component import Component
 from joyjax.inputs.image import Crop
+from joyjax.sampling.tiles import Mode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Request:
     exact_size: bool
     base_size: int
     noise: np.ndarray | None
+    vae_encode: Mode = "exact"
+    vae_decode: Mode = "exact"
 
     @property
     def guided(self) -> bool:

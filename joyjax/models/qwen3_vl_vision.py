@@ -171,7 +171,7 @@ class VisionBlock(nnx.Module):
 
     def __init__(self, config: VisionConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
         width, hidden, heads = (config.hidden_size,), (config.intermediate_size,), (config.num_heads, config.head_dim)
-        head_axes = ("heads", "head_width")
+        head_axes = ("vision_heads", "head_width")
         self.attention_norm = LayerNorm(config.hidden_size, eps=EPS, axis="embed", dtype=dtype, rngs=rngs)
         self.qkv = Linear(width, (3, *heads), axes_in=("embed",), axes_out=(None, *head_axes), dtype=dtype, rngs=rngs)
         self.out = Linear(heads, width, axes_in=head_axes, axes_out=("embed",), dtype=dtype, rngs=rngs)

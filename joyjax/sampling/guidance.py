@@ -13,10 +13,10 @@ def guide(velocity: Float[Array, "2 b T P"], scale: Float[Array, ""], channels: 
     """
     pixels = velocity.reshape(*velocity.shape[:3], -1, channels)
     squares = jnp.sum(pixels**2, axis=-1, keepdims=True)
-    weights = jnp.stack([1 - scale, scale])[:, None], jnp.array([[0.0], [1.0]], squares.dtype)
-    weights = jnp.concatenate([jnp.repeat(weights[0], channels, axis=1), weights[1]], axis=1)
-    both = jnp.concatenate([pixels, squares], axis=-1)
-    total = jnp.sum(both * weights[:, None, None, None], axis=0)
+    of_pixels = jnp.broadcast_to(jnp.stack([1 - scale, scale])[:, None], (2, channels))
+    of_squares = jnp.array([[0], [1]], squares.dtype)  # of the conditional one alone
+    weights = jnp.concatenate([of_pixels, of_squares], axis=1)[:, None, None, None]
+    total = jnp.sum(jnp.concatenate([pixels, squares], axis=-1) * weights, axis=0)
     combined, wanted = total[..., :-1], jnp.sqrt(total[..., -1:])
     norm = jnp.linalg.norm(combined, axis=-1, keepdims=True)
     return (combined * (wanted / jnp.maximum(norm, 1e-6))).reshape(velocity.shape[1:])

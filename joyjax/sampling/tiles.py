@@ -31,7 +31,7 @@ def apply(
     Raises:
         MeshError: if patches would not be of equal size.
     """
-    chosen = choose(mode, x.shape[1:3], sides[0], devices_along("tile"))
+    chosen = choose(mode, x.shape[1:3], sides, devices_along("tile"))
     if chosen == "tiled":
         return _tiled(function, x, sides)
     if chosen == "patch":
@@ -39,22 +39,23 @@ def apply(
     return function(x)
 
 
-def choose(mode: Mode, size: tuple[int, ...], tile: int, devices: int) -> Mode:
-    """Return the mode that is meant for a picture of this size.
+def choose(mode: Mode, size: tuple[int, ...], sides: tuple[int, int], devices: int) -> Mode:
+    """Return the mode that is meant for a picture of this size; `sides` as above.
 
     Raises:
         MeshError: if patches would not be of equal size.
     """
     rows, columns = patch_grid(devices)
-    even = size[0] % rows == 0 and size[1] % columns == 0
+    pixel = max(1, sides[0] // sides[1])  # a latent pixel's side must stay whole
+    even = size[0] % (rows * pixel) == 0 and size[1] % (columns * pixel) == 0
     if mode == "patch" and not even:
         raise MeshError(
-            f"patches: {size[0]} rows and {size[1]} columns of the autoencoder cannot be cut evenly into {rows} × "
-            f"{columns}, one for each of {devices} devices; use `exact` or `tiled`, or another height and width"
+            f"patches: {size[0]} rows and {size[1]} columns cannot be cut evenly into {rows} × {columns}, one for each "
+            f"of {devices} devices; use `exact` or `tiled`, or another height and width"
         )
     if mode == "auto":
-        return "tiled" if max(size) > tile else "patch" if even else "exact"
-    return "exact" if mode == "tiled" and max(size) <= tile else mode
+        return "tiled" if max(size) > sides[0] else "patch" if even else "exact"
+    return "exact" if mode == "tiled" and max(size) <= sides[0] else mode
 
 
 def patch_grid(devices: int) -> tuple[int, int]:

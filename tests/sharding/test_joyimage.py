@@ -4,38 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from meshes import CONFIG, draw, make_condition, make_weights, mesh_of
+from meshes import CONFIG, MESHES, draw, make_condition, make_weights, mesh_of, name_of
 
 from joyjax.errors import MeshError
 from joyjax.layers.weights import Weights
 from joyjax.models.joyimage import Condition
 from joyjax.sampling.steps import denoise_step
 from joyjax.sharding.attention import share_out
-
-# Every axis alone, every pair, three and all four; the sequence over more devices than there are heads; by hand.
-MESHES = (
-    {"tensor": 2},
-    {"tensor": 4},
-    {"cfg": 2},
-    {"data": 2},
-    {"data": 3},
-    {"sequence": 2},
-    {"sequence": 3},
-    {"sequence": 8},
-    {"ring": 4},
-    {"ulysses": 4},
-    {"ring": 2, "ulysses": 2},
-    {"ulysses": 2, "ring": 3},
-    {"tensor": 4, "sequence": 2},
-    {"cfg": 2, "tensor": 2},
-    {"data": 2, "cfg": 2},
-    {"cfg": 2, "sequence": 4},
-    {"data": 2, "sequence": 3},
-    {"data": 2, "tensor": 4},
-    {"cfg": 2, "sequence": 2, "tensor": 2},
-    {"data": 1, "cfg": 2, "sequence": 2, "tensor": 2},
-    {"data": 2, "cfg": 2, "sequence": 2, "tensor": 1},
-)
 
 
 def step(weights: Weights, latents: jax.Array, condition: Condition) -> np.ndarray:
@@ -62,15 +37,11 @@ def alone():
     return found
 
 
-def names(sizes: dict[str, int]) -> str:
-    return "-".join(f"{name}{size}" for name, size in sizes.items())
-
-
 PAIRS = [(sizes, "plus") for sizes in MESHES]
 PAIRS += [(sizes, case) for sizes in MESHES if len(sizes) > 2 or "ring" in sizes for case in ("edit", "even", "text")]
 
 
-@pytest.mark.parametrize(("sizes", "case"), PAIRS, ids=[f"{names(sizes)} {case}" for sizes, case in PAIRS])
+@pytest.mark.parametrize(("sizes", "case"), PAIRS, ids=[f"{name_of(sizes)} {case}" for sizes, case in PAIRS])
 def test_a_step_is_the_same_on_every_mesh(sizes, case, alone, error):
     latents, condition, expected = alone[case]
     mesh = mesh_of(**sizes)
