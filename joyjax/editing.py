@@ -25,6 +25,7 @@ from joyjax.sampling.noise import NOISE_RULE
 from joyjax.sampling.schedule import sigmas, timesteps
 from joyjax.sampling.tiles import TILE, Mode, choose
 from joyjax.shapes.advice import advice
+from joyjax.sharding.hosts import losing_none
 from joyjax.sharding.place import devices_along, replicate
 
 
@@ -99,7 +100,7 @@ def edit(
     Raises:
         RequestError: for an argument that cannot be honoured, before anything runs.
         PictureError: for a picture that cannot be used.
-        JoyJaxError: if the numbers overflow on the way.
+        JoyJaxError: if the numbers overflow on the way, or another process of the run is gone.
     """
     request = check_request(
         pipeline,
@@ -122,7 +123,7 @@ def edit(
         for text in advice(prompt, request.pictures):
             warnings.warn(text, AdviceWarning, stacklevel=2)
     timings: dict[str, float] = {}
-    with jax.set_mesh(pipeline.mesh) if pipeline.mesh is not None else contextlib.nullcontext():
+    with losing_none(), jax.set_mesh(pipeline.mesh) if pipeline.mesh is not None else contextlib.nullcontext():
         with _timed(timings, "prepare"):
             inputs = pipeline.family.prepare(request, pipeline.files)
             _check_modes(pipeline, request, inputs)
@@ -147,14 +148,17 @@ def edit(
 def encode_prompt(pipeline: Pipeline, inputs: Inputs) -> Float[Array, "B J C"]:
     """Return the hidden states of both prompts, or of the one that an edit without guidance has."""
     encoder = pipeline.weights["text_encoder"]
-    return stages.encode_prompt(encoder, inputs.text, inputs.vision, inputs.first, length=inputs.prompt_size)
+    text, vision, first = replicate((inputs.text, inputs.vision, inputs.first), pipeline.mesh)
+    return stages.encode_prompt(encoder, text, vision, first, length=inputs.prompt_size)
 
 
 def encode_references(pipeline: Pipeline, inputs: Inputs, mode: Mode = "exact") -> Float[Array, "b R P"]:
     """Return the latent tokens of all references, one behind the other."""
     config, vae = pipeline.files.configs["transformer"], pipeline.weights["vae"]
-    tokens = [stages.encode_images(vae, picture, patch=config.patch, mode=mode) for picture in inputs.pictures]
-    empty = jnp.zeros((1, 0, config.in_channels * config.patch_area), jnp.float32)
+    pictures, empty = replicate(
+        (inputs.pictures, np.zeros((1, 0, config.in_channels * config.patch_area), np.float32)), pipeline.mesh
+    )
+    tokens = [stages.encode_images(vae, picture, patch=config.patch, mode=mode) for picture in pictures]
     return jnp.concatenate([empty, *tokens], axis=1)
 
 
@@ -170,6 +174,7 @@ def _denoise(
     levels = sigmas(request.steps, schedule)
     times = timesteps(levels, schedule)
     latents = replicate(patchify(jnp.asarray(inputs.noise), config.patch), pipeline.mesh)
+    condition = replicate(condition, pipeline.mesh)
     for n in range(request.steps):
         started = time.perf_counter()
         before = jnp.copy(latents) if callback is not None else latents  # the step takes `latents` away

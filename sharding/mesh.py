@@ -40,13 +40,19 @@ def parse_mesh(text: str) -> Mesh:
     """
     sizes, devices = parse_axes(text), jax.devices()
     wanted = math.prod(sizes.values())
+    if wanted < len(devices) and jax.process_count() > 1:
+        raise MeshError(
+            f"mesh {text!r} takes {wanted} devices; {jax.process_count()} processes run together and have "
+            f"{len(devices)}: give axes whose product is that"
+        )
     if wanted > len(devices):
         fitting = ",".join(f"{name}={size}" for name, size in fit_sizes(sizes, len(devices)).items())
         raise MeshError(
             f"mesh {text!r} needs {wanted} devices and {len(devices)} are here; what fits: "
             + (fitting or "no mesh at all, one device")
         )
-    return check_mesh(Mesh(np.asarray(devices[:wanted]).reshape(tuple(sizes.values())), tuple(sizes)))
+    names = [name for name in MESH_AXES if name in sizes]  # neighbours along the last axis are on one host
+    return Mesh(np.asarray(devices[:wanted]).reshape([sizes[name] for name in names]), names)
 
 
 def fit_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:

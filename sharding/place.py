@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -85,13 +86,23 @@ def parameter_sharding(
     return NamedSharding(mesh, PartitionSpec(*kept))
 
 
-def replicate(x: Array, mesh: Mesh | None) -> Array:
-    """Put an array on every device of the mesh, or on JAX's default device, and keep it there.
+def replicate(arrays: Any, mesh: Mesh | None) -> Any:
+    """Put arrays on every device of the mesh, or on JAX's default device, and keep them there.
 
     What goes into a compiled function and comes out of it to go in again must lie the same way both times: otherwise
-    the function is compiled twice.
+    the function is compiled twice. With several processes, each gives the same arrays and fills its own devices.
     """
-    return jax.device_put(x, jax.devices()[0] if mesh is None else NamedSharding(mesh, PartitionSpec()))
+    if mesh is None:
+        return jax.device_put(arrays, jax.devices()[0])
+    place = NamedSharding(mesh, PartitionSpec())
+
+    def put(x: Any) -> Array:
+        if place.is_fully_addressable or (isinstance(x, Array) and not x.is_fully_addressable):
+            return jax.device_put(x, place)
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, place, lambda part: host[part])
+
+    return jax.tree.map(put, arrays)
 
 
 def _devices(names: str | tuple[str, ...] | None, sizes: Mapping[str, int]) -> int:

@@ -65,6 +65,9 @@ def command(
             help="Split over devices, as in tensor=4,sequence=2; axes: data, cfg, sequence, tensor.", metavar="AXES"
         ),
     ] = None,
+    distributed: Annotated[
+        bool, Option("--distributed", help="Run with the same command on other hosts: docs/parallel.md.")
+    ] = False,
     vae_encode: Annotated[
         VAEMode, Option(help="How pictures become latents; all but `exact` are approximations: docs/parallel.md.")
     ] = VAEMode.EXACT,
@@ -90,8 +93,16 @@ def command(
     from joyjax.commands.progress import advising, loading, note, stepping
     from joyjax.inputs.image import open_picture, save_png
 
+    first = True
+    if distributed:
+        if mesh is None:
+            raise RequestError("--distributed needs --mesh, which says how the devices of all hosts work together")
+        from joyjax.sharding.hosts import agree, is_first, join_hosts
+
+        join_hosts()
+        number, first = agree(number) if seed == "random" else number, is_first()
     pictures = [open_picture(path) for path in image or []]
-    target = _target(output)
+    target = _target(output) if first else None
 
     import joyjax
     from joyjax.sharding.mesh import parse_mesh
@@ -99,7 +110,7 @@ def command(
     with loading("loading") as advance:
         devices = None if mesh is None else parse_mesh(mesh)
         pipeline = joyjax.load(model, dtype=dtype.value, mesh=devices, progress=advance)
-    if model is None:
+    if model is None and first:
         from joyjax.shapes.advice import ABOUT
 
         note(ABOUT)
@@ -120,6 +131,8 @@ def command(
             vae_decode=vae_decode.value,
             callback=callback,
         )
+    if target is None:  # the first process writes and speaks
+        return
     if result.crop is not None and result.crop.lost > 0.005:
         left, top, right, bottom = (round(side) for side in result.crop.box)
         height, width = result.crop.source

@@ -1,0 +1,81 @@
+"""Several processes that run one program together, on one host or many.
+
+Every process runs the same command and holds its own devices; a mesh spans them all. What comes from outside, such as
+pixels and prompts, every process reads for itself; what goes out, one of them writes.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from joyjax.errors import JoyJaxError, MeshError
+
+NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+START_SECONDS = 300  # to wait for all processes; as long as JAX does
+HEARTBEAT_SECONDS = 30  # of silence, after which a process counts as dead; JAX waits for 100
+
+
+def join_hosts() -> None:
+    """Make this process one of several, as the environment says; before anything else asks JAX for devices.
+
+    Under Slurm and Open MPI, JAX finds out by itself. Elsewhere the three variables of `NAMES` say it: the address of
+    the first process with a free port, how many processes there are, and the number of this one from 0.
+
+    Raises:
+        MeshError: if the environment says too little, or the others do not come.
+    """
+    address, *numbers = (os.environ.get(name) for name in NAMES)
+    given = {name: os.environ[name] for name in NAMES if name in os.environ}
+    if any(number is not None for number in numbers) and len(given) < len(NAMES):
+        missing = ", ".join(name for name in NAMES if name not in given)
+        raise MeshError(f"{', '.join(given)} without {missing}; a process needs all three")
+    if not all(number is None or number.isdecimal() for number in numbers):
+        raise MeshError(f"{given}: {NAMES[1]} and {NAMES[2]} are whole numbers")
+    count, rank = (None if number is None else int(number) for number in numbers)
+    if count is not None and rank is not None and not rank < count:
+        raise MeshError(f"{NAMES[2]} is {rank} of {NAMES[1]} {count}; the first process is 0")
+    try:
+        jax.distributed.initialize(
+            address,
+            count,
+            rank,
+            initialization_timeout=START_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise MeshError(
+            f"the processes of this run did not find each other: {error}; outside Slurm and Open MPI set "
+            f"{', '.join(NAMES)} for each of them, with a port that is free and can be reached"
+        ) from None
+
+
+def is_first() -> bool:
+    """Tell whether this is the process that writes results and speaks to the user."""
+    return jax.process_index() == 0
+
+
+def agree(number: int) -> int:
+    """Return the first process's number, from 0 to 2³² - 1, in every process."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.uint32(number)))
+
+
+@contextlib.contextmanager
+def losing_none() -> Iterator[None]:
+    """Say in one line that another process is gone, where JAX says it in many."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise JoyJaxError(
+            f"process {jax.process_index()} of {jax.process_count()} cannot go on: another one has ended or cannot be "
+            f"reached ({reason:.200}); see what that one says, then start all of them again"
+        ) from error
