@@ -71,7 +71,7 @@ def test_a_process_that_dies_ends_the_other(tmp_path):
         assert [process.poll() for process in both] == [None, None]
         both[1].kill()
         _, error = both[0].communicate(timeout=120)
-        # Where a transfer fails, joyjax says so; where one waits for ever, JAX misses the heartbeats and ends the process.
+        # Where a transfer fails, joyjax says so; where one waits, JAX misses the heartbeats and ends the process.
         if both[0].returncode == 1:
             assert "joyjax: process 0 of 2 cannot go on: another one has ended" in error
         else:
