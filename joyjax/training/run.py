@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,9 +22,10 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from joyjax.errors import MeshError
 from joyjax.layers.weights import Weights, leaves
 from joyjax.sharding.place import parameter_sharding
-from joyjax.sharding.rules import partition_spec
+from joyjax.sharding.rules import mesh_axes, partition_spec
 from joyjax.training.optimizer import Parameters, average
 
 Loss = Callable[[Parameters, Any, Array], tuple[Array, dict[str, Array]]]  # of parameters, batch, key
@@ -175,11 +177,18 @@ def _open_metrics(path: Path, first: int) -> Any:
 
 
 def shard_batch(batch: Any, mesh: Mesh | None) -> Any:
-    """Split a batch's rows over the mesh, or leave them on the one device."""
+    """Split a batch's rows over the mesh, or leave them on the one device.
+
+    Raises:
+        MeshError: if the devices do not divide the rows.
+    """
 
     def place(x: Any) -> Array:
         if mesh is None:
             return jnp.asarray(x)
+        devices = math.prod(mesh.shape[name] for name in mesh_axes("batch", mesh.axis_names))
+        if len(x) % devices:
+            raise MeshError(f"{devices} devices of cfg and data do not divide a batch of {len(x)}; use fewer")
         spec = partition_spec(("batch", *(None,) * (x.ndim - 1)), mesh.axis_names)
         return jax.device_put(x, NamedSharding(mesh, spec))
 

@@ -175,6 +175,10 @@ def test_info(checkpoint, converted):
     assert [part["folder"] for part in described["components"]] == ["text_encoder", "transformer", "vae"]
     assert described["parameters"] == sum(part["parameters"] for part in described["components"])
     fails("info", converted / "vae", says="model_index.json is missing")
+    on_mesh = run("info", checkpoint, "--mesh", "sequence=8,tensor=2")
+    assert "mesh sequence=8,tensor=2: each of 16 devices holds\n  2 of the transformer's heads\n" in on_mesh.stdout
+    assert "(ring 4 × ulysses 2)" in on_mesh.stdout
+    fails("info", checkpoint, "--mesh", "tensor=3", says="sizes that fit: 1, 2")
 
 
 @pytest.mark.parity

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from joyjax.kernels.attention import QUERY_BLOCK, SCORES_AT_ONCE, attention
+from joyjax.kernels.attention import QUERY_BLOCK, SCORES_AT_ONCE, attention, attention_and_sum, merge
 
 TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
 
@@ -74,3 +74,32 @@ def test_scale():
 def test_large_scores_do_not_overflow():
     query, key = (jnp.full((1, 3, 1, 8), 1e4, jnp.float32) for _ in range(2))
     assert np.isfinite(attention(query, key, key)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_to_parts_of_the_keys_is_put_together(dtype):
+    """Three parts of unlike sizes; a row that has nothing in one of them, and one with nothing in the first two."""
+    query, key, value = (jnp.asarray(draw(n, 3, size, 4, 8), dtype) for n, size in enumerate((7, 30, 30)))
+    query = query * 4  # some scores are far above others
+    ends, starts = (10, 16, 30), (0, 10, 16)
+    lengths = np.array([[10, 6, 14], [3, 0, 5], [0, 0, 9]])
+    found = None
+    for n, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        part = attention_and_sum(query, key[:, start:end], value[:, start:end], lengths=jnp.int32(lengths[:, n]))
+        assert part[0].dtype == part[1].dtype == jnp.float32
+        found = part if found is None else merge(found, part)
+    for row in range(3):
+        valid = np.concatenate([np.arange(start, start + lengths[row, n]) for n, start in enumerate(starts)])
+        expected = attention(query[row : row + 1], key[row : row + 1, valid], value[row : row + 1, valid])
+        got = np.asarray(found[0][row : row + 1])
+        assert np.abs(got - np.asarray(expected.astype(jnp.float32))).max() < TOLERANCE[dtype]
+
+
+def test_no_keys_at_all_are_zeros():
+    query, key = jnp.asarray(draw(0, 1, 3, 2, 8), jnp.float32), jnp.ones((1, 5, 2, 8))
+    nothing = attention_and_sum(query, key, key, lengths=jnp.int32([0]))
+    assert np.all(np.asarray(nothing[0]) == 0)
+    assert np.all(np.asarray(nothing[1]) == -np.inf)
+    both = merge(nothing, nothing)
+    assert np.all(np.asarray(both[0]) == 0)
+    assert np.all(np.asarray(both[1]) == -np.inf)

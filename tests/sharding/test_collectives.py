@@ -2,14 +2,22 @@
 
 import collections
 import dataclasses
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from collectives import count_collectives, gathered_shapes
 from meshes import CONFIG, draw, make_condition, make_weights, mesh_of
 
+from joyjax.convert.qwen3_vl import TEXT_ENCODER
+from joyjax.inputs.files import read_json
+from joyjax.layers.weights import leaves
+from joyjax.models.qwen3_vl import TextInputs
+from joyjax.models.qwen3_vl_vision import VisionInputs, place_patches
 from joyjax.sampling.steps import denoise_step
+from joyjax.sharding.place import parameter_sharding
 
 
 def compiled_step(layers: int, sizes: dict[str, int], tokens: tuple[int, int, int]) -> str:
@@ -53,3 +61,49 @@ def test_collectives(sizes, tokens, of_block, of_rest):
     assert dict(two - collections.Counter(of_block)) == of_rest
     for shape in gathered_shapes(programs[3]):
         assert shape.startswith(("f32[2,48,", "f32[2,36,")), shape  # latents
+
+
+def compiled_encoder(folder: Path, layers: int, depth: int, sizes: dict[str, int]) -> str:
+    """Compile the text encoder, of the tiny checkpoint's widths, for two prompts with one picture."""
+    config = TEXT_ENCODER.configure(read_json(folder / "text_encoder" / "config.json"))
+    config = dataclasses.replace(
+        config,
+        text=dataclasses.replace(config.text, num_hidden_layers=layers),
+        vision=dataclasses.replace(config.vision, depth=depth),
+    )
+    mesh, abstract = mesh_of(**sizes), TEXT_ENCODER.abstract(config, jnp.float32)
+    weights = abstract.filled(
+        {
+            path: jax.device_put(
+                np.zeros(leaf.shape, leaf.dtype), parameter_sharding(path, leaf.shape, leaf.axes, mesh)
+            )
+            for path, leaf in leaves(abstract.state).items()
+        }
+    )
+    numbers = {"ids": (2, 48), "positions": (2, 48, 3), "slots": (2, 48)}
+    text = TextInputs(**{name: jnp.zeros(shape, jnp.int32) for name, shape in numbers.items()})
+    places = [jnp.asarray(place)[None] for place in place_patches(4, 6, config.vision)]
+    patches = jnp.zeros((1, 24, config.vision.patch_numbers))
+    vision = VisionInputs(patches, *places, lengths=jnp.full((1,), 24, jnp.int32))
+    flat, tree = jax.tree.flatten((weights, text, vision))
+
+    def encode(*flat: jax.Array) -> jax.Array:
+        weights, text, vision = tree.unflatten(flat)
+        return weights.module()(text, vision)
+
+    with jax.set_mesh(mesh):
+        return jax.jit(encode).lower(*flat).compile().as_text()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("devices", [2, 4])
+def test_collectives_of_the_text_encoder(devices, checkpoint):
+    """Two all-reduces in each layer, also where four devices share two key heads and two heads of the tower."""
+    base, layer, block = (
+        count_collectives(compiled_encoder(checkpoint, *sizes, {"tensor": devices}))
+        for sizes in ((4, 4), (5, 4), (4, 5))
+    )
+    assert dict(layer - base) == {"all-reduce": 2}
+    heads_are_split = devices == 2  # four devices each hold both heads of the tower: its attention needs no sum
+    assert dict(block - base) == {"all-reduce": 2 if heads_are_split else 1}
+    assert set(base) == {"all-reduce"}

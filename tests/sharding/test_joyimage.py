@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from meshes import CONFIG, MESHES, draw, make_condition, make_weights, mesh_of, name_of
 
 from joyjax.errors import MeshError
 from joyjax.layers.weights import Weights
 from joyjax.models.joyimage import Condition
-from joyjax.sampling.steps import denoise_step
-from joyjax.sharding.attention import share_out
+from joyjax.sampling.steps import denoise_step, fill_rows
+from joyjax.sharding.attention import sequence_mesh, share_out
 
 
 def step(weights: Weights, latents: jax.Array, condition: Condition) -> np.ndarray:
@@ -74,3 +75,22 @@ def test_the_rule_that_shares_a_sequence_out(sizes, heads, ring, ulysses):
 def test_more_of_ulysses_than_heads():
     with pytest.raises(MeshError, match="ulysses=3 does not divide the 4 heads of a device; what fits: 1, 2, 4;"):
         share_out({"ulysses": 3, "tensor": 8}, 32)
+
+
+@pytest.mark.parametrize(
+    ("rows", "passes", "devices", "filled"), [(3, 2, 4, 4), (1, 2, 2, 1), (1, 1, 8, 8), (2, 2, 1, 2)]
+)
+def test_rows_are_filled_within_each_pass(rows, passes, devices, filled):
+    x = jnp.arange(passes * rows).reshape(-1, 1)
+    with jax.set_mesh(mesh_of(data=devices)):
+        found = np.asarray(fill_rows({"x": x}, passes)["x"]).reshape(passes, -1)
+    assert found.shape[1] == filled
+    for n in range(passes):
+        assert found[n, :rows].tolist() == list(range(n * rows, (n + 1) * rows))
+        assert set(found[n, rows:]) <= {(n + 1) * rows - 1}
+
+
+def test_axes_out_of_order_are_noticed():
+    with jax.set_mesh(Mesh(np.asarray(jax.devices()[:4]).reshape(2, 2), ("ulysses", "ring"))):
+        with pytest.raises(ValueError, match="not in order"):
+            sequence_mesh(4)

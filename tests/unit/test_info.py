@@ -13,7 +13,7 @@ from joyjax import info
 from joyjax.convert import stream
 from joyjax.convert.conversion import convert_checkpoint
 from joyjax.convert.safetensors import Tensors
-from joyjax.errors import CheckpointError
+from joyjax.errors import CheckpointError, MeshError
 from joyjax.families.registry import FAMILIES
 
 pytestmark = pytest.mark.parity  # the checkpoint is the reference's
@@ -100,3 +100,17 @@ def test_verify_reads_every_weight(checkpoint, converted, tmp_path):
     data.write_bytes(held)
     with pytest.raises(CheckpointError, match="vae/part-00000"):
         info.verify(folder)
+
+
+def test_on_a_mesh(checkpoint):
+    """The devices need not be here; what one holds is what its share of every parameter takes."""
+    sizes = {"cfg": 2, "sequence": 6, "tensor": 4}
+    held = info.on_mesh(checkpoint, sizes, "bfloat16")
+    alone = info.on_mesh(checkpoint, {}, "bfloat16")
+    assert (held.devices, held.heads, held.ring, held.ulysses) == (48, 1, 6, 1)
+    assert held.image_tokens == 2 * -(-4096 // 6)
+    assert alone.bytes == info.describe(checkpoint).needs[0].resident_bytes
+    assert held.component_bytes["vae"] == alone.component_bytes["vae"]
+    assert 1 / 4 < held.component_bytes["transformer"] / alone.component_bytes["transformer"] < 1 / 3
+    with pytest.raises(MeshError, match="has 4 heads, which 8 devices"):
+        info.on_mesh(checkpoint, {"tensor": 8}, "float32")

@@ -86,6 +86,8 @@ def prepare(pipeline, image=PICTURE, prompt=PROMPT, **options):
         ("exact_size", "yes", "exact_size is 'yes'"),
         ("base_size", 1000, "base_size is 1000; choose one of 256, 512, 768, 1024"),
         ("base_size", "1024", "base_size is '1024'; choose one of"),
+        ("vae_decode", "tile", "vae_decode is 'tile'; choose one of: exact, tiled, patch, auto"),
+        ("vae_encode", None, "vae_encode is None; choose one of: exact, tiled, patch, auto"),
         ("base_size", 256.0, "base_size is 256.0; choose one of"),
         ("base_size", [256, 512], r"base_size is \[256, 512\]"),
         ("base_size", np.array([256, 512]), "base_size is array"),
