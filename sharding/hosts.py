@@ -6,6 +6,7 @@ pixels and prompts, every process reads for itself; what goes out, one of them w
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 
 import jax
@@ -16,6 +17,9 @@ from joyjax.errors import JoyJaxError, MeshError
 
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 START_SECONDS = 300  # to wait for all processes; as long as JAX does
+LOST = re.compile(
+    "gloo|nccl|peer|socket|connection|heartbeat|another task|UNAVAILABLE|DEADLINE_EXCEEDED", re.IGNORECASE
+)
 HEARTBEAT_SECONDS = 30  # of silence, after which a process counts as dead; JAX waits for 100
 
 
@@ -72,7 +76,7 @@ def losing_none() -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or not LOST.search(str(error)):
             raise
         reason = str(error).strip().splitlines()[0]
         raise JoyJaxError(

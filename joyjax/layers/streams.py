@@ -93,7 +93,17 @@ def joint_attention(
     `query` is given: it is normalised and rotated already.
     """
 
-    def local(img, txt, img_scales, txt_scales, img_rotation, txt_rotation, img_lengths, txt_lengths, query):  # type: ignore[no-untyped-def]
+    def local(
+        img: Array,
+        txt: Array,
+        img_scales: Scales,
+        txt_scales: Scales,
+        img_rotation: Rotation,
+        txt_rotation: Rotation | None,
+        img_lengths: Array | None,
+        txt_lengths: Array | None,
+        query: Array | None,
+    ) -> tuple[Array, Array]:
         own = _own(img_lengths, layout.mesh)
         parts = qk_norm_rope(img, txt, img_scales, txt_scales, img_rotation, txt_rotation, img_lengths=own)
         *own_query, key, value = parts

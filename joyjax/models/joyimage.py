@@ -245,7 +245,8 @@ class JoyImageTransformer(nnx.Module):
         On a mesh, the devices that share a batch must divide B; those that share a sequence need not divide anything.
         """
         mesh = sequence_mesh(self.config.num_attention_heads)
-        count, targets = latents.shape[1], latents.shape[1] + -latents.shape[1] % mesh.devices
+        count = latents.shape[1]
+        targets = count + -count % mesh.devices  # with padding
         temb = self._embed_time(timestep)
         layout, latents = self._lay_out(latents, condition, mesh)
         img = constrain(self.img_in(latents), "batch", "sequence", "embed")

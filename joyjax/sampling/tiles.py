@@ -1,9 +1,10 @@
 """How the autoencoder goes over a picture: as a whole, in overlapping tiles, or cut in patches.
 
 `exact` is the network itself; on a mesh, each device has some of the rows and neighbours exchange their borders. The
-others are what users of other systems know, and approximations: norms aside, the middle of the network attends to the
-whole picture, and every cut is an edge. `tiled` needs the memory of one tile on each device; `patch` gives each device
-one cut. `auto` takes `tiled` for what is larger than a tile, else `patch`; where that cannot be cut evenly, `exact`.
+others are what users of other systems know, and approximations, since the middle of the network attends to the whole
+picture and every cut is an edge to its convolutions. `tiled` needs the memory of one tile on each device; `patch` gives
+each device one cut. `auto` takes `tiled` for what is larger than a tile, else `patch`; where that cannot be cut evenly,
+`exact`.
 """
 
 import math
