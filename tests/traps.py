@@ -127,13 +127,14 @@ def items_not_numbered(patch):
 def rotate_text(patch, offset=0):
     """Give the text positions, as `rope_type` mrope does; with an offset, wrong ones."""
 
-    def layout(right, self, condition, targets):
+    def wrong(right, self, latents, condition, mesh):
         start = jnp.max(condition.positions, axis=(1, 2)) + 1 + offset
         positions = start[:, None, None] + jnp.arange(condition.txt.shape[1], dtype=start.dtype)[:, None]
         rotation = rotation_by_blocks(jnp.tile(positions, 3), self.config.rope_dim_list, self.config.theta)
-        return dataclasses.replace(right(self, condition, targets), txt_rotation=rotation)
+        layout, tokens = right(self, latents, condition, mesh)
+        return dataclasses.replace(layout, txt_rotation=rotation), tokens
 
-    patch.around(JoyImageTransformer, "_layout", layout)
+    patch.around(JoyImageTransformer, "_lay_out", wrong)
 
 
 @trap("transformer", "text rotated, though rope_type is rope", "velocity")
@@ -148,9 +149,11 @@ def mrope_starts_early(patch):
 
 @trap("transformer", "padding of the shorter prompt attended to", "velocity")
 def padding_attended_to(patch):
-    patch.around(
-        JoyImageTransformer, "_layout", lambda right, *inputs: dataclasses.replace(right(*inputs), lengths=None)
-    )
+    def wrong(right, *inputs):
+        layout, tokens = right(*inputs)
+        return dataclasses.replace(layout, txt_lengths=None), tokens
+
+    patch.around(JoyImageTransformer, "_lay_out", wrong)
 
 
 @trap("transformer", "time embedding [sin, cos], for [cos, sin]", "velocity")
@@ -335,36 +338,36 @@ def statistics(vae):
 
 @trap("autoencoder", "reference latents not normalised", "reference latents")
 def latents_not_normalised(patch):
-    def wrong(right, self, pixels):
+    def wrong(right, self, pixels, *mode):
         mean, std = statistics(self)
-        return right(self, pixels) * std + mean
+        return right(self, pixels, *mode) * std + mean
 
     patch.around(WanVAE, "encode", wrong)
 
 
 @trap("autoencoder", "latents decoded without undoing the normalisation", "decoded")
 def latents_not_brought_back(patch):
-    def wrong(right, self, latents):
+    def wrong(right, self, latents, *mode):
         mean, std = statistics(self)
-        return right(self, (latents - mean) / std)
+        return right(self, (latents - mean) / std, *mode)
 
     patch.around(WanVAE, "decode", wrong)
 
 
 @trap("autoencoder", "a sample of the posterior, for its mode", "reference latents")
 def posterior_sampled(patch):
-    def wrong(right, self, pixels):
+    def wrong(right, self, pixels, *mode):
         _, log_variance = jnp.split(self.quant(self.encoder(pixels)), 2, axis=-1)
         noise = jax.random.normal(jax.random.key(0), log_variance.shape, log_variance.dtype)
         _, std = statistics(self)
-        return right(self, pixels) + jnp.exp(log_variance / 2) * noise / std
+        return right(self, pixels, *mode) + jnp.exp(log_variance / 2) * noise / std
 
     patch.around(WanVAE, "encode", wrong)
 
 
 @trap("autoencoder", "pixels taken to [0, 1], for [-1, 1]", "reference latents")
 def pixels_from_zero(patch):
-    patch.around(WanVAE, "encode", lambda right, self, pixels: right(self, (pixels + 1) / 2))
+    patch.around(WanVAE, "encode", lambda right, self, pixels, *mode: right(self, (pixels + 1) / 2, *mode))
 
 
 @trap("autoencoder", "pixels cut off, for rounded", "picture")
