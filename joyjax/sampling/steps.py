@@ -77,7 +77,7 @@ def fill_rows(arrays: Any, passes: int) -> Any:
             return x
         rows = x.reshape(passes, count, *x.shape[1:])
         rows = jnp.concatenate([rows, jnp.repeat(rows[:, -1:], more, axis=1)], axis=1)
-        return rows.reshape(-1, *x.shape[1:])
+        return rows.reshape(passes * (count + more), *x.shape[1:])
 
     return jax.tree.map(fill, arrays)
 
