@@ -21,6 +21,7 @@ from joyjax.sampling.tiles import Mode
 from joyjax.shapes.draw import render
 from joyjax.shapes.scene import random_scene
 from joyjax.sharding.mesh import check_mesh
+from joyjax.sharding.place import replicate
 
 ROWS, COLUMNS, PICTURES = 4, 3, 4  # scenes in a mosaic: 512 × 384 pixels
 
@@ -48,6 +49,7 @@ def main() -> None:
     vae = joyjax.load(dtype="float32").weights["vae"]
     exact = np.asarray(round_trip(vae, pictures, "exact", "exact"))
     mesh = check_mesh(Mesh(np.asarray(jax.devices()), ("sequence",)))
+    vae, pictures = replicate((vae, pictures), mesh)
     for mode in ("exact", "tiled", "patch", "auto"):
         for half, modes in {"encode": (mode, "exact"), "decode": ("exact", mode), "both": (mode, mode)}.items():
             with jax.set_mesh(mesh):

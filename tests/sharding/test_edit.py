@@ -20,6 +20,8 @@ from joyjax.sharding.place import constrain, parameter_sharding
 from joyjax.sharding.rules import RULES
 
 OPTIONS = {"steps": 2, "height": 80, "width": 112, "exact_size": True}  # 35 tokens: no mesh divides them
+SPARED = ({"tensor": 2}, {"sequence": 2}, {"sequence": 3}, {"ulysses": 4}, {"ulysses": 2, "ring": 3})
+EDITED = [sizes for sizes in MESHES if sizes not in SPARED]  # the others run a step each, in test_joyimage.py
 PICTURES = [
     Image.fromarray(np.random.default_rng(n).integers(0, 255, (*size, 3), np.uint8))
     for n, size in enumerate([(64, 96), (96, 64), (64, 64)])
@@ -53,7 +55,7 @@ def alone(folders):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("family", ["edit", "plus"])
-@pytest.mark.parametrize("sizes", MESHES, ids=name_of)
+@pytest.mark.parametrize("sizes", EDITED, ids=name_of)
 def test_every_mesh_gives_the_same_picture(sizes, family, folders, alone, error):
     pipeline = joyjax.load(folders[family], dtype="float32", mesh=mesh_of(**sizes))
     latents, image = latents_and_image(pipeline)
