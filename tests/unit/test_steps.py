@@ -212,6 +212,8 @@ def test_a_result_says_what_it_depends_on(loaded, first):
         "exact_size": True,
         "base_size": 1024,
         "noise": "rule 1",
+        "vae_encode": "exact",
+        "vae_decode": "exact",
     }
     assert first.image.size == (48, 32)
     assert first.crop.source == (40, 50)
