@@ -37,11 +37,11 @@ class StreamConfig:
     text: int = 80  # tokens of a padded prompt
     kept: int = 40  # of them, behind the constant beginning
     weights: tuple[tuple[str, float], ...] = (
-        ("background", 0.5),
+        ("background", 0.8),
         ("remove", 0.7),
         ("move", 1.3),
         ("resize", 1.8),
-        ("swap", 3.0),
+        ("swap", 3.5),
         ("shape", 1.5),
     )
 
