@@ -1,17 +1,15 @@
-"""What the transformer's step costs on several GPUs, by compiling it for them; no GPU is needed, and none is timed.
+"""What an edit costs on several GPUs, by compiling its stages for them; no GPU is needed, and none is timed.
 
     python benchmarks/parallel.py tensor=8 sequence=8 cfg=2,sequence=4
 
-For each mesh: collectives of one block and of the rest of the step, bytes of parameters and of working memory on each
-device, all from the compiled program at full size; and a prediction of the step's time from arithmetic, bytes and link
-speed (`predict`). Without a mesh, one device. Besides joyjax this needs, of JAX's own version, `jax-cuda13-plugin` and
-`jax-cuda13-pjrt` (both `--no-deps`), and `nvidia-cuda-nvcc` and `nvidia-nvvm`.
+For each mesh, at the real size (tests/full_size.py): the collectives of one block of the transformer and of the rest of
+a step; bytes of parameters and of working memory on each device, stage by stage; all from the programs compiled for
+H100s. And a prediction of the step's time on H200s from arithmetic, bytes and link speed (`predict`). Without a mesh,
+one device. tests/gpu_compile.py names the packages that this needs.
 """
 
 import argparse
-import dataclasses
 import json
-import math
 import os
 import sys
 import time
@@ -23,96 +21,31 @@ os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from collectives import count_collectives, gathered_shapes
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from full_size import JOYIMAGE, PASSES, REFERENCE, STAGES, TARGET, TEXT, stage
+from gpu_compile import compile_for_gpu, gpu_mesh
+from jax.sharding import Mesh
 
-from joyjax.convert.joyimage import TRANSFORMER
-from joyjax.layers.weights import Weights, leaves
-from joyjax.models.joyimage import Condition, JoyImageConfig
-from joyjax.sampling.steps import denoise_step
+from joyjax.models.joyimage import JoyImageConfig
 from joyjax.sharding.attention import share_out
-from joyjax.sharding.mesh import check_mesh, parse_axes
-from joyjax.sharding.place import parameter_sharding
-
-FULL = JoyImageConfig(
-    hidden_size=4096,
-    num_attention_heads=32,
-    num_layers=40,
-    in_channels=16,
-    out_channels=16,
-    patch_size=(1, 2, 2),
-    text_dim=4096,
-    mlp_width_ratio=4.0,
-    rope_dim_list=(16, 56, 56),
-    rope_type="rope",
-    theta=10000.0,
-)
-TARGET, REFERENCE, TEXT, PASSES = 4096, 4096, 1104, 2  # tokens of an edit of 1024² with one reference, and guidance
+from joyjax.sharding.mesh import parse_axes
 
 # An H200 of eight on one board. The rate is what dense bfloat16 products reach, the link what large transfers do.
 FLOPS = 750e12
 LINK = 315e9  # bytes a second in one direction: 0.7 of NVLink's 450
 LATENCY = 15e-6  # seconds of one collective
-DEVICE = """
-gpu_device_info {
-  name: "NVIDIA H200" device_vendor: "NVIDIA Corporation" platform_version: "Compute Capability 9.0a"
-  cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
-  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 device_address_bits: 64 ecc_enabled: true
-  device_memory_size: 151397597184 memory_bandwidth: 4800000000000 l2_cache_size: 52428800
-  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
-  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0" dnn_version: "9.12.0"
-}
-platform_name: "CUDA" device_description_str: "NVIDIA H200"
-dnn_version_info { major: 9 minor: 12 patch: 0 }
-"""
-# Without a device XLA cannot measure, and would give every product to a kernel that a real GPU does not choose.
-OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 
 
-def gpu_mesh(sizes: Mapping[str, int]) -> Mesh:
-    """Return a mesh over H200s that exist for compiling alone."""
-    count = math.prod(sizes.values())
-    found = topologies.get_topology_desc("H200", "cuda", target_config=DEVICE, topology=f"1x1x{count}")
-    return check_mesh(Mesh(np.asarray(found.devices).reshape(tuple(sizes.values())), tuple(sizes)))
+def compile_stage(name: str, mesh: Mesh, layers: int | None = None) -> jax.stages.Compiled:
+    """Compile one stage of an edit for the devices of a mesh."""
+    function, arguments = stage(name, mesh, layers=layers)
+    return compile_for_gpu(function, *arguments, mesh=mesh)
 
 
-def compile_step(config: JoyImageConfig, mesh: Mesh) -> jax.stages.Compiled:
-    """Compile one step with guidance."""
-
-    def array(shape: tuple[int, ...], dtype: object, place: NamedSharding | None = None) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=place or NamedSharding(mesh, PartitionSpec()))
-
-    abstract = TRANSFORMER.abstract(config, jnp.bfloat16)
-    parameters = {
-        path: array(leaf.shape, leaf.dtype, parameter_sharding(path, leaf.shape, leaf.axes, mesh))
-        for path, leaf in leaves(abstract.state).items()
-    }
-    weights: Weights = abstract.filled(parameters)  # type: ignore[arg-type]
-    token = config.in_channels * config.patch_area
-    condition = Condition(
-        txt=array((PASSES, TEXT, config.text_dim), jnp.bfloat16),
-        txt_lengths=array((PASSES,), jnp.int32),
-        references=array((PASSES, REFERENCE, token), jnp.float32),
-        positions=array((PASSES, TARGET + REFERENCE, 3), jnp.int32),
-    )
-    numbers = [array((), jnp.float32)] * 4
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        traced = denoise_step.trace(
-            weights, array((1, TARGET, token), jnp.float32), condition, *numbers, channels=config.in_channels
-        )
-        return traced.lower(lowering_platforms=("cuda",)).compile(compiler_options=OPTIONS)
-
-
-def predict(sizes: Mapping[str, int], config: JoyImageConfig = FULL) -> dict[str, float]:
+def predict(sizes: Mapping[str, int], config: JoyImageConfig = JOYIMAGE) -> dict[str, float]:
     """Return the predicted milliseconds of a step: arithmetic, transfers, and both where nothing overlaps.
 
-    Arithmetic is that of `FULL` split over all devices but `data`; transfers are those of the rule in
+    Arithmetic is that of `config` split over all devices but `data`; transfers are those of the rule in
     sharding/attention.py and of tensor parallelism, in rings; a ring of attention hides behind its products.
     """
     width, layers, tokens = config.hidden_size, config.num_layers, TARGET + REFERENCE + TEXT
@@ -131,43 +64,47 @@ def predict(sizes: Mapping[str, int], config: JoyImageConfig = FULL) -> dict[str
     return {"arithmetic_ms": 1e3 * arithmetic, "transfers_ms": 1e3 * transfers, "ms": 1e3 * (arithmetic + transfers)}
 
 
-def measure(sizes: Mapping[str, int], layers: int) -> dict[str, object]:
-    """Return what was compiled for one mesh."""
+def count(sizes: Mapping[str, int]) -> dict[str, object]:
+    """Return the collectives of one block, of the rest of a step, and the shapes of what is gathered."""
     mesh = gpu_mesh(sizes)
-    counts = [
-        count_collectives(compile_step(dataclasses.replace(FULL, num_layers=blocks), mesh).as_text())
-        for blocks in (2, 3)
-    ]
-    started = time.perf_counter()
-    compiled = compile_step(dataclasses.replace(FULL, num_layers=layers), mesh)
-    memory = compiled.memory_analysis()
+    two, three = (compile_stage("denoise_step", mesh, layers).as_text() for layers in (2, 3))
+    block = count_collectives(three) - count_collectives(two)
     return {
-        "mesh": dict(sizes),
-        "jax": jax.__version__,
-        "block": dict(counts[1] - counts[0]),
-        "rest": dict(counts[0] - (counts[1] - counts[0])),
-        "gathered": sorted(set(gathered_shapes(compiled.as_text()))),
-        "layers": layers,
-        "parameters_gib": round(memory.argument_size_in_bytes / 2**30, 2),
-        "working_gib": round(memory.temp_size_in_bytes / 2**30, 2),
+        "block": dict(block),
+        "rest": dict(count_collectives(two) - block),
+        "gathered": sorted(set(gathered_shapes(three))),
+    }
+
+
+def measure(sizes: Mapping[str, int], name: str) -> dict[str, float]:
+    """Return what one stage takes on each device, in GiB, and the seconds to compile it."""
+    started = time.perf_counter()
+    memory = compile_stage(name, gpu_mesh(sizes)).memory_analysis()
+    return {
+        "parameters_gib": round(memory.argument_size_in_bytes / 2**30, 3),
+        "working_gib": round(memory.temp_size_in_bytes / 2**30, 3),
         "compile_s": round(time.perf_counter() - started, 1),
     }
 
 
 def main() -> None:
-    """Print one JSON line for each mesh."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("meshes", nargs="*", help="such as tensor=4,sequence=2")
-    parser.add_argument("--layers", type=int, default=FULL.num_layers)
+    """Print JSON lines: for each mesh the prediction, the collectives, and each stage."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("meshes", nargs="*", help="such as tensor=8; none: one device")
     parser.add_argument("--predict", action="store_true", help="only predict; compile nothing")
+    parser.add_argument("--stages", nargs="*", choices=STAGES, default=list(STAGES), help="those whose memory is told")
     arguments = parser.parse_args()
     alone = predict({})["ms"]
     for text in arguments.meshes or ["tensor=1"]:
         sizes = parse_axes(text)
         predicted = predict(sizes)
-        row: dict[str, object] = {} if arguments.predict else measure(sizes, arguments.layers)
-        row |= {"mesh": text} | {name: round(value, 1) for name, value in predicted.items()}
-        print(json.dumps(row | {"speedup": round(alone / predicted["ms"], 2)}), flush=True)
+        rounded = {name: round(value, 1) for name, value in predicted.items()}
+        print(json.dumps({"mesh": text, **rounded, "speedup": round(alone / predicted["ms"], 2)}), flush=True)
+        if arguments.predict:
+            continue
+        print(json.dumps({"mesh": text, "jax": jax.__version__, **count(sizes)}), flush=True)
+        for name in arguments.stages:
+            print(json.dumps({"mesh": text, "stage": name, **measure(sizes, name)}), flush=True)
 
 
 if __name__ == "__main__":

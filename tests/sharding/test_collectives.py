@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 from pathlib import Path
 
 import jax
@@ -12,10 +13,12 @@ from collectives import count_collectives, gathered_shapes
 from meshes import CONFIG, draw, make_condition, make_weights, mesh_of
 
 from joyjax.convert.qwen3_vl import TEXT_ENCODER
+from joyjax.convert.wan_vae import VAE
 from joyjax.inputs.files import read_json
 from joyjax.layers.weights import leaves
 from joyjax.models.qwen3_vl import TextInputs
 from joyjax.models.qwen3_vl_vision import VisionInputs, place_patches
+from joyjax.models.wan_vae import WanVAEConfig
 from joyjax.sampling.steps import denoise_step
 from joyjax.sharding.place import parameter_sharding
 
@@ -107,3 +110,55 @@ def test_collectives_of_the_text_encoder(devices, checkpoint):
     heads_are_split = devices == 2  # four devices each hold both heads of the tower: its attention needs no sum
     assert dict(block - base) == {"all-reduce": 2 if heads_are_split else 1}
     assert set(base) == {"all-reduce"}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("sizes", [{"sequence": 4}, {"ring": 2, "ulysses": 2}], ids=str)
+def test_a_split_prompt_gathers_keys_and_values_alone(sizes, checkpoint):
+    """Two gathers in each layer of both halves, of key heads, which are few; no weights and no scores."""
+    base, layer, block = (compiled_encoder(checkpoint, *layers, sizes) for layers in ((4, 4), (5, 4), (4, 5)))
+    counts = [count_collectives(program) for program in (base, layer, block)]
+    assert dict(counts[1] - counts[0]) == dict(counts[2] - counts[0]) == {"all-gather": 2}
+    assert set(counts[0]) == {"all-gather"}
+    assert max(map(numbers_in, gathered_shapes(base))) == 2 * 48 * 2 * 16  # rows, tokens, key heads, channels
+
+
+def compiled_autoencoder(blocks: int, half: str, rows: int) -> str:
+    """Compile one half of a small autoencoder of two levels for four devices; `rows` are those of its input."""
+    config = WanVAEConfig(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=(1, 2),
+        num_res_blocks=blocks,
+        temperal_downsample=(True,),
+        latents_mean=(0.0,) * 4,
+        latents_std=(1.0,) * 4,
+    )
+    abstract = VAE.abstract(config, jnp.float32)
+    weights = abstract.filled({path: jnp.zeros(leaf.shape) for path, leaf in leaves(abstract.state).items()})
+    x = jnp.zeros((1, rows, 24, 3) if half == "encode" else (1, rows, 12, config.z_dim))
+    with jax.set_mesh(mesh_of(sequence=4)):
+        return jax.jit(lambda x: getattr(weights.module(), half)(x)).lower(x).compile().as_text()
+
+
+@pytest.mark.parametrize(
+    ("half", "blocks", "permutes"),
+    # 3×3 convolutions: the first, two in each residual block, the last; borders come from two neighbours each. One that
+    # halves the size reaches downwards only. The middle has two residual blocks.
+    [
+        ("encode", 1, 2 * (1 + 2 + 2 + 4 + 1) + 1),
+        ("encode", 2, 2 * (1 + 4 + 4 + 4 + 1) + 1),
+        ("decode", 1, 2 * (1 + 4 + 4 + 1 + 4 + 1)),
+        ("decode", 2, 2 * (1 + 4 + 6 + 1 + 6 + 1)),
+    ],
+)
+def test_collectives_of_the_autoencoder(half, blocks, permutes):
+    """Two borders for each convolution, and the keys and values of the middle's attention once."""
+    program = compiled_autoencoder(blocks, half, 64 if half == "encode" else 32)
+    assert dict(count_collectives(program)) == {"collective-permute": permutes, "all-gather": 2}
+    assert set(map(numbers_in, gathered_shapes(program))) == {32 * 12 * 16}  # pixels of the middle, channels
+
+
+def numbers_in(shape: str) -> int:
+    """Return how many numbers an array such as `f32[2,3]` has."""
+    return math.prod(int(size) for size in shape.partition("[")[2].partition("]")[0].split(","))

@@ -1,0 +1,128 @@
+"""The compiled stages of an edit at the real size, as shapes: for compiling without weights, for devices not here.
+
+An edit of 1024 × 1024 with one reference and guidance, in bfloat16.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+
+from joyjax.convert import original
+from joyjax.convert.component import Component
+from joyjax.convert.joyimage import TRANSFORMER
+from joyjax.convert.qwen3_vl import TEXT_ENCODER
+from joyjax.convert.wan_vae import VAE
+from joyjax.layers.weights import Weights, leaves
+from joyjax.models.joyimage import Condition, JoyImageConfig
+from joyjax.models.qwen3_vl import Qwen3VLConfig, TextConfig, TextInputs
+from joyjax.models.qwen3_vl_vision import VisionConfig, VisionInputs
+from joyjax.models.wan_vae import WanVAEConfig
+from joyjax.sampling.steps import decode_latents, denoise_step, encode_images, encode_prompt
+from joyjax.sharding.place import parameter_sharding
+
+SIDE = 1024  # pixels
+TARGET, REFERENCE = 4096, 4096  # image tokens
+TEXT, PASSES = 1120, 2  # hidden states of a prompt of some 80 words with its picture; the passes of guidance
+PROMPT = 1152  # tokens that the text encoder reads: those, and the system turn that is dropped
+PATCHES = (SIDE // 16) ** 2  # of the picture, in the vision tower
+
+JOYIMAGE = JoyImageConfig.from_diffusers(original.TRANSFORMER)
+WAN = WanVAEConfig.from_diffusers({**original.VAE, "in_channels": 3, "is_residual": False, "patch_size": None})
+QWEN = Qwen3VLConfig(
+    text=TextConfig(
+        vocab_size=151936,
+        hidden_size=4096,
+        intermediate_size=12288,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        rms_norm_eps=1e-6,
+        rope_theta=5e6,
+        mrope_section=(24, 20, 20),
+    ),
+    vision=VisionConfig(
+        depth=27,
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_heads=16,
+        in_channels=3,
+        patch_size=16,
+        temporal_patch_size=2,
+        spatial_merge_size=2,
+        out_hidden_size=4096,
+        num_position_embeddings=2304,
+        deepstack_visual_indexes=(8, 16, 24),
+        rope_theta=1e4,
+    ),
+    image_token_id=151655,
+    vision_start_token_id=151652,
+    vision_end_token_id=151653,
+)
+STAGES = ("encode_prompt", "encode_images", "denoise_step", "decode_latents")
+
+
+def stage(name: str, mesh: Mesh, *, layers: int | None = None) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Return a stage as a function of arrays alone, and the shapes and places of these on a mesh.
+
+    `layers`: of the transformer, or of the text encoder, in place of all.
+    """
+
+    def array(dtype: DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+    integers, numbers = jnp.int32, jnp.float32
+    token = JOYIMAGE.in_channels * JOYIMAGE.patch_area
+    if name == "encode_prompt":
+        text = QWEN.text if layers is None else dataclasses.replace(QWEN.text, num_hidden_layers=layers)
+        prompt = TextInputs(
+            ids=array(integers, PASSES, PROMPT),
+            positions=array(integers, PASSES, PROMPT, 3),
+            slots=array(integers, PASSES, PROMPT),
+        )
+        picture = VisionInputs(
+            patches=array(numbers, 1, PATCHES, QWEN.vision.patch_numbers),
+            positions=array(integers, 1, PATCHES, 2),
+            taps=array(integers, 1, PATCHES, 4),
+            weights=array(numbers, 1, PATCHES, 4),
+            lengths=array(integers, 1),
+        )
+        weights = parameters(TEXT_ENCODER, dataclasses.replace(QWEN, text=text), mesh)
+        first = array(integers, PASSES)
+        return lambda *given: encode_prompt(*given, length=TEXT), (weights, prompt, picture, first)
+    if name == "encode_images":
+        weights = parameters(VAE, WAN, mesh)
+        return lambda *given: encode_images(*given, patch=JOYIMAGE.patch), (weights, array(jnp.uint8, 1, SIDE, SIDE, 3))
+    if name == "decode_latents":
+        weights, width = parameters(VAE, WAN, mesh), SIDE // WAN.spatial_factor // JOYIMAGE.patch[1]
+        latents = array(numbers, 1, TARGET, token)
+        return lambda *given: decode_latents(*given, patch=JOYIMAGE.patch, width=width), (weights, latents)
+    if name == "denoise_step":
+        config = JOYIMAGE if layers is None else dataclasses.replace(JOYIMAGE, num_layers=layers)
+        condition = Condition(
+            txt=array(jnp.bfloat16, PASSES, TEXT, config.text_dim),
+            txt_lengths=array(integers, PASSES),
+            references=array(numbers, PASSES, REFERENCE, token),
+            positions=array(integers, PASSES, TARGET + REFERENCE, 3),
+        )
+        latents, levels = array(numbers, 1, TARGET, token), [array(numbers)] * 4
+        weights = parameters(TRANSFORMER, config, mesh)
+        return lambda *given: denoise_step(*given, channels=config.in_channels), (weights, latents, condition, *levels)
+    raise ValueError(f"stage {name!r}; there are {', '.join(STAGES)}")
+
+
+def parameters(component: Component, config: Any, mesh: Mesh) -> Weights:
+    """Return a network whose parameters are shapes that lie on the mesh as they do in an edit."""
+    abstract = component.abstract(config, jnp.bfloat16)
+    placed = {
+        path: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=parameter_sharding(path, leaf.shape, leaf.axes, mesh)
+        )
+        for path, leaf in leaves(abstract.state).items()
+    }
+    return abstract.filled(placed)  # type: ignore[arg-type]
