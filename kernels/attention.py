@@ -29,7 +29,8 @@ def attention(
 ) -> Float[Array, "B T N H"]:
     """Attend from every query to the first `lengths` keys of its row; scores and softmax in float32.
 
-    Grouped queries: key head j serves the query heads j·N/K up to (j+1)·N/K. With `causal`, query t sees keys up to t.
+    Grouped queries: key head j serves the query heads j·N/K up to (j+1)·N/K. With `causal`, query t sees keys up to
+    S - T + t: the queries are those of the last keys.
     `scale` multiplies the scores, 1/√H unless given. Rows of `query` beyond the length give numbers without meaning.
     """
     _check(implementation)
@@ -79,7 +80,7 @@ def _attend(
         if lengths is not None:
             scores = jnp.where(position < limit[:, None, None, None, None], scores, -jnp.inf)
         if causal:
-            seen = position <= first + jnp.arange(block.shape[3])[:, None]
+            seen = position <= keys - queries + first + jnp.arange(block.shape[3])[:, None]
             scores = jnp.where(seen, scores, -jnp.inf)
         top = jnp.maximum(jnp.max(scores, axis=-1), jnp.finfo(ISLAND).min)  # a number also where no key is seen
         weights = jnp.exp(scores - top[..., None])

@@ -29,6 +29,7 @@ SIDE = 1024  # pixels
 TARGET, REFERENCE = 4096, 4096  # image tokens
 TEXT, PASSES = 1120, 2  # hidden states of a prompt of some 80 words with its picture; the passes of guidance
 PROMPT = 1152  # tokens that the text encoder reads: those, and the system turn that is dropped
+SHARED = 1056  # of them, the first, are the same in both passes
 PATCHES = (SIDE // 16) ** 2  # of the picture, in the vision tower
 
 JOYIMAGE = JoyImageConfig.from_diffusers(original.TRANSFORMER)
@@ -84,6 +85,7 @@ def stage(name: str, mesh: Mesh, *, layers: int | None = None) -> tuple[Callable
             ids=array(integers, PASSES, PROMPT),
             positions=array(integers, PASSES, PROMPT, 3),
             slots=array(integers, PASSES, PROMPT),
+            shared=SHARED,
         )
         picture = VisionInputs(
             patches=array(numbers, 1, PATCHES, QWEN.vision.patch_numbers),

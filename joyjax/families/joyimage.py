@@ -10,7 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 from PIL import Image
 
 from joyjax.convert.joyimage import TRANSFORMER
@@ -282,8 +282,20 @@ def _text_inputs(
         slots[n, : len(row)] = image_slots(row, config.image_token_id, grids, image_size)
     first = np.maximum(DROPPED, lengths - LONGEST_PROMPT).astype(np.int32)
     kept = (lengths - first).astype(np.int32)
-    text = TextInputs(ids=jnp.asarray(ids), positions=jnp.asarray(positions), slots=jnp.asarray(slots))
+    text = TextInputs(jnp.asarray(ids), jnp.asarray(positions), jnp.asarray(slots), shared=shared_tokens(ids, slots))
     return text, first, kept, length_bucket(int(kept.max()))
+
+
+def shared_tokens(ids: Int32[np.ndarray, "B L"], slots: Int32[np.ndarray, "B L"]) -> int:
+    """Return how many first tokens all rows have in common: the template's and the pictures', whatever the prompts.
+
+    A multiple of 32, for even products; and nothing that a user types changes it, or each prompt would make a program
+    of its own.
+    """
+    pictures = np.flatnonzero(slots[0] >= 0)
+    fixed = pictures[-1] + 1 if len(pictures) else DROPPED
+    common = np.cumprod(np.all(ids == ids[:1], axis=0)).sum()
+    return int(min(fixed, common)) // 32 * 32 if len(ids) > 1 else 0
 
 
 def item_positions(item: int, rows: int, columns: int) -> np.ndarray:

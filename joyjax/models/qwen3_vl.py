@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from joyjax.config import read_config
 from joyjax.dtypes import ISLAND
@@ -26,7 +26,7 @@ from joyjax.layers.norm import RMSNorm, rms_norm
 from joyjax.layers.parameter import parameter
 from joyjax.layers.rope import Rotation, rotate_half_split, rotation_by_frequency
 from joyjax.models.qwen3_vl_vision import VisionConfig, VisionInputs, VisionTower, check_positive, flatten_rope
-from joyjax.sharding.place import constrain
+from joyjax.sharding.place import constrain, devices_along
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,18 +138,21 @@ def _section(raw: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]
     return section
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["ids", "positions", "slots"], meta_fields=[])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["ids", "positions", "slots"], meta_fields=["shared"])
 @dataclasses.dataclass(frozen=True)
 class TextInputs:
     """Prompts as tokens, padded at the end to one length.
 
     `positions` are (time, row, column). `slots` say which token of which picture stands at a place: its number among
     all pictures' tokens, padding counted, picture after picture; -1 for text and padding. Rows may share a picture.
+    `shared`: so many first tokens are the same in all rows, as those of both prompts of an edit are up to their text.
+    They see nothing behind them, so they are computed once.
     """
 
     ids: Int[Array, "B L"]
     positions: Int[Array, "B L 3"]
     slots: Int[Array, "B L"]
+    shared: int = 0
 
 
 class DecoderLayer(nnx.Module):
@@ -179,12 +182,14 @@ class DecoderLayer(nnx.Module):
         self.gate, self.up, self.down = linear(width, hidden), linear(width, hidden), linear(hidden, width)
         self.eps = config.rms_norm_eps
 
-    def __call__(self, x: Float[Array, "B L D"], rotation: Rotation) -> Float[Array, "B L D"]:
-        """Return the tokens, updated."""
+    def __call__(
+        self, x: Float[Array, "B L D"], rotation: Rotation, shared: int = 0, rows: int = 1
+    ) -> Float[Array, "B L D"]:
+        """Return the tokens, updated; in the order of `pack_rows` where they are those of `rows` rows."""
         y = self.attention_norm(x)
         query = rotate_half_split(rms_norm(self.q(y), self.q_norm[...], self.eps), rotation).astype(x.dtype)
         key = rotate_half_split(rms_norm(self.k(y), self.k_norm[...], self.eps), rotation).astype(x.dtype)
-        x = x + self.o(attention(query, key, self.v(y), causal=True))
+        x = x + self.o(_attend(query, key, self.v(y), shared, rows))
         x = x + self.mlp(self.mlp_norm(x))
         return constrain(x, "batch", "sequence", "embed")
 
@@ -215,16 +220,47 @@ class LanguageModel(nnx.Module):
         At image places `features` stand in for the word embeddings, and `deepstack[n]` is added to the output of layer
         n on its way to the next.
         """
-        x = self.embed(text.ids)
+        rows = text.ids.shape[0]
+        # Rows and tokens that are spread over devices stay as they are: packed, they would have to be moved.
+        shared = text.shared if devices_along("batch") == devices_along("sequence") == 1 else 0
+        ids, positions, slots = (pack_rows(x, shared) for x in (text.ids, text.positions, text.slots))
+        x = self.embed(ids)
         if features is not None:
-            x = jnp.where(text.slots[..., None] >= 0, _pick(features, text.slots), x)
+            x = jnp.where(slots[..., None] >= 0, _pick(features, slots), x)
         x = constrain(x, "batch", "sequence", "embed")
-        rotation = rotation_by_frequency(text.positions, self.config.axis_of_frequency, self.config.rope_theta)
+        rotation = rotation_by_frequency(positions, self.config.axis_of_frequency, self.config.rope_theta)
         for index, layer in enumerate(self.layers):
             if 0 < index <= len(deepstack):
-                x = x + _pick(deepstack[index - 1], text.slots)
-            x = layer(x, rotation)
+                x = x + _pick(deepstack[index - 1], slots)
+            x = layer(x, rotation, shared, rows)
+        return unpack_rows(x, shared, rows)
+
+
+def pack_rows(x: Shaped[Array, "B L *rest"], shared: int) -> Shaped[Array, "_ _ *rest"]:
+    """Put rows behind one another, their first `shared` tokens once in front: `[1, shared + B·(L - shared)]`."""
+    if not shared:
         return x
+    return jnp.concatenate([x[:1, :shared], x[:, shared:].reshape(1, -1, *x.shape[2:])], axis=1)
+
+
+def unpack_rows(x: Shaped[Array, "_ _ *rest"], shared: int, rows: int) -> Shaped[Array, "B L *rest"]:
+    """Undo `pack_rows`."""
+    if not shared:
+        return x
+    own = x[:, shared:].reshape(rows, -1, *x.shape[2:])
+    return jnp.concatenate([jnp.broadcast_to(x[:, :shared], (rows, shared, *x.shape[2:])), own], axis=1)
+
+
+def _attend(
+    query: Float[Array, "B L N H"], key: Float[Array, "B L K H"], value: Float[Array, "B L K H"], shared: int, rows: int
+) -> Float[Array, "B L N H"]:
+    """Attend causally, every row of a packed sequence to the shared tokens and to itself."""
+    if not shared:
+        return attention(query, key, value, causal=True)
+    first = attention(query[:, :shared], key[:, :shared], value[:, :shared], causal=True)
+    own = query[:, shared:].reshape(rows, -1, *query.shape[2:])
+    own = attention(own, unpack_rows(key, shared, rows), unpack_rows(value, shared, rows), causal=True)
+    return jnp.concatenate([first, own.reshape(1, -1, *own.shape[2:])], axis=1)
 
 
 def _pick(tokens: Float[Array, "I M D"], slots: Int[Array, "B L"]) -> Float[Array, "B L D"]:

@@ -225,6 +225,20 @@ def test_encoder(ours, theirs, error, prompts):
     assert error(result[encoded.valid], expected[encoded.valid]) < ENCODER_TOLERANCE
 
 
+@pytest.mark.parametrize("shared", [2, 10, 19, 21])
+def test_shared_tokens_are_computed_once(ours, theirs, error, shared):
+    """Three rows with one beginning of 21 tokens, a picture of 15 among them; cut before, in and behind it."""
+    encoded = encode(theirs, [(4, TALL, 6)] * 3)
+    rows = np.repeat(np.asarray(encoded.text.ids[:1]), 3, axis=0)
+    rows[1:, 21:] = np.random.default_rng(1).integers(0, 300, (2, 4))
+    text = dataclasses.replace(encoded.text, ids=jnp.asarray(rows))
+    expected = last_layer(theirs, encoded.given | {"input_ids": torch.from_numpy(rows).long()})
+    once = dataclasses.replace(encoded, text=dataclasses.replace(text, shared=shared))
+    assert error(run(ours, once), expected) < ENCODER_TOLERANCE
+    too_many = dataclasses.replace(encoded, text=dataclasses.replace(text, shared=23))
+    assert error(run(ours, too_many), expected) > 100 * ENCODER_TOLERANCE
+
+
 def test_row_equals_the_row_alone(ours, theirs, error):
     prompts = PROMPTS["unlike rows"]
     encoded, alone = encode(theirs, prompts), encode(theirs, prompts[:1])

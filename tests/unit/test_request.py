@@ -178,6 +178,21 @@ def test_no_picture_and_an_empty_list_are_text_to_image(loaded):
         assert (inputs.height, inputs.width) == (256, 256)
 
 
+@pytest.mark.parametrize("image", [PICTURE, None])
+def test_both_prompts_share_their_beginning(image, loaded):
+    counts = []
+    for prompt in (PROMPT, "make it blue, and the sky behind it a little darker", ""):
+        _, inputs = prepare(loaded, image, prompt, **SIZE)
+        ids, slots = np.asarray(inputs.text.ids), np.asarray(inputs.text.slots)
+        counts.append(inputs.text.shared)
+        assert (ids[0, : counts[-1]] == ids[1, : counts[-1]]).all()
+        assert (np.flatnonzero(slots[0] >= 0) <= counts[-1] + 32).all()
+    assert counts[0] >= 32  # the system turn, at least
+    assert counts == counts[:1] * 3  # whatever is typed
+    _, inputs = prepare(loaded, image, guidance_scale=1.0, **SIZE)
+    assert inputs.text.shared == 0
+
+
 def test_values_that_numpy_gives_are_taken(loaded):
     request, inputs = prepare(
         loaded,
