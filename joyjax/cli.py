@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from joyjax.commands import convert, edit, info, score, train_demo
+from joyjax.commands import bench, convert, edit, info, score, train_demo
 from joyjax.errors import Cancelled, JoyJaxError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("edit")(edit.command)
 app.command("convert")(convert.command)
 app.command("info")(info.command)
 app.command("score")(score.command)
+app.command("bench")(bench.command)
 app.command("train-demo")(train_demo.command)
 
 

@@ -68,9 +68,16 @@ def converted(checkpoint, tmp_path_factory) -> Path:
 
 def test_help_and_version():
     listed = run("--help").stdout.partition("Commands:\n")[2]
-    assert [line.split()[0] for line in listed.splitlines()] == ["edit", "convert", "info", "score", "train-demo"]
+    assert [line.split()[0] for line in listed.splitlines()] == [
+        "edit",
+        "convert",
+        "info",
+        "score",
+        "bench",
+        "train-demo",
+    ]
     assert "..." not in listed  # what each does is said in full
-    for arguments in ([], ["edit"], ["convert"], ["info"], ["score"], ["train-demo"]):
+    for arguments in ([], ["edit"], ["convert"], ["info"], ["score"], ["bench"], ["train-demo"]):
         done = run(*arguments, "--help")
         assert done.returncode == 0
         assert done.stdout.startswith("Usage: joyjax")
@@ -283,3 +290,19 @@ def test_training_refuses_before_it_begins(tmp_path):
     fails("train-demo", tmp_path, says="holds other files")
     fails("train-demo", tmp_path / "new", "--start", tmp_path / "none", says="does not exist")
     misused("train-demo", tmp_path / "new", "--decay", "2", says="--decay")
+
+
+def test_bench(shapes):
+    told = run("bench", "--repeats", 2, "--steps", 2)
+    assert told.stderr == ""
+    lines = told.stdout.splitlines()
+    assert lines[1] == "JoyImage-Edit, 128 × 128, 2 steps, guidance 1, bfloat16"
+    stages = ["prepare", "prompt", "references", "denoise", "decode", "total"]
+    assert [line.split()[0] for line in lines if line.count(" s") == 3] == stages
+    found = json.loads(run("bench", "--repeats", 3, "--steps", 2, "--image", shapes, "--json").stdout)
+    assert all(len(seconds) == 3 and min(seconds) > 0 for seconds in found["seconds"].values())
+    assert found["step_seconds"] == pytest.approx(sorted(found["seconds"]["denoise"])[1] / 2)
+    assert found["first"] > max(found["seconds"]["total"])  # it compiles
+    assert found["peak_bytes"] > 2**27
+    misused("bench", "--repeats", "0", says="--repeats")
+    fails("bench", "--image", "missing.jpg", says="missing.jpg")

@@ -1,0 +1,104 @@
+"""How fast a model edits on this machine: whole edits, timed stage by stage, with compiling apart."""
+
+import dataclasses
+import platform
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from joyjax.editing import Result, edit
+from joyjax.errors import AdviceWarning
+from joyjax.pipeline import Pipeline
+from joyjax.shapes.draw import render
+from joyjax.shapes.scene import random_scene
+
+PACKAGES = ("joyjax", "jax", "jaxlib", "flax")
+PROMPT = "make the circle blue"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """The figures of one machine. `seconds` has for each stage, and for the `total`, one number an edit.
+
+    `first` is the whole first edit, which compiles or reads compiled programs; it is in none of the others.
+    `peak_bytes` is of the fullest device, or of the process on a CPU; None where the device does not tell.
+    """
+
+    device: str
+    devices: int
+    versions: Mapping[str, str]
+    settings: Mapping[str, Any]
+    first: float
+    seconds: Mapping[str, tuple[float, ...]]
+    peak_bytes: int | None
+
+    @property
+    def step_seconds(self) -> float:
+        """The median of a denoising step."""
+        return statistics.median(self.seconds["denoise"]) / self.settings["steps"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything, ready for json."""
+        return dataclasses.asdict(self) | {"step_seconds": self.step_seconds}
+
+
+def bench(
+    pipeline: Pipeline,
+    image: Image.Image | None = None,
+    prompt: str = PROMPT,
+    *,
+    repeats: int = 5,
+    report: Callable[[Result], None] = lambda result: None,
+    **options: Any,
+) -> Bench:
+    """Edit a picture once to compile, then `repeats` times to measure. `options` are those of `joyjax.edit`.
+
+    Without `image`, a drawing: what a picture shows changes no time.
+    """
+    picture = Image.fromarray(render(random_scene(np.random.default_rng(0)))) if image is None else image
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AdviceWarning)  # nobody looks at the result
+        started = time.perf_counter()
+        report(edit(pipeline, picture, prompt, **options))
+        first = time.perf_counter() - started
+        results = []
+        for _ in range(repeats):
+            results.append(edit(pipeline, picture, prompt, **options))
+            report(results[-1])
+    return Bench(
+        device=_device_name(),
+        devices=1 if pipeline.mesh is None else pipeline.mesh.size,
+        versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        settings=results[-1].settings,
+        first=first,
+        seconds={name: tuple(result.timings[name] for result in results) for name in results[0].timings},
+        peak_bytes=peak_bytes(),
+    )
+
+
+def peak_bytes() -> int | None:
+    """Return the most memory that this process has held so far, on its fullest device, or on the host for a CPU."""
+    if jax.default_backend() == "cpu":
+        if sys.platform == "win32":
+            return None
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    told = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    return max((size for size in told if size is not None), default=None)
+
+
+def _device_name() -> str:
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    return f"CPU, {platform.processor() or platform.machine()}, {len(jax.devices())} of JAX's devices"

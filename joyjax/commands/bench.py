@@ -1,0 +1,86 @@
+"""`joyjax bench`: how fast a model edits on this machine."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from joyjax.commands.options import BaseSize, DType
+
+if TYPE_CHECKING:
+    from joyjax.benching import Bench
+
+Option = typer.Option
+
+
+def command(
+    model: Annotated[
+        str | None,
+        Option("--model", "-m", metavar="FOLDER", help="Diffusers or converted folder.  [default: the demo]"),
+    ] = None,
+    image: Annotated[
+        Path | None, Option("--image", "-i", metavar="FILE", help="Picture to edit.  [default: a drawing]")
+    ] = None,
+    repeats: Annotated[int, Option("--repeats", "-n", metavar="N", min=1, help="Edits that are measured.")] = 5,
+    steps: Annotated[
+        int | None, Option(metavar="N", min=1, max=1000, help="Denoising steps.  [default: the model's own]")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, Option(metavar="X", help="Strength of guidance; 1 or less: none.  [default: the model's own]")
+    ] = None,
+    base_size: Annotated[
+        BaseSize | None, Option(help="Size of the buckets: side of the square.  [default: the model's own]")
+    ] = None,
+    dtype: Annotated[DType, Option(help="Of parameters and matrix products.")] = DType.BFLOAT16,
+    mesh: Annotated[str | None, Option(help="Split over devices, as in tensor=4.", metavar="AXES")] = None,
+    as_json: Annotated[bool, Option("--json", help="Print json.")] = False,
+    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Measure how fast a model edits on this machine.
+
+    One edit compiles and does not count; then whole edits are timed, stage by stage. Also tells the peak of memory.
+    """
+    import joyjax
+    from joyjax.benching import bench
+    from joyjax.commands.progress import counting, loading
+    from joyjax.inputs.image import open_picture
+    from joyjax.sharding.mesh import parse_mesh
+
+    picture = None if image is None else open_picture(image)
+    with loading("loading") as advance:
+        devices = None if mesh is None else parse_mesh(mesh)
+        pipeline = joyjax.load(model, dtype=dtype.value, mesh=devices, progress=advance)
+    with counting("measuring", repeats + 1) as advance_by_one:
+        found = bench(
+            pipeline,
+            picture,
+            repeats=repeats,
+            report=lambda result: advance_by_one(),
+            steps=steps,
+            guidance_scale=guidance_scale,
+            base_size=None if base_size is None else int(base_size.value),
+        )
+    typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else table(found))
+
+
+def table(found: "Bench") -> str:
+    """Return the figures as lines of text."""
+    from joyjax.commands.progress import gibibytes
+
+    settings = found.settings
+    lines = [
+        f"{found.device}; {found.devices} used; " + ", ".join(f"{name} {v}" for name, v in found.versions.items()),
+        f"{settings['family']}, {settings['height']} × {settings['width']}, {settings['steps']} steps, "
+        f"guidance {settings['guidance_scale']:g}, {settings['dtype']}",
+        f"first edit, with compiling: {found.first:.2f} s",
+        "",
+        f"{'stage':12}{'median':>10}{'least':>10}{'most':>10}",
+    ]
+    for name, seconds in found.seconds.items():
+        lines.append(f"{name:12}" + "".join(f"{pick(seconds):8.3f} s" for pick in (statistics.median, min, max)))
+    lines += ["", f"a step: {found.step_seconds * 1000:.1f} ms"]
+    if found.peak_bytes is not None:
+        lines.append(f"peak of memory: {gibibytes(found.peak_bytes)}")
+    return "\n".join(lines)
