@@ -3,49 +3,241 @@
 Without MODEL a random checkpoint is made: six transformer layers of 512, language model and vision tower to match, the
 real VAE's shape at a third of its width. Sides take turns (A B B A …), after warm-up calls that do not count; compiling
 is timed on its own line. The figure to quote is the ratio of medians. Inputs, noise, steps and threads are the same,
-and the pictures are compared before anything is timed. Needs the extra `joyjax[test]`.
+and the pictures are compared before anything is timed. `--compile` adds Diffusers under torch.compile as a third side.
+`--memory` runs each side once more in a process of its own and tells its peak. Needs the extra `joyjax[test]`.
 """
 
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests")]
 
+PROMPT = "replace the wooden table on the left by a round one of dark marble"
+Call = Callable[[], object]
 
-def timed(function: Callable[[], object]) -> float:
+
+def timed(function: Call) -> float:
     started = time.perf_counter()
     function()
     return time.perf_counter() - started
 
 
-def paired(ours: Callable[[], object], theirs: Callable[[], object], pairs: int) -> tuple[list[float], list[float]]:
-    """Return the seconds of both sides, taken in turns."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for n in range(pairs):
-        for side in (0, 1) if n % 2 == 0 else (1, 0):
-            seconds[side].append(timed((ours, theirs)[side]))
+def in_turns(sides: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of every side, taken in turns, forwards and backwards."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for n in range(rounds):
+        for name in list(sides) if n % 2 == 0 else list(reversed(sides)):
+            seconds[name].append(timed(sides[name]))
     return seconds
 
 
-def report(name: str, ours: list[float], theirs: list[float]) -> dict[str, object]:
-    """Print one line and return it as data."""
-    our, their = np.median(ours), np.median(theirs)
+def report(stage: str, seconds: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Print one line and return it as data; ratios are those of a side's median to ours."""
+    ours, *others = (np.median(values) for values in seconds.values())
+    spreads = [
+        f"{min(values) * 1e3:8.1f} {np.median(values) * 1e3:8.1f} {max(values) * 1e3:8.1f}"
+        for values in seconds.values()
+    ]
+    print(f"{stage:12} {'   '.join(spreads)}   {' '.join(f'{other / ours:6.2f}×' for other in others)}", flush=True)
+    return {"stage": stage, **seconds, "ratios": [float(other / ours) for other in others]}
 
-    def spread(values: list[float]) -> str:
-        return f"{min(values) * 1e3:8.1f} {np.median(values) * 1e3:8.1f} {max(values) * 1e3:8.1f}"
 
-    print(f"{name:12} {spread(ours)}   {spread(theirs)}   {their / our:6.2f}×", flush=True)
-    return {"stage": name, "joyjax": ours, "diffusers": theirs, "ratio": their / our}
+def inputs(side: int, steps: int) -> tuple[Image.Image, np.ndarray, dict[str, Any]]:
+    """Return a picture, noise, and the options of `joyjax.edit`."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 255, (side, side, 3), np.uint8))
+    noise = rng.standard_normal((1, side // 8, side // 8, 16)).astype(np.float32)
+    return image, noise, {"steps": steps, "height": side, "width": side, "exact_size": True, "noise": noise}
+
+
+class Diffusers:
+    """The reference's pipeline, as it is or under torch.compile."""
+
+    def __init__(self, folder: Path, arguments: argparse.Namespace, *, compiled: bool):
+        import torch
+        from compare import load_diffusers
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+        from diffusers.pipelines.joyimage import image_processor
+
+        torch.set_grad_enabled(False)
+        torch.set_num_threads(arguments.threads)
+        DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mode()
+        image_processor.BUCKETS[1024] = [(arguments.size, arguments.size)]
+        self.pipeline = load_diffusers(folder, torch.float32)
+        if compiled:
+            vae = self.pipeline.vae
+            for network in (self.pipeline.transformer, self.pipeline.text_encoder, vae.encoder, vae.decoder):
+                network.compile()
+        self.steps = arguments.steps
+        self.image, noise, _ = inputs(arguments.size, arguments.steps)
+        self.noise = torch.from_numpy(np.moveaxis(noise, -1, 1)[:, :, None])[:, None]
+        self.pixels = torch.from_numpy(np.asarray(self.image)).permute(2, 0, 1)[None, :, None] / 127.5 - 1
+        self.texts = self.prompts()
+        self.encoded = self.pipeline.normalize_latents(self.references().latent_dist.mode())
+        self.items = torch.cat([self.encoded[:, None], self.noise], dim=1)
+        self.time = torch.tensor([1000.0])
+
+    def edit(self) -> np.ndarray:
+        result = self.pipeline(image=self.image, prompt=PROMPT, num_inference_steps=self.steps, latents=self.noise)
+        return np.asarray(result.images[0])
+
+    def prompts(self) -> list[Any]:
+        encode = self.pipeline.encode_prompt_multiple_images
+        return [encode(prompt=text, images=self.image, max_sequence_length=4096)[0] for text in (PROMPT, "")]
+
+    def references(self) -> Any:
+        return self.pipeline.vae.encode(self.pixels)
+
+    def step(self) -> None:
+        for text in self.texts:
+            self.pipeline.transformer(self.items, self.time, text, return_dict=False)
+
+    def decode(self) -> None:
+        self.pipeline.vae.decode(self.encoded)
+
+    def stages(self) -> dict[str, Call]:
+        calls = (self.prompts, self.references, self.step, self.decode, self.edit)
+        return dict(zip(STAGES, calls, strict=True))
+
+
+STAGES = ("prompt", "references", "step", "decode", "whole edit")
+
+
+class Ours:
+    """The same calls in joyjax."""
+
+    def __init__(self, folder: Path, arguments: argparse.Namespace):
+        import joyjax
+
+        self.pipeline = joyjax.load(folder, dtype="float32")
+        self.image, self.noise, self.options = inputs(arguments.size, arguments.steps)
+
+    def edit(self) -> np.ndarray:
+        import joyjax
+
+        return np.asarray(joyjax.edit(self.pipeline, self.image, PROMPT, **self.options).image)
+
+    def stages(self) -> dict[str, Call]:
+        """The stages alone, on the inputs that the edit gives them."""
+        import jax
+
+        from joyjax import editing
+        from joyjax.request import check_request
+        from joyjax.sampling import steps
+
+        check = {"negative_prompt": None, "guidance_scale": 4.0, "seed": 0, "base_size": None, **self.options}
+        prepared = self.pipeline.family.prepare(
+            check_request(self.pipeline, self.image, PROMPT, **check), self.pipeline.files
+        )
+        txt = editing.encode_prompt(self.pipeline, prepared)
+        references = editing.encode_references(self.pipeline, prepared)
+        condition = self.pipeline.family.condition(prepared, txt, references)
+        config = self.pipeline.files.configs["transformer"]
+        start = np.asarray(steps.patchify(jax.numpy.asarray(self.noise), config.patch))
+        scalars = [np.float32(value) for value in (1.0, 0.9, 1000.0, 4.0)]
+
+        def step() -> None:
+            steps.denoise_step(
+                self.pipeline.weights["transformer"],
+                jax.numpy.asarray(start),
+                condition,
+                *scalars,
+                channels=config.in_channels,
+            ).block_until_ready()
+
+        calls: tuple[Call, ...] = (
+            lambda: editing.encode_prompt(self.pipeline, prepared).block_until_ready(),
+            lambda: editing.encode_references(self.pipeline, prepared).block_until_ready(),
+            step,
+            lambda: editing.decode(self.pipeline, prepared, jax.numpy.asarray(start)).block_until_ready(),
+            self.edit,
+        )
+        return dict(zip(STAGES, calls, strict=True))
+
+
+def peaks(folder: Path, arguments: argparse.Namespace) -> dict[str, int]:
+    """Return the peak memory, in bytes, of one edit by each side in a process of its own."""
+    found = {}
+    for side in ("joyjax", "diffusers"):
+        command = [sys.executable, __file__, str(folder), "--only", side]
+        command += ["--size", str(arguments.size), "--steps", str(arguments.steps)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found[side] = int(done.stdout.split()[-1])
+        print(f"peak of the process, {side}: {found[side] / 2**30:.2f} GiB")
+    return found
+
+
+def plot(file: Path, rows: list[dict[str, Any]], sides: list[str]) -> None:
+    """Draw the medians of each stage, ours as 1."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for number, side in enumerate(sides):
+        ratios = [np.median(row[side]) / np.median(row["joyjax"]) for row in rows]
+        axes.bar(np.arange(len(rows)) + 0.25 * number, ratios, 0.25, label=side)
+    axes.set_xticks(np.arange(len(rows)) + 0.125 * (len(sides) - 1), [row["stage"] for row in rows])
+    axes.set_ylabel("time, joyjax = 1")
+    axes.legend()
+    figure.savefig(file, dpi=120)
+
+
+def measure(folder: Path, arguments: argparse.Namespace) -> None:
+    import jax
+    import torch
+
+    ours, theirs = Ours(folder, arguments), Diffusers(folder, arguments, compiled=False)
+    versions = {"jax": jax.__version__, "torch": torch.__version__, "python": sys.version.split()[0]}
+    size = f"{arguments.size}×{arguments.size}"
+    print(f"{versions}, {arguments.threads} threads, {size}, {arguments.steps} steps, float32, guidance 4")
+    compiling = {"joyjax": timed(ours.edit)}
+    print(f"first edit, with compiling: joyjax {compiling['joyjax']:.1f} s", flush=True)
+    sides: dict[str, Any] = {"joyjax": ours, "diffusers": theirs}
+    if arguments.compile:
+        started = time.perf_counter()
+        sides["compiled"] = Diffusers(folder, arguments, compiled=True)
+        sides["compiled"].edit()
+        compiling["compiled"] = time.perf_counter() - started
+        print(f"loading and first edit under torch.compile: {compiling['compiled']:.1f} s", flush=True)
+    expected = theirs.edit().astype(int)
+    for name, side in sides.items():
+        off = np.abs(side.edit().astype(int) - expected)
+        if name != "diffusers":
+            print(f"{name} and Diffusers differ by {off.max()} of 255 at most, in {np.mean(off > 0):.2%} of the values")
+        if off.max() > 2:
+            sys.exit("the pictures differ: nothing is timed")
+
+    head = "   ".join(f"{name + ' (min, median, max)':>26}" for name in sides)
+    print(f"\n{'ms':12} {head}   ratios")
+    stages = {name: side.stages() for name, side in sides.items()}
+    rows = []
+    for stage in STAGES:
+        calls = {name: stages[name][stage] for name in sides}
+        in_turns(calls, 2)
+        rows.append(report(stage, in_turns(calls, arguments.pairs)))
+    figures = {
+        "versions": versions,
+        "arguments": {name: str(value) for name, value in vars(arguments).items()},
+        "compiling": compiling,
+        "rows": rows,
+        "peaks": peaks(folder, arguments) if arguments.memory else None,
+    }
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1))
+    if arguments.plot:
+        plot(arguments.plot, rows, list(sides))
 
 
 def main() -> None:
@@ -56,107 +248,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--compile", action="store_true", help="time Diffusers under torch.compile too")
+    parser.add_argument("--memory", action="store_true", help="tell the peak of each side, in processes of their own")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--plot", type=Path, help="draw them here, as PNG or SVG")
+    parser.add_argument("--only", choices=("joyjax", "diffusers"), help="run one side once and print its peak in bytes")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
+    if arguments.only:
+        from joyjax.benching import peak_bytes
 
-    import jax
-    import torch
-
-    torch.set_grad_enabled(False)
-    torch.set_num_threads(arguments.threads)
-    import random_checkpoint
-    from compare import load_diffusers
-    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-    from diffusers.pipelines.joyimage import image_processor
-
-    import joyjax
-    from joyjax import editing
-    from joyjax.request import check_request
-    from joyjax.sampling import steps as stage
-
-    DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mode()
-    size = (arguments.size, arguments.size)
-    image_processor.BUCKETS[1024] = [size]
+        side = Ours(arguments.model, arguments) if arguments.only == "joyjax" else None
+        (side or Diffusers(arguments.model, arguments, compiled=False)).edit()
+        print(peak_bytes())
+        return
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.model
         if folder is None:
+            import random_checkpoint
+
             folder = random_checkpoint.save(random_checkpoint.make_pipeline("small"), Path(scratch) / "model")
-        theirs = load_diffusers(folder, torch.float32)
-        ours = joyjax.load(folder, dtype="float32")
-
-    rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8))
-    prompt = "replace the wooden table on the left by a round one of dark marble"
-    noise = rng.standard_normal((1, size[0] // 8, size[1] // 8, 16)).astype(np.float32)
-    options = {"steps": arguments.steps, "height": size[0], "width": size[1], "exact_size": True, "noise": noise}
-
-    def our_edit() -> np.ndarray:
-        return np.asarray(joyjax.edit(ours, image, prompt, **options).image)
-
-    latents = torch.from_numpy(np.moveaxis(noise, -1, 1)[:, :, None])[:, None]
-
-    def their_edit() -> np.ndarray:
-        result = theirs(image=image, prompt=prompt, num_inference_steps=arguments.steps, latents=latents)
-        return np.asarray(result.images[0])
-
-    versions = {"jax": jax.__version__, "torch": torch.__version__, "python": sys.version.split()[0]}
-    print(f"{versions}, {arguments.threads} threads, {size[0]}×{size[1]}, {arguments.steps} steps, float32, guidance 4")
-    print(f"first joyjax edit, with compiling: {timed(our_edit):.1f} s")
-    off = np.abs(our_edit().astype(int) - their_edit().astype(int))
-    print(f"pictures differ by {off.max()} of 255 at most, in {np.mean(off > 0):.2%} of the values")
-    if off.max() > 2:
-        sys.exit("the pictures differ: nothing is timed")
-
-    # The stages alone, on the inputs that the edit gives them.
-    check = {"negative_prompt": None, "guidance_scale": 4.0, "seed": 0, "base_size": None, **options}
-    inputs = ours.family.prepare(check_request(ours, image, prompt, **check), ours.files)
-    txt, references = editing.encode_prompt(ours, inputs), editing.encode_references(ours, inputs)
-    condition = ours.family.condition(inputs, txt, references)
-    config = ours.files.configs["transformer"]
-    start = np.asarray(stage.patchify(jax.numpy.asarray(noise), config.patch))
-    scalars = [np.float32(value) for value in (1.0, 0.9, 1000.0, 4.0)]
-
-    def our_step() -> None:
-        done = stage.denoise_step(
-            ours.weights["transformer"], jax.numpy.asarray(start), condition, *scalars, channels=config.in_channels
-        )
-        done.block_until_ready()
-
-    def their_prompts() -> list:
-        encode = theirs.encode_prompt_multiple_images
-        return [encode(prompt=text, images=image, max_sequence_length=4096)[0] for text in (prompt, "")]
-
-    prompts = their_prompts()
-    pixels = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[None, :, None] / 127.5 - 1
-    encoded = theirs.normalize_latents(theirs.vae.encode(pixels).latent_dist.mode())
-    items = torch.cat([encoded[:, None], latents], dim=1)
-
-    def their_step() -> None:
-        for text in prompts:
-            theirs.transformer(items, torch.tensor([1000.0]), text, return_dict=False)
-
-    stages = {
-        "prompt": (lambda: editing.encode_prompt(ours, inputs).block_until_ready(), their_prompts),
-        "references": (
-            lambda: editing.encode_references(ours, inputs).block_until_ready(),
-            lambda: theirs.vae.encode(pixels),
-        ),
-        "step": (our_step, their_step),
-        "decode": (
-            lambda: editing.decode(ours, inputs, jax.numpy.asarray(start)).block_until_ready(),
-            lambda: theirs.vae.decode(encoded),
-        ),
-        "whole edit": (our_edit, their_edit),
-    }
-    print(f"\n{'ms':12} {'joyjax':>8} {'(min, median, max)':>17}   {'Diffusers':>8} {'':17}   {'ratio':>7}")
-    rows = []
-    for name, (our, their) in stages.items():
-        paired(our, their, 2)
-        rows.append(report(name, *paired(our, their, arguments.pairs)))
-    if arguments.json:
-        figures = {"versions": versions, "arguments": {k: str(v) for k, v in vars(arguments).items()}, "rows": rows}
-        arguments.json.write_text(json.dumps(figures, indent=1))
+        measure(folder, arguments)
 
 
 if __name__ == "__main__":

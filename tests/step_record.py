@@ -1,0 +1,79 @@
+"""The record of what the compiled step contains on an H100: measured, and compared with tolerance."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from contents import flops, kernels, largest_arrays
+from full_size import JOYIMAGE, PASSES, REFERENCE, TARGET, TEXT, stage
+from gpu_compile import compile_for_gpu, gpu_mesh
+
+RECORD = Path(__file__).parents[1] / "benchmarks" / "record.json"
+BYTES, KERNELS = 0.05, 0.02  # what may change from build to build of XLA, relative
+
+
+def version() -> str:
+    """Return JAX's version, by which the record is kept: each has an XLA of its own."""
+    return jax.__version__
+
+
+def measure(part: str) -> dict[str, Any]:
+    """Return what the whole `step` contains, or one `block`: the difference of a step with three and with two."""
+    if part == "step":
+        return _contents(JOYIMAGE.num_layers)
+    two, three = _contents(2), _contents(3)
+    names = sorted({*two["kernels"], *three["kernels"]})
+    return {
+        "kernels": {
+            name: three["kernels"].get(name, 0) - two["kernels"].get(name, 0)
+            for name in names
+            if three["kernels"].get(name, 0) != two["kernels"].get(name, 0)
+        },
+        "tflop": round(three["tflop"] - two["tflop"], 3),
+        "arguments_gib": round(three["arguments_gib"] - two["arguments_gib"], 3),
+        "working_gib": three["working_gib"],
+        "largest_arrays": three["largest_arrays"],
+    }
+
+
+def least_tflop(layers: int) -> float:
+    """Return the arithmetic of a step that nothing can leave out, in 10¹² operations.
+
+    The last block computes the target's queries and MLP alone, and of the text keys and values.
+    """
+    width, image, target, text = JOYIMAGE.hidden_size, TARGET + REFERENCE, TARGET, TEXT
+    tokens = image + text
+    block = 2 * 12 * width**2 * tokens + 4 * width * tokens**2
+    last = 2 * width**2 * (2 * tokens + 10 * target) + 4 * width * target * tokens
+    token = JOYIMAGE.in_channels * JOYIMAGE.patch_area
+    ends = 2 * width * token * (image + target) + 2 * text * (JOYIMAGE.text_dim * width + width**2)
+    return PASSES * ((layers - 1) * block + last + ends) / 1e12
+
+
+def differences(recorded: dict[str, Any], found: dict[str, Any], part: str) -> list[str]:
+    """Say, a line each, what is not as recorded: more or fewer kernels, other arithmetic, more memory."""
+    lines = []
+    for name in sorted({*recorded["kernels"], *found["kernels"]}):
+        old, new = (contents["kernels"].get(name, 0) for contents in (recorded, found))
+        if abs(new - old) > KERNELS * old:
+            lines.append(f"{part}: {new} × {name}; recorded: {old}")
+    if abs(found["tflop"] - recorded["tflop"]) > 0.001 * recorded["tflop"]:
+        lines.append(f"{part}: {found['tflop']} TFLOP; recorded: {recorded['tflop']}")
+    for name in ("arguments_gib", "working_gib"):
+        if abs(found[name] - recorded[name]) > BYTES * recorded[name]:
+            lines.append(f"{part}: {name} {found[name]}; recorded: {recorded[name]}")
+    return lines
+
+
+def _contents(layers: int) -> dict[str, Any]:
+    function, arguments = stage("denoise_step", gpu_mesh(), layers=layers)
+    compiled = compile_for_gpu(function, *arguments)
+    program, memory = compiled.as_text(), compiled.memory_analysis()
+    return {
+        "kernels": kernels(program),
+        "tflop": round(flops(program) / 1e12, 3),
+        "least_tflop": round(least_tflop(layers), 3),
+        "arguments_gib": round(memory.argument_size_in_bytes / 2**30, 3),
+        "working_gib": round(memory.temp_size_in_bytes / 2**30, 3),
+        "largest_arrays": largest_arrays(program),
+    }
