@@ -21,6 +21,7 @@ class Target:
 
     kind: str
     capability: tuple[int, int] | None
+    here: bool = True  # or only compiled for
 
 
 def target() -> Target:
@@ -40,7 +41,7 @@ def _target(platform: str, kind: str, device: Any) -> Target:
     if platform not in ("gpu", "cuda") or kind.startswith("AMD"):
         return Target(kind, None)
     major, _, minor = str(getattr(device, "compute_capability", "9.0")).partition(".")
-    return Target(kind, (int(major), int(minor or 0)))
+    return Target(kind, (int(major), int(minor or 0)), device is not None)
 
 
 def pallas(operation: str, implementation: str | None) -> str | None:

@@ -3,8 +3,8 @@
 The modulation of a diffusion transformer (Peebles and Xie, 2023): `LN(x)·(1 + scale) + shift`, with no parameters in
 the norm itself. Everything between load and store is float32; results are rounded once, to the dtype of `x`.
 
-In the forms called `select01`, as Qwen-Image-Edit-2511 has them, there are two of every vector and `index` says for each
-token which it takes. No gate for each token is made: the next residual picks it by the same index.
+In the forms called `select01`, as Qwen-Image-Edit-2511 has them, there are two of every vector and `index` says for
+each token which it takes. No gate for each token is made: the next residual picks it by the same index.
 
 `implementation`: "reference", left to XLA; "mosaic" or "triton", a kernel (modulate_pallas.py); None, by the rule in
 dispatch.py. A kernel sees the arrays that one device has: under a mesh, call it in a function of `on_shards`.
