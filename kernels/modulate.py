@@ -2,17 +2,25 @@
 
 The modulation of a diffusion transformer (Peebles and Xie, 2023): `LN(x)·(1 + scale) + shift`, with no parameters in
 the norm itself. Everything between load and store is float32; results are rounded once, to the dtype of `x`.
+
+In the forms called `select01`, as Qwen-Image-Edit-2511 has them, there are two of every vector and `index` says for
+each token which it takes. No gate for each token is made: the next residual picks it by the same index.
+
+`implementation`: "reference", left to XLA; "mosaic" or "triton", a kernel (modulate_pallas.py); None, by the rule in
+dispatch.py. A kernel sees the arrays that one device has: under a mesh, call it in a function of `on_shards`.
 """
 
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from joyjax.dtypes import ISLAND
+from joyjax.kernels import modulate_pallas
+from joyjax.kernels.dispatch import check_name, pallas, with_gradient_of
 
-Implementation = Literal["reference"] | None
+Implementation = Literal["reference", "mosaic", "triton"] | None
 
 
 def layer_norm(x: Float[Array, "... D"], eps: float = 1e-6) -> Float[Array, "... D"]:
@@ -30,8 +38,37 @@ def layer_norm_scale_shift(
     implementation: Implementation = None,
 ) -> Float[Array, "B L D"]:
     """Return `LN(x)·(1 + scale) + shift`, with one scale and shift for each row of the batch."""
-    _check(implementation)
-    return _modulated(x.astype(ISLAND), scale, shift, eps).astype(x.dtype)
+
+    def reference(x: Array, scale: Array, shift: Array) -> Array:
+        return _modulated(x.astype(ISLAND), scale[:, None], shift[:, None], eps).astype(x.dtype)
+
+    def kernel(x: Array, scale: Array, shift: Array) -> Array:
+        return modulate_pallas.modulate(how, x, scale[:, None], shift[:, None], eps=eps)[0]
+
+    how = pallas("layer_norm_scale_shift", implementation)
+    return reference(x, scale, shift) if how is None else with_gradient_of(reference, kernel)(x, scale, shift)
+
+
+def layer_norm_scale_shift_select01(
+    x: Float[Array, "B L D"],
+    scale: Float[Array, "B 2 D"],
+    shift: Float[Array, "B 2 D"],
+    index: Int[Array, "B L"] | Bool[Array, "B L"],
+    *,
+    eps: float = 1e-6,
+    implementation: Implementation = None,
+) -> Float[Array, "B L D"]:
+    """Return `LN(x)·(1 + scale) + shift`; token l of row b takes `scale[b, index[b, l]]` and so on."""
+
+    def reference(x: Array, scale: Array, shift: Array, index: Array) -> Array:
+        return _modulated(x.astype(ISLAND), _pick(scale, index), _pick(shift, index), eps).astype(x.dtype)
+
+    def kernel(x: Array, scale: Array, shift: Array, index: Array) -> Array:
+        return modulate_pallas.modulate(how, x, scale, shift, index=index, eps=eps)[0]
+
+    how = pallas("layer_norm_scale_shift_select01", implementation)
+    run = reference if how is None else with_gradient_of(reference, kernel)
+    return run(x, scale, shift, index)
 
 
 def residual_gate_layer_norm_scale_shift(
@@ -45,9 +82,47 @@ def residual_gate_layer_norm_scale_shift(
     implementation: Implementation = None,
 ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
     """Return `r = residual + gate·x` and `LN(r)·(1 + scale) + shift`; the norm sees r before it is rounded."""
-    _check(implementation)
-    r = _gated(residual, x, gate)
-    return r.astype(x.dtype), _modulated(r, scale, shift, eps).astype(x.dtype)
+
+    def reference(residual: Array, x: Array, gate: Array, scale: Array, shift: Array) -> tuple[Array, Array]:
+        r = _gated(residual, x, gate[:, None])
+        return r.astype(x.dtype), _modulated(r, scale[:, None], shift[:, None], eps).astype(x.dtype)
+
+    def kernel(residual: Array, x: Array, gate: Array, scale: Array, shift: Array) -> tuple[Array, Array]:
+        gate, scale, shift = gate[:, None], scale[:, None], shift[:, None]
+        y, r = modulate_pallas.modulate(how, x, scale, shift, residual=residual, gate=gate, eps=eps)
+        return r, y
+
+    how = pallas("residual_gate_layer_norm_scale_shift", implementation)
+    run = reference if how is None else with_gradient_of(reference, kernel)
+    return run(residual, x, gate, scale, shift)
+
+
+def residual_gate_layer_norm_scale_shift_select01(
+    residual: Float[Array, "B L D"],
+    x: Float[Array, "B L D"],
+    gate: Float[Array, "B 2 D"],
+    scale: Float[Array, "B 2 D"],
+    shift: Float[Array, "B 2 D"],
+    index: Int[Array, "B L"] | Bool[Array, "B L"],
+    *,
+    eps: float = 1e-6,
+    implementation: Implementation = None,
+) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
+    """Return `r = residual + gate·x` and `LN(r)·(1 + scale) + shift`, each vector being the one of `index`."""
+
+    def reference(
+        residual: Array, x: Array, gate: Array, scale: Array, shift: Array, index: Array
+    ) -> tuple[Array, Array]:
+        r = _gated(residual, x, _pick(gate, index))
+        return r.astype(x.dtype), _modulated(r, _pick(scale, index), _pick(shift, index), eps).astype(x.dtype)
+
+    def kernel(residual: Array, x: Array, gate: Array, scale: Array, shift: Array, index: Array) -> tuple[Array, Array]:
+        y, r = modulate_pallas.modulate(how, x, scale, shift, residual=residual, gate=gate, index=index, eps=eps)
+        return r, y
+
+    how = pallas("residual_gate_layer_norm_scale_shift_select01", implementation)
+    run = reference if how is None else with_gradient_of(reference, kernel)
+    return run(residual, x, gate, scale, shift, index)
 
 
 def residual_gate(
@@ -55,25 +130,38 @@ def residual_gate(
     x: Float[Array, "B L D"],
     gate: Float[Array, "B D"],
     *,
-    implementation: Implementation = None,
+    implementation: Literal["reference"] | None = None,
 ) -> Float[Array, "B L D"]:
-    """Return `residual + gate·x`."""
-    _check(implementation)
-    return _gated(residual, x, gate).astype(x.dtype)
+    """Return `residual + gate·x`. Nothing is reduced, so XLA joins it to what comes before or after."""
+    check_name("residual_gate", implementation, ("reference",))
+    return _gated(residual, x, gate[:, None]).astype(x.dtype)
+
+
+def residual_gate_select01(
+    residual: Float[Array, "B L D"],
+    x: Float[Array, "B L D"],
+    gate: Float[Array, "B 2 D"],
+    index: Int[Array, "B L"] | Bool[Array, "B L"],
+    *,
+    implementation: Literal["reference"] | None = None,
+) -> Float[Array, "B L D"]:
+    """Return `residual + gate·x`, the gate of a token being the one of `index`."""
+    check_name("residual_gate_select01", implementation, ("reference",))
+    return _gated(residual, x, _pick(gate, index)).astype(x.dtype)
 
 
 def _gated(
-    residual: Float[Array, "B L D"], x: Float[Array, "B L D"], gate: Float[Array, "B D"]
+    residual: Float[Array, "B L D"], x: Float[Array, "B L D"], gate: Float[Array, "B _ D"]
 ) -> Float[Array, "B L D"]:
-    return residual.astype(ISLAND) + gate[:, None].astype(ISLAND) * x.astype(ISLAND)
+    return residual.astype(ISLAND) + gate.astype(ISLAND) * x.astype(ISLAND)
 
 
 def _modulated(
-    x: Float[Array, "B L D"], scale: Float[Array, "B D"], shift: Float[Array, "B D"], eps: float
+    x: Float[Array, "B L D"], scale: Float[Array, "B _ D"], shift: Float[Array, "B _ D"], eps: float
 ) -> Float[Array, "B L D"]:
-    return layer_norm(x, eps) * (1 + scale[:, None].astype(ISLAND)) + shift[:, None].astype(ISLAND)
+    return layer_norm(x, eps) * (1 + scale.astype(ISLAND)) + shift.astype(ISLAND)
 
 
-def _check(implementation: Implementation) -> None:
-    if implementation not in (None, "reference"):
-        raise ValueError(f"modulation has no implementation {implementation!r}; there is: 'reference'")
+def _pick(pair: Float[Array, "B 2 D"], index: Int[Array, "B L"] | Bool[Array, "B L"]) -> Float[Array, "B L D"]:
+    """Choose by a comparison: unlike a gather it becomes part of a fusion, and its gradient is a plain sum."""
+    return jnp.where((index != 0)[:, :, None], pair[:, 1:], pair[:, :1])

@@ -1,4 +1,8 @@
-"""From projections to attention: RMS norm over each head, rotary embedding, and the joint buffer of two streams."""
+"""From projections to attention: RMS norm over each head, rotary embedding, and the joint buffer of two streams.
+
+`implementation`: "reference", left to XLA; "mosaic" or "triton", one kernel (qk_norm_rope_pallas.py); None, by the rule
+in dispatch.py. A kernel sees the arrays that one device has: under a mesh, call it in a function of `on_shards`.
+"""
 
 from typing import Literal
 
@@ -7,10 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from joyjax.dtypes import ISLAND
+from joyjax.kernels import qk_norm_rope_pallas
+from joyjax.kernels.dispatch import pallas, with_gradient_of
 from joyjax.kernels.joint import join
 
 Rotation = tuple[Float[Array, "B _ P"], Float[Array, "B _ P"]]  # cos and sin, P = H/2
-Implementation = Literal["reference"] | None
+Implementation = Literal["reference", "mosaic", "triton"] | None
 
 
 def qk_norm_rope(
@@ -31,18 +37,43 @@ def qk_norm_rope(
     Scales are those of queries and of keys. Values are neither normalised nor rotated; text is rotated only where
     `txt_rotation` is given. `img_lengths`: valid image tokens of each row, with the text right behind them.
     """
-    if implementation not in (None, "reference"):
-        raise ValueError(f"qk_norm_rope has no implementation {implementation!r}; there is: 'reference'")
-    normed = 2 if img.shape[2] == 3 else 1  # how many of the parts are queries or keys
-    out = []
-    for part in range(img.shape[2]):
-        first, second = img[:, :, part], txt[:, :, part]
-        if part < normed:
-            which = part + 2 - normed
-            first = norm_rope(first, img_scales[which], img_rotation, eps=eps)
-            second = norm_rope(second, txt_scales[which], txt_rotation, eps=eps)
-        out.append(join(first, second, img_lengths))
-    return tuple(out)
+    how = pallas("qk_norm_rope", implementation)
+
+    def reference(
+        img: Array,
+        txt: Array,
+        img_scales: tuple[Array, Array],
+        txt_scales: tuple[Array, Array],
+        img_rotation: Rotation,
+        txt_rotation: Rotation | None,
+        lengths: Array | None,
+    ) -> tuple[Array, ...]:
+        normed = 2 if img.shape[2] == 3 else 1  # how many of the parts are queries or keys
+        out = []
+        for part in range(img.shape[2]):
+            first, second = img[:, :, part], txt[:, :, part]
+            if part < normed:
+                which = part + 2 - normed
+                first = norm_rope(first, img_scales[which], img_rotation, eps=eps)
+                second = norm_rope(second, txt_scales[which], txt_rotation, eps=eps)
+            out.append(join(first, second, lengths))
+        return tuple(out)
+
+    def kernel(
+        img: Array,
+        txt: Array,
+        img_scales: tuple[Array, Array],
+        txt_scales: tuple[Array, Array],
+        img_rotation: Rotation,
+        txt_rotation: Rotation | None,
+        lengths: Array | None,
+    ) -> tuple[Array, ...]:
+        scales = jnp.stack(img_scales), jnp.stack(txt_scales)
+        found = qk_norm_rope_pallas.qk_norm_rope(str(how), img, txt, *scales, img_rotation, txt_rotation, lengths, eps)
+        return tuple(found)
+
+    run = reference if how is None else with_gradient_of(reference, kernel)
+    return run(img, txt, img_scales, txt_scales, img_rotation, txt_rotation, img_lengths)
 
 
 def norm_rope(

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from joyjax.errors import MeshError
-from joyjax.kernels.attention import attention, attention_and_sum, merge
+from joyjax.kernels.attention import Implementation, attention, attention_and_sum, merge
+from joyjax.sharding.place import devices_along
 from joyjax.sharding.rules import MESH_AXES, mesh_axes
 
 
@@ -104,6 +105,24 @@ def sequence_attention(
         count = None if totals is None else _of(totals, (group - step) % mesh.ring)
         found = merge(found, attention_and_sum(query, key, value, lengths=count))
     return _to_tokens(found[0].astype(value.dtype), mesh)
+
+
+def partitioned_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    *,
+    lengths: Int[Array, " B"] | None = None,
+    causal: bool = False,
+) -> Float[Array, "B T N H"]:
+    """Attend as `attention` does, with tokens and heads split as XLA finds best; for networks that run once an edit.
+
+    cuDNN takes no sequence that is split, and no key heads that are whole where query heads are split.
+    """
+    uneven = key.shape[2] % devices_along("kv_heads") > 0
+    refused = devices_along("sequence") > 1 or uneven
+    implementation: Implementation = "reference" if refused else None
+    return attention(query, key, value, lengths=lengths, causal=causal, implementation=implementation)
 
 
 def _of(lengths: Int[Array, "B r ..."], group: Int[Array, ""] | int) -> Int[Array, "B ..."]:

@@ -20,12 +20,12 @@ from jaxtyping import Array, Float, Int, Shaped
 from joyjax.config import read_config
 from joyjax.dtypes import ISLAND
 from joyjax.errors import ConfigError
-from joyjax.kernels.attention import attention
 from joyjax.layers.linear import Embedding, Linear
 from joyjax.layers.norm import RMSNorm, rms_norm
 from joyjax.layers.parameter import parameter
 from joyjax.layers.rope import Rotation, rotate_half_split, rotation_by_frequency
 from joyjax.models.qwen3_vl_vision import VisionConfig, VisionInputs, VisionTower, check_positive, flatten_rope
+from joyjax.sharding.attention import partitioned_attention
 from joyjax.sharding.place import constrain, devices_along
 
 
@@ -256,10 +256,10 @@ def _attend(
 ) -> Float[Array, "B L N H"]:
     """Attend causally, every row of a packed sequence to the shared tokens and to itself."""
     if not shared:
-        return attention(query, key, value, causal=True)
-    first = attention(query[:, :shared], key[:, :shared], value[:, :shared], causal=True)
+        return partitioned_attention(query, key, value, causal=True)
+    first = partitioned_attention(query[:, :shared], key[:, :shared], value[:, :shared], causal=True)
     own = query[:, shared:].reshape(rows, -1, *query.shape[2:])
-    own = attention(own, unpack_rows(key, shared, rows), unpack_rows(value, shared, rows), causal=True)
+    own = partitioned_attention(own, unpack_rows(key, shared, rows), unpack_rows(value, shared, rows), causal=True)
     return jnp.concatenate([first, own.reshape(1, -1, *own.shape[2:])], axis=1)
 
 

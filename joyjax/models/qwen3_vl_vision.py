@@ -22,10 +22,10 @@ from jaxtyping import Array, Float, Int
 from joyjax.config import read_config
 from joyjax.dtypes import ISLAND
 from joyjax.errors import ConfigError
-from joyjax.kernels.attention import attention
 from joyjax.layers.linear import Embedding, Linear
 from joyjax.layers.norm import LayerNorm
 from joyjax.layers.rope import Rotation, rotate_half_split, rotation_by_blocks
+from joyjax.sharding.attention import partitioned_attention
 from joyjax.sharding.place import constrain
 
 EPS = 1e-6  # of every norm in the tower; fixed in the reference, not in the config
@@ -185,7 +185,7 @@ class VisionBlock(nnx.Module):
         """Return the patches, updated."""
         qkv = self.qkv(self.attention_norm(x))
         query, key = (rotate_half_split(qkv[:, :, part], rotation).astype(x.dtype) for part in (0, 1))
-        x = x + self.out(attention(query, key, qkv[:, :, 2], lengths=lengths))
+        x = x + self.out(partitioned_attention(query, key, qkv[:, :, 2], lengths=lengths))
         x = x + self.mlp(self.mlp_norm(x))
         return constrain(x, "batch", "sequence", "embed")
 

@@ -21,7 +21,7 @@ def plain(query, key, value, lengths, causal, scale):
             k, v = (x[b, : lengths[b], n * x.shape[2] // heads] for x in (key, value))
             scores = query[b, :, n] @ k.T * scale
             if causal:
-                scores[np.arange(queries)[:, None] < np.arange(len(k))] = -np.inf
+                scores[key.shape[1] - queries + np.arange(queries)[:, None] < np.arange(len(k))] = -np.inf
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             out[b, :, n] = weights / weights.sum(-1, keepdims=True) @ v
     return out

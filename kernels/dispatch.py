@@ -1,0 +1,94 @@
+"""Which implementation of an operation runs: the one that is named, or by a rule for the device that is traced for.
+
+The device is that of the mesh in force, else JAX's default one. It is asked for while a function is traced, so that a
+program holds one implementation and no choice, and programs for a GPU can be compiled where there is none.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+HOPPER, AMPERE = (9, 0), (8, 0)
+# Beside "reference", what each implementation of a kernel needs; on a CPU, Pallas interprets it, for tests.
+PALLAS = {"mosaic": HOPPER, "triton": AMPERE}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The device that a function is traced for; `capability` is that of an NVIDIA GPU, as (9, 0) is Hopper's."""
+
+    kind: str
+    capability: tuple[int, int] | None
+    here: bool = True  # or only compiled for
+
+
+def target() -> Target:
+    """Return the device of the mesh in force, else JAX's default device."""
+    abstract = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    if abstract is not None:
+        here = [device for device in jax.local_devices() if device.device_kind == abstract.device_kind]
+        # One that is only compiled for says nothing of its capability: Hopper's, as tests/gpu_compile.py has it.
+        return _target(abstract.platform, abstract.device_kind, here[0] if here else None)
+    default = jax.config.jax_default_device
+    if default is None or isinstance(default, str):
+        default = jax.local_devices(backend=default)[0]
+    return _target(default.platform, default.device_kind, default)
+
+
+def _target(platform: str, kind: str, device: Any) -> Target:
+    if platform not in ("gpu", "cuda") or kind.startswith("AMD"):
+        return Target(kind, None)
+    major, _, minor = str(getattr(device, "compute_capability", "9.0")).partition(".")
+    return Target(kind, (int(major), int(minor or 0)), device is not None)
+
+
+def pallas(operation: str, implementation: str | None) -> str | None:
+    """Return which Pallas implementation to run; None: the reference, which is left to XLA.
+
+    The rule without a name is the reference: XLA makes one fused kernel of each of these operations, and no measurement
+    on a GPU shows yet that another is faster.
+
+    Raises:
+        ValueError: for an unknown name, or one that the device is too old for.
+    """
+    check_name(operation, implementation, ("reference", *PALLAS))
+    if implementation in (None, "reference"):
+        return None
+    device, least = target(), PALLAS[str(implementation)]
+    if device.capability is not None and device.capability < least:
+        raise ValueError(
+            f"{operation}: {implementation!r} needs compute capability {least[0]}.{least[1]}; {device.kind} has "
+            f"{device.capability[0]}.{device.capability[1]}"
+        )
+    return implementation
+
+
+def check_name(operation: str, implementation: str | None, names: tuple[str, ...]) -> None:
+    """Raise ValueError for an implementation that an operation does not have."""
+    if implementation is not None and implementation not in names:
+        known = ", ".join(map(repr, names))
+        raise ValueError(f"{operation} has no implementation {implementation!r}; there are: {known}")
+
+
+def interpreted() -> bool:
+    """Return whether Pallas kernels are interpreted: on everything but an NVIDIA GPU."""
+    return target().capability is None
+
+
+def with_gradient_of(reference: Callable[..., Any], kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the kernel as a function whose gradient is that of the reference, computed again from the arguments."""
+
+    @jax.custom_vjp
+    def call(*arguments: Any) -> Any:
+        return kernel(*arguments)
+
+    def forward(*arguments: Any) -> tuple[Any, Any]:
+        return kernel(*arguments), arguments
+
+    def backward(arguments: Any, cotangents: Any) -> Any:
+        return jax.vjp(reference, *arguments)[1](cotangents)
+
+    call.defvjp(forward, backward)
+    return call
