@@ -87,10 +87,13 @@ def bytes_of(array: str) -> int:
 
 
 def _outside_fusions(program: str) -> list[str]:
+    """Return the lines of the main program and of loops, without what a fusion calls or a reduction applies."""
+    called = set(re.findall(r"(?:calls|to_apply)=%([^\s,)]+)", program))
     lines, inside = [], False
     for line in program.splitlines():
-        if line.endswith("{") and not line.startswith(" "):
-            inside = "fused" in line.split("(")[0] or "region" in line.split("(")[0]
+        head = re.match(r"(?:ENTRY )?%(\S+) .*\{$", line)
+        if head:
+            inside = head[1] in called
         if not inside:
             lines.append(line)
     return lines
