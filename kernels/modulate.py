@@ -164,4 +164,4 @@ def _modulated(
 
 def _pick(pair: Float[Array, "B 2 D"], index: Int[Array, "B L"] | Bool[Array, "B L"]) -> Float[Array, "B L D"]:
     """Choose by a comparison: unlike a gather it becomes part of a fusion, and its gradient is a plain sum."""
-    return jnp.where((index != 0)[:, :, None], pair[:, 1:], pair[:, :1])
+    return jnp.where(index.astype(bool)[:, :, None], pair[:, 1:], pair[:, :1])

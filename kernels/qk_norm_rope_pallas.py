@@ -195,6 +195,9 @@ def _heads_layout(heads: int, pairs: int) -> Any:
 
     vector = _vector(heads, pairs)
     rows = LANES * vector // pairs  # heads that a warp holds at once
+    if rows == 1:
+        tiling = mosaic_gpu.Tiling(((WARPS, pairs), (vector,)))
+        return mosaic_gpu.Layout.TILED(tiling, warp_dims=(-3,), lane_dims=(-2,), vector_dim=-1)
     tiling = mosaic_gpu.Tiling(((WARPS * rows, pairs), (rows, pairs), (vector,)))
     return mosaic_gpu.Layout.TILED(tiling, warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1)
 
