@@ -58,9 +58,10 @@ def test_a_kernel_on_shards_gathers_nothing():
             axes[2:6] = [(None,)] * 4
         leaves, tree = jax.tree.flatten(case.arguments)
         spec = {"batch": "cfg", "sequence": "sequence", None: None}
+        specs = [PartitionSpec(*map(spec.get, own)) for own in axes]
         placed = [
-            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec(*(spec[n] for n in own))))
-            for x, own in zip(leaves, axes, strict=True)
+            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, own))
+            for x, own in zip(leaves, specs, strict=True)
         ]
         names = tuple(own + (None,) * (x.ndim - len(own)) for own, x in zip(axes, leaves, strict=True))
         results = jax.tree.map(
@@ -68,8 +69,8 @@ def test_a_kernel_on_shards_gathers_nothing():
         )
 
         def run(*leaves, case=case, tree=tree, names=names, results=results):
-            def local(*own):
-                return case.function(*jax.tree.unflatten(tree, own), implementation="mosaic")
+            def local(*parts):
+                return case.function(*jax.tree.unflatten(tree, parts), implementation="mosaic")
 
             return on_shards(local, names, results)(*leaves)
 

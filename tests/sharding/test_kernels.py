@@ -13,7 +13,7 @@ SMALL = Shape(rows=2, images=12, texts=4, heads=8, width=64, channels=512)
 
 
 def test_a_kernel_on_shards():
-    """Interpreted in Triton: interpreting Mosaic GPU keeps one state for all devices, and cannot run on eight."""
+    """In Triton, which is plain JAX when it is interpreted; tests/kernels compiles Mosaic GPU for eight GPUs."""
     mesh = parse_mesh("cfg=2,sequence=4")
     for case in cases("small", SMALL, "float32")[:4]:
         arguments = draw(case.arguments)
@@ -25,13 +25,11 @@ def test_a_kernel_on_shards():
         results = jax.tree.map(lambda x: ("batch", "sequence", None), jax.eval_shape(case.function, *case.arguments))
 
         def run(*arguments, case=case, names=names, results=results):
-            return on_shards(lambda *own: case.function(*own, implementation="triton"), names, results)(*arguments)
+            return on_shards(lambda *parts: case.function(*parts, implementation="triton"), names, results)(*arguments)
 
         axes = {"batch": "cfg", "sequence": "sequence", None: None}
-        placed = [
-            jax.device_put(x, NamedSharding(mesh, PartitionSpec(*(axes[name] for name in own))))
-            for x, own in zip(arguments, names, strict=True)
-        ]
+        specs = [PartitionSpec(*map(axes.get, own)) for own in names]
+        placed = [jax.device_put(x, NamedSharding(mesh, own)) for x, own in zip(arguments, specs, strict=True)]
         with jax.set_mesh(mesh):
             compiled = jax.jit(run).lower(*placed).compile()
             found = compiled(*placed)
