@@ -3,9 +3,9 @@
     python benchmarks/kernels.py                   # on a GPU: times; elsewhere: results of interpreted kernels
     python benchmarks/kernels.py --compile         # for an H100, without one: registers, spills, memory
 
-Times are paired and interleaved: every round calls each implementation `CALLS` times, in turns of the order; the line has
-the ratio of medians, XLA over kernel, and the spread. Below 1.02 a kernel gains nothing and XLA stays what runs. One
-JSON line for each case and implementation. tests/gpu_compile.py names the packages that `--compile` needs.
+Times are paired and interleaved: every round calls each implementation `CALLS` times, in turns of the order; the line
+has the ratio of medians, XLA over kernel, and the spread. Below 1.02 a kernel gains nothing and XLA stays what runs.
+One JSON line for each case and implementation. tests/gpu_compile.py names the packages that `--compile` needs.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def compiled(case: Case, how: str) -> dict[str, Any]:
         "arguments_mib": round(memory.argument_size_in_bytes / 2**20, 1),
         "outputs_mib": round(memory.output_size_in_bytes / 2**20, 1),
         "temporaries_bytes": memory.temp_size_in_bytes,
-        **({f"thread_{name}" if name == "registers" else name: number for name, number in (used or {}).items()}),
+        **(used or {}),
     }
 
 
