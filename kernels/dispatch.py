@@ -31,7 +31,7 @@ def target() -> Target:
         here = [device for device in jax.local_devices() if device.device_kind == abstract.device_kind]
         # One that is only compiled for says nothing of its capability: Hopper's, as tests/gpu_compile.py has it.
         return _target(abstract.platform, abstract.device_kind, here[0] if here else None)
-    default = jax.config.jax_default_device
+    default = getattr(jax.config, "jax_default_device", None)
     if default is None or isinstance(default, str):
         default = jax.local_devices(backend=default)[0]
     return _target(default.platform, default.device_kind, default)

@@ -43,7 +43,7 @@ def layer_norm_scale_shift(
         return _modulated(x.astype(ISLAND), scale[:, None], shift[:, None], eps).astype(x.dtype)
 
     def kernel(x: Array, scale: Array, shift: Array) -> Array:
-        return modulate_pallas.modulate(how, x, scale[:, None], shift[:, None], eps=eps)[0]
+        return modulate_pallas.modulate(str(how), x, scale[:, None], shift[:, None], eps=eps)[0]
 
     how = pallas("layer_norm_scale_shift", implementation)
     return reference(x, scale, shift) if how is None else with_gradient_of(reference, kernel)(x, scale, shift)
@@ -64,7 +64,7 @@ def layer_norm_scale_shift_select01(
         return _modulated(x.astype(ISLAND), _pick(scale, index), _pick(shift, index), eps).astype(x.dtype)
 
     def kernel(x: Array, scale: Array, shift: Array, index: Array) -> Array:
-        return modulate_pallas.modulate(how, x, scale, shift, index=index, eps=eps)[0]
+        return modulate_pallas.modulate(str(how), x, scale, shift, index=index, eps=eps)[0]
 
     how = pallas("layer_norm_scale_shift_select01", implementation)
     run = reference if how is None else with_gradient_of(reference, kernel)
@@ -89,7 +89,7 @@ def residual_gate_layer_norm_scale_shift(
 
     def kernel(residual: Array, x: Array, gate: Array, scale: Array, shift: Array) -> tuple[Array, Array]:
         gate, scale, shift = gate[:, None], scale[:, None], shift[:, None]
-        y, r = modulate_pallas.modulate(how, x, scale, shift, residual=residual, gate=gate, eps=eps)
+        y, r = modulate_pallas.modulate(str(how), x, scale, shift, residual=residual, gate=gate, eps=eps)
         return r, y
 
     how = pallas("residual_gate_layer_norm_scale_shift", implementation)
@@ -117,7 +117,7 @@ def residual_gate_layer_norm_scale_shift_select01(
         return r.astype(x.dtype), _modulated(r, _pick(scale, index), _pick(shift, index), eps).astype(x.dtype)
 
     def kernel(residual: Array, x: Array, gate: Array, scale: Array, shift: Array, index: Array) -> tuple[Array, Array]:
-        y, r = modulate_pallas.modulate(how, x, scale, shift, residual=residual, gate=gate, index=index, eps=eps)
+        y, r = modulate_pallas.modulate(str(how), x, scale, shift, residual=residual, gate=gate, index=index, eps=eps)
         return r, y
 
     how = pallas("residual_gate_layer_norm_scale_shift_select01", implementation)
@@ -164,4 +164,4 @@ def _modulated(
 
 def _pick(pair: Float[Array, "B 2 D"], index: Int[Array, "B L"] | Bool[Array, "B L"]) -> Float[Array, "B L D"]:
     """Choose by a comparison: unlike a gather it becomes part of a fusion, and its gradient is a plain sum."""
-    return jnp.where((index != 0)[:, :, None], pair[:, 1:], pair[:, :1])
+    return jnp.where(index.astype(bool)[:, :, None], pair[:, 1:], pair[:, :1])

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from joyjax.dtypes import ISLAND
 from joyjax.kernels import mosaic, triton
 
-WIDEST = 8192  # what a warpgroup's registers hold of one token in float32, with vectors beside it
+WIDEST = 6144  # what the registers of a warpgroup hold without spilling: one token in float32, and vectors beside it
 KEPT = 4096  # up to this width the vectors of a row stay in registers from token to token
 TOKENS = 8  # of one block of Mosaic GPU, which share those vectors
 

@@ -87,7 +87,7 @@ def qk_norm_rope(
         found = mosaic.call(body, (out,) * (parts * streams), grid, *arguments)
     else:
         found = triton.call(body, [out] * (parts * streams), (batch, images + texts), *arguments)
-    return [_single(found[part * streams : (part + 1) * streams], dtype) for part in range(parts)]
+    return [_single(list(found[part * streams : (part + 1) * streams]), dtype) for part in range(parts)]
 
 
 def _norm_rope(
@@ -193,8 +193,11 @@ def _heads_layout(heads: int, pairs: int) -> Any:
     """Return a layout in which a warp holds whole heads, so that a head is reduced within it."""
     from jax.experimental.pallas import mosaic_gpu
 
-    vector = _vector(heads, pairs)
+    vector = _vector(heads, pairs) or 1
     rows = LANES * vector // pairs  # heads that a warp holds at once
+    if rows == 1:
+        tiling = mosaic_gpu.Tiling(((WARPS, pairs), (vector,)))
+        return mosaic_gpu.Layout.TILED(tiling, warp_dims=(-3,), lane_dims=(-2,), vector_dim=-1)
     tiling = mosaic_gpu.Tiling(((WARPS * rows, pairs), (rows, pairs), (vector,)))
     return mosaic_gpu.Layout.TILED(tiling, warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1)
 

@@ -12,6 +12,8 @@ import importlib.util
 import math
 import os
 import re
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -106,3 +108,46 @@ def custom_calls(compiled: jax.stages.Compiled) -> collections.Counter[str]:
 def fusions(compiled: jax.stages.Compiled) -> collections.Counter[str]:
     """Count XLA's own fused kernels, by kind."""
     return collections.Counter(re.findall(r" fusion\(.*kind=k(\w+)", compiled.as_text()))
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[list[str]]:
+    """Have ptxas say what Mosaic GPU's kernels use, and collect what this process prints, from any language."""
+    told: list[str] = []
+    before = os.environ.get("MOSAIC_GPU_DUMP_PTXAS")
+    os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+        try:
+            yield told
+        finally:
+            for number, copy in zip((1, 2), kept, strict=True):
+                os.dup2(copy, number)
+                os.close(copy)
+            if before is None:
+                del os.environ["MOSAIC_GPU_DUMP_PTXAS"]
+            else:
+                os.environ["MOSAIC_GPU_DUMP_PTXAS"] = before
+            file.seek(0)
+            told.append(file.read().decode(errors="replace"))
+
+
+def kernel_resources(
+    function: Callable[..., Any], *arguments: Any, mesh: Mesh | None = None
+) -> tuple[jax.stages.Compiled, dict[str, int] | None]:
+    """Compile, and return what a thread of the kernel in Mosaic GPU uses; None: ptxas said nothing.
+
+    `registers` of 32 bits, bytes of `spills` to memory, and `shared` bytes of a block that are known when compiling.
+    """
+    with _told() as told:
+        compiled = compile_for_gpu(function, *arguments, mesh=mesh)
+    found = [int(number) for number in re.findall(r"[Uu]sed (\d+) registers", told[0])]
+    if not found:
+        return compiled, None
+    spills = [int(number) for number in re.findall(r"(\d+) bytes spill", told[0])]
+    shared = [int(number) for number in re.findall(r"(\d+) bytes smem", told[0])]
+    return compiled, {"registers": max(found), "spills": sum(spills), "shared": max(shared, default=0)}

@@ -1,0 +1,102 @@
+"""The shapes at which models call the operations, as data for tests, the record of compiled kernels and benchmarks."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from joyjax.dtypes import ISLAND
+from joyjax.kernels import modulate
+from joyjax.kernels.qk_norm_rope import qk_norm_rope
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """A block's tokens: `rows` passes of `images` and `texts` tokens, and a device's `heads` of `width` channels."""
+
+    rows: int
+    images: int
+    texts: int
+    heads: int
+    width: int
+    channels: int
+
+
+SHAPES = {
+    # An edit of 1024² with one reference of that size, both passes of guidance in one batch.
+    "joyimage": Shape(rows=2, images=8192, texts=1104, heads=32, width=128, channels=4096),
+    # Eight devices with a part of the heads each.
+    "joyimage, tensor=8": Shape(rows=2, images=8192, texts=1104, heads=4, width=128, channels=4096),
+    # An odd number of tokens of each kind, one pass.
+    "joyimage, odd": Shape(rows=1, images=4093, texts=701, heads=32, width=128, channels=4096),
+    "qwen-image-edit": Shape(rows=1, images=8424, texts=300, heads=24, width=128, channels=3072),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An operation as a function of arrays and of `implementation`, and the shapes of its arrays."""
+
+    operation: str
+    shape: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+def cases(shape: str, sizes: Shape | None = None, dtype: DTypeLike = jnp.bfloat16) -> list[Case]:
+    """Return the operations that have kernels, at one of `SHAPES` or at the sizes given."""
+    s = SHAPES[shape] if sizes is None else sizes
+
+    def array(*shape: int, dtype: DTypeLike = dtype) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    # Vectors are float32, as `Stream.modulation` makes them.
+    tokens, index = array(s.rows, s.images, s.channels), array(s.rows, s.images, dtype=jnp.int32)
+    one, two = array(s.rows, s.channels, dtype=ISLAND), array(s.rows, 2, s.channels, dtype=ISLAND)
+    table = (array(s.rows, s.images, s.width // 2, dtype=ISLAND),) * 2
+    lengths = array(s.rows, dtype=jnp.int32)
+
+    def heads(parts: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        return tuple(array(s.rows, count, parts, s.heads, s.width) for count in (s.images, s.texts))
+
+    def joint(img: Any, txt: Any, scales: Any, rotation: Any, lengths: Any, **options: Any) -> Any:
+        return qk_norm_rope(img, txt, scales[0], scales[1], rotation, img_lengths=lengths, **options)
+
+    scales = ((array(s.width), array(s.width)),) * 2
+    named: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+        "layer_norm_scale_shift": (modulate.layer_norm_scale_shift, (tokens, one, one)),
+        "layer_norm_scale_shift_select01": (modulate.layer_norm_scale_shift_select01, (tokens, two, two, index)),
+        "residual_gate_layer_norm_scale_shift": (
+            modulate.residual_gate_layer_norm_scale_shift,
+            (tokens, tokens, one, one, one),
+        ),
+        "residual_gate_layer_norm_scale_shift_select01": (
+            modulate.residual_gate_layer_norm_scale_shift_select01,
+            (tokens, tokens, two, two, two, index),
+        ),
+        "qk_norm_rope": (joint, (*heads(3), scales, table, lengths)),
+    }
+    # Where heads are split over devices and tokens are not, norms of tokens are those of another shape.
+    whole = s.heads * s.width == s.channels
+    return [Case(name, shape, *named[name]) for name in named if whole or name == "qk_norm_rope"]
+
+
+def draw(arguments: Any, seed: int = 0, longest: int | None = None) -> Any:
+    """Return arrays of these shapes: numbers about 1, and whole numbers of 0 or 1; vectors of one axis up to `longest`.
+
+    The one axis of whole numbers is that of lengths.
+    """
+    leaves, tree = jax.tree.flatten(arguments)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+
+    def one(key: jax.Array, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if leaf.dtype == jnp.int32 and len(leaf.shape) == 1:
+            return jax.random.randint(key, leaf.shape, 1, (longest or 1) + 1)
+        if leaf.dtype == jnp.int32:
+            return jax.random.randint(key, leaf.shape, 0, 2)
+        return 1 + jax.random.normal(key, leaf.shape, leaf.dtype)
+
+    return jax.tree.unflatten(tree, [one(key, leaf) for key, leaf in zip(keys, leaves, strict=True)])

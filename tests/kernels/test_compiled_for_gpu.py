@@ -1,0 +1,106 @@
+"""Every kernel compiled for an H100 that is not there: through lowering, PTX and ptxas."""
+
+import functools
+
+import gpu_compile
+import jax
+import jax.numpy as jnp
+import pytest
+from collectives import count_collectives
+from jax.sharding import NamedSharding, PartitionSpec
+
+from joyjax.kernels.attention import attention
+from joyjax.kernels.cases import SHAPES, Shape, cases
+from joyjax.kernels.modulate_pallas import WIDEST
+from joyjax.sharding.place import on_shards
+
+pytestmark = pytest.mark.skipif(gpu_compile.missing_packages() is not None, reason=str(gpu_compile.missing_packages()))
+
+CALLS = {"mosaic": "mosaic_gpu_v2", "triton": "__gpu$xla.gpu.triton"}
+COMPILED = [
+    *(("mosaic", case) for shape in ("joyimage", "joyimage, odd") for case in cases(shape)),
+    *(("mosaic", case) for case in cases("joyimage, tensor=8")),
+    *(("mosaic", case) for case in cases("qwen-image-edit") if "residual" in case.operation),
+    *(("mosaic", case) for case in cases("widest", Shape(1, 9, 3, WIDEST // 128, 128, WIDEST))[2:4]),
+    *(("mosaic", case) for case in cases("float32", SHAPES["joyimage, odd"], jnp.float32)[3:]),
+    *(("triton", case) for case in cases("qwen-image-edit")[3:]),
+]
+
+
+@pytest.mark.parametrize(
+    ("how", "case"), COMPILED, ids=lambda x: x if isinstance(x, str) else f"{x.shape}-{x.operation}"
+)
+def test_kernels(how, case):
+    compiled, used = gpu_compile.kernel_resources(functools.partial(case.function, implementation=how), *case.arguments)
+    assert dict(gpu_compile.custom_calls(compiled)) == {CALLS[how]: 1}
+    tokens = max(x.size * x.dtype.itemsize for x in jax.tree.leaves(case.arguments))
+    if case.shape != "float32" or case.operation != "qk_norm_rope":
+        assert compiled.memory_analysis().temp_size_in_bytes < tokens / 100  # nothing as large as tokens is copied
+    if used:  # ptxas is silent about a kernel that it compiled before
+        assert used["spills"] == 0
+        assert used["registers"] <= 255
+
+
+def test_xla_makes_one_fusion_of_a_norm():
+    """Which is why it stays what runs until a GPU has been measured."""
+    for case in cases("joyimage")[:4]:
+        compiled = gpu_compile.compile_for_gpu(case.function, *case.arguments)
+        assert not gpu_compile.custom_calls(compiled)
+        assert gpu_compile.fusions(compiled)["Custom"] == 1  # beside it, at most what adds 1 to the scales
+        assert compiled.memory_analysis().temp_size_in_bytes < 2**20
+
+
+def test_a_kernel_on_shards_gathers_nothing():
+    mesh = gpu_compile.gpu_mesh({"cfg": 2, "sequence": 4})
+    for case in (cases("joyimage")[2], cases("joyimage")[4]):
+        axes = [("batch", "sequence") if x.ndim > 2 else ("batch",) for x in jax.tree.leaves(case.arguments)]
+        if case.operation == "qk_norm_rope":
+            axes[2:6] = [(None,)] * 4
+        leaves, tree = jax.tree.flatten(case.arguments)
+        spec = {"batch": "cfg", "sequence": "sequence", None: None}
+        specs = [PartitionSpec(*map(spec.get, own)) for own in axes]
+        placed = [
+            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, own))
+            for x, own in zip(leaves, specs, strict=True)
+        ]
+        names = tuple(own + (None,) * (x.ndim - len(own)) for own, x in zip(axes, leaves, strict=True))
+        results = jax.tree.map(
+            lambda x: ("batch", "sequence") + (None,) * (x.ndim - 2), jax.eval_shape(case.function, *case.arguments)
+        )
+
+        def run(*leaves, case=case, tree=tree, names=names, results=results):
+            def local(*parts):
+                return case.function(*jax.tree.unflatten(tree, parts), implementation="mosaic")
+
+            return on_shards(local, names, results)(*leaves)
+
+        compiled = gpu_compile.compile_for_gpu(run, *placed, mesh=mesh)
+        assert gpu_compile.custom_calls(compiled)["mosaic_gpu_v2"] == 1
+        assert not count_collectives(compiled.as_text())
+
+
+def test_attention_is_cudnn_and_keeps_no_scores():
+    shape = SHAPES["joyimage"]
+    vectors = jax.ShapeDtypeStruct((2, shape.images + shape.texts, shape.heads, shape.width), jnp.bfloat16)
+    lengths = jax.ShapeDtypeStruct((2,), jnp.int32)
+
+    def run(query, key, value, lengths):
+        return attention(query, key, value, lengths=lengths)
+
+    compiled = gpu_compile.compile_for_gpu(run, vectors, vectors, vectors, lengths)
+    assert dict(gpu_compile.custom_calls(compiled)) == {"__cudnn$fmhaSoftmax": 1}
+    assert compiled.memory_analysis().temp_size_in_bytes < 2**12
+
+    def loss(*arguments):
+        return jnp.sum(run(*arguments).astype(jnp.float32))
+
+    compiled = gpu_compile.compile_for_gpu(jax.grad(loss, (0, 1, 2)), vectors, vectors, vectors, lengths)
+    assert set(gpu_compile.custom_calls(compiled)) == {"__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"}
+
+    mesh = gpu_compile.gpu_mesh({"tensor": 8})
+    split = jax.ShapeDtypeStruct(
+        vectors.shape, vectors.dtype, sharding=NamedSharding(mesh, PartitionSpec(None, None, "tensor"))
+    )
+    compiled = gpu_compile.compile_for_gpu(run, split, split, split, lengths, mesh=mesh)
+    assert dict(gpu_compile.custom_calls(compiled)) == {"__cudnn$fmhaSoftmax": 1}
+    assert not count_collectives(compiled.as_text())
