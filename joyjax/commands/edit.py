@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from joyjax.commands.options import BaseSize, DType, VAEMode
+from joyjax.commands.options import BaseSize, Cache, DType, GuidanceUntil, VAEMode
 from joyjax.errors import RequestError
 
 Option = typer.Option
@@ -74,6 +74,8 @@ def command(
     vae_decode: Annotated[
         VAEMode, Option(help="How latents become a picture; `tiled` needs the least memory, `exact` is exact.")
     ] = VAEMode.EXACT,
+    guidance_until: GuidanceUntil = 1.0,
+    cache: Cache = None,
     timings: Annotated[bool, Option("--timings", help="Print what each stage took.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -129,6 +131,8 @@ def command(
             base_size=None if base_size is None else int(base_size.value),
             vae_encode=vae_encode.value,
             vae_decode=vae_decode.value,
+            guidance_until=guidance_until,
+            cache=cache,
             callback=callback,
         )
     if target is None:  # the first process writes and speaks
@@ -140,6 +144,8 @@ def command(
             f"cropped: {result.crop.lost:.1%} of the picture ({width} × {height}) is lost to fit the size; "
             f"columns {left} to {right} and rows {top} to {bottom} are left"
         )
+    if cache is not None:
+        note(f"cache: {result.computed_steps} of {result.settings['steps']} steps computed in full")
     if seed == "random":
         note(f"seed {number}")
     save_png(result.image, target)

@@ -1,6 +1,9 @@
 """Choices that several commands offer."""
 
 import enum
+from typing import Annotated
+
+import typer
 
 
 class DType(enum.StrEnum):
@@ -26,3 +29,16 @@ class VAEMode(enum.StrEnum):
     TILED = "tiled"
     PATCH = "patch"
     AUTO = "auto"
+
+
+GuidanceUntil = Annotated[
+    float,
+    typer.Option(metavar="X", help="Share of the steps, the first ones, that have guidance; an approximation."),
+]
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        metavar="X",
+        help="Leave out blocks that change less than this, as in 0.1 or taylor:0.1; an approximation: docs/speed.md.",
+    ),
+]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from joyjax.commands.options import DType
+from joyjax.commands.options import Cache, DType, GuidanceUntil
 from joyjax.errors import RequestError
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ def command(
     guidance_scale: Annotated[
         float | None, Option(metavar="X", help="Strength of guidance; 1 or less: none.  [default: the model's own]")
     ] = None,
+    guidance_until: GuidanceUntil = 1.0,
+    cache: Cache = None,
     dtype: Annotated[DType, Option(help="Of parameters and matrix products.")] = DType.BFLOAT16,
     mesh: Annotated[str | None, Option(help="Split over devices, as in tensor=4.", metavar="AXES")] = None,
     failures: Annotated[
@@ -49,7 +51,7 @@ def command(
         raise RequestError(f"--failures is {failures}, which is a file; name a folder")
 
     import joyjax
-    from joyjax.commands.progress import counting, loading
+    from joyjax.commands.progress import counting, loading, note
     from joyjax.scoring import save_comparison, score
     from joyjax.sharding.mesh import parse_mesh
 
@@ -66,8 +68,18 @@ def command(
                 save_comparison(failures / f"{number:04}.png", task, image)
 
         result = score(
-            pipeline, count, seed=seed, held=not seen, report=report, steps=steps, guidance_scale=guidance_scale
+            pipeline,
+            count,
+            seed=seed,
+            held=not seen,
+            report=report,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            guidance_until=guidance_until,
+            cache=cache,
         )
+    if cache is not None:
+        note(f"cache: {result.computed:.2f} steps of an edit computed in full, on average")
     typer.echo(json.dumps(result.as_dict(), indent=2) if as_json else table(result))
 
 

@@ -214,6 +214,8 @@ def test_a_result_says_what_it_depends_on(loaded, first):
         "noise": "rule 1",
         "vae_encode": "exact",
         "vae_decode": "exact",
+        "guidance_until": 1.0,
+        "cache": None,
     }
     assert first.image.size == (48, 32)
     assert first.crop.source == (40, 50)
