@@ -4,14 +4,12 @@
 
 For each mesh: collectives of one block and of the rest of the step, bytes of parameters and of working memory on each
 device, all from the compiled program at full size; and a prediction of the step's time from arithmetic, bytes and link
-speed (`predict`). Without a mesh, one device. Besides joyjax this needs, of JAX's own version, `jax-cuda13-plugin` and
-`jax-cuda13-pjrt` (both `--no-deps`), and `nvidia-cuda-nvcc` and `nvidia-nvvm`.
+speed (`predict`). Without a mesh, one device. tests/gpu_compile.py names the packages that this needs.
 """
 
 import argparse
 import dataclasses
 import json
-import math
 import os
 import sys
 import time
@@ -24,9 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from collectives import count_collectives, gathered_shapes
-from jax.experimental import topologies
+from gpu_compile import OPTIONS, cudnn_assumed, gpu_mesh
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from joyjax.convert.joyimage import TRANSFORMER
@@ -34,7 +31,7 @@ from joyjax.layers.weights import Weights, leaves
 from joyjax.models.joyimage import Condition, JoyImageConfig
 from joyjax.sampling.steps import denoise_step
 from joyjax.sharding.attention import share_out
-from joyjax.sharding.mesh import check_mesh, parse_axes
+from joyjax.sharding.mesh import parse_axes
 from joyjax.sharding.place import parameter_sharding
 
 FULL = JoyImageConfig(
@@ -56,30 +53,6 @@ TARGET, REFERENCE, TEXT, PASSES = 4096, 4096, 1104, 2  # tokens of an edit of 10
 FLOPS = 750e12
 LINK = 315e9  # bytes a second in one direction: 0.7 of NVLink's 450
 LATENCY = 15e-6  # seconds of one collective
-DEVICE = """
-gpu_device_info {
-  name: "NVIDIA H200" device_vendor: "NVIDIA Corporation" platform_version: "Compute Capability 9.0a"
-  cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
-  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 device_address_bits: 64 ecc_enabled: true
-  device_memory_size: 151397597184 memory_bandwidth: 4800000000000 l2_cache_size: 52428800
-  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
-  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0" dnn_version: "9.12.0"
-}
-platform_name: "CUDA" device_description_str: "NVIDIA H200"
-dnn_version_info { major: 9 minor: 12 patch: 0 }
-"""
-# Without a device XLA cannot measure, and would give every product to a kernel that a real GPU does not choose.
-OPTIONS = {"xla_gpu_enable_triton_gemm": False}
-
-
-def gpu_mesh(sizes: Mapping[str, int]) -> Mesh:
-    """Return a mesh over H200s that exist for compiling alone."""
-    count = math.prod(sizes.values())
-    found = topologies.get_topology_desc("H200", "cuda", target_config=DEVICE, topology=f"1x1x{count}")
-    return check_mesh(Mesh(np.asarray(found.devices).reshape(tuple(sizes.values())), tuple(sizes)))
 
 
 def compile_step(config: JoyImageConfig, mesh: Mesh) -> jax.stages.Compiled:
@@ -102,7 +75,7 @@ def compile_step(config: JoyImageConfig, mesh: Mesh) -> jax.stages.Compiled:
         positions=array((PASSES, TARGET + REFERENCE, 3), jnp.int32),
     )
     numbers = [array((), jnp.float32)] * 4
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    with cudnn_assumed(), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         traced = denoise_step.trace(
             weights, array((1, TARGET, token), jnp.float32), condition, *numbers, channels=config.in_channels
         )
@@ -133,7 +106,7 @@ def predict(sizes: Mapping[str, int], config: JoyImageConfig = FULL) -> dict[str
 
 def measure(sizes: Mapping[str, int], layers: int) -> dict[str, object]:
     """Return what was compiled for one mesh."""
-    mesh = gpu_mesh(sizes)
+    mesh = gpu_mesh(sizes, "H200")
     counts = [
         count_collectives(compile_step(dataclasses.replace(FULL, num_layers=blocks), mesh).as_text())
         for blocks in (2, 3)
