@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from joyjax.commands.options import BaseSize, Cache, DType, GuidanceUntil, VAEMode
+from joyjax.commands.options import BaseSize, Cache, DType, GuidanceUntil, Linear, Linears, VAEMode
 from joyjax.errors import RequestError
 
 Option = typer.Option
@@ -59,6 +59,7 @@ def command(
         BaseSize | None, Option(help="Size of the buckets: side of the square.  [default: the model's own]")
     ] = None,
     dtype: Annotated[DType, Option(help="Of parameters and matrix products.")] = DType.BFLOAT16,
+    linear: Linears = Linear.EXACT,
     mesh: Annotated[
         str | None,
         Option(
@@ -111,7 +112,7 @@ def command(
 
     with loading("loading") as advance:
         devices = None if mesh is None else parse_mesh(mesh)
-        pipeline = joyjax.load(model, dtype=dtype.value, mesh=devices, progress=advance)
+        pipeline = joyjax.load(model, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
     if model is None and first:
         from joyjax.shapes.advice import ABOUT
 

@@ -13,6 +13,13 @@ class DType(enum.StrEnum):
     FLOAT32 = "float32"
 
 
+class Linear(enum.StrEnum):
+    """How the transformer's linear maps are stored and multiplied."""
+
+    EXACT = "exact"
+    FLOAT8 = "float8"
+
+
 class BaseSize(enum.StrEnum):
     """The published bucket tables, by the side of their square."""
 
@@ -31,6 +38,10 @@ class VAEMode(enum.StrEnum):
     AUTO = "auto"
 
 
+Linears = Annotated[
+    Linear,
+    typer.Option(help="The transformer's linear maps: `float8` halves their memory; an approximation: docs/speed.md."),
+]
 GuidanceUntil = Annotated[
     float,
     typer.Option(metavar="X", help="Share of the steps, the first ones, that have guidance; an approximation."),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from joyjax.commands.options import Cache, DType, GuidanceUntil
+from joyjax.commands.options import Cache, DType, GuidanceUntil, Linear, Linears
 from joyjax.errors import RequestError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def command(
     guidance_until: GuidanceUntil = 1.0,
     cache: Cache = None,
     dtype: Annotated[DType, Option(help="Of parameters and matrix products.")] = DType.BFLOAT16,
+    linear: Linears = Linear.EXACT,
     mesh: Annotated[str | None, Option(help="Split over devices, as in tensor=4.", metavar="AXES")] = None,
     failures: Annotated[
         Path | None, Option(metavar="DIR", help="Write each failed edit here: source, result, expected.")
@@ -57,7 +58,7 @@ def command(
 
     with loading("loading") as advance:
         devices = None if mesh is None else parse_mesh(mesh)
-        pipeline = joyjax.load(model, dtype=dtype.value, mesh=devices, progress=advance)
+        pipeline = joyjax.load(model, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
     if failures is not None:
         failures.mkdir(parents=True, exist_ok=True)
     with counting("scoring", count) as advance_by_one:

@@ -131,6 +131,8 @@ def test_a_bad_value_is_named(argument, value, message, loaded):
         ({"model": 3}, RequestError, "model is a int; expected the path of a folder"),
         ({"dtype": "float16"}, RequestError, "dtype 'float16' is not available; choose one of: bfloat16, float32"),
         ({"dtype": np.float32}, RequestError, "dtype <class 'numpy.float32'> is not available"),
+        ({"linear": "int8"}, RequestError, "linear is 'int8'; choose one of: exact, float8"),
+        ({"linear": None}, RequestError, "linear is None; choose one of"),
         ({"mesh": "tensor=2"}, MeshError, "mesh is 'tensor=2'; expected a jax.sharding.Mesh"),
     ],
 )

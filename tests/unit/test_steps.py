@@ -202,6 +202,7 @@ def test_a_result_says_what_it_depends_on(loaded, first):
         "model": loaded.source,
         "family": "JoyImage-Edit",
         "dtype": "float32",
+        "linear": "exact",
         "prompt": PROMPT,
         "negative_prompt": "",
         "steps": 2,
