@@ -3,7 +3,7 @@
     python benchmarks/tradeoffs.py tradeoffs.json --count 64 > tradeoffs.md
 
 For each row: PSNR of the pictures against the exact ones of as many steps and the same guidance, the score
-(docs/demo.md), how many steps were computed in full, and the share of the transformer's FLOPs that was left out, counted by XLA on the
+(docs/demo.md), how many steps were computed in full, and the share of FLOPs that was left out, counted by XLA on the
 compiled programs. With `--time` it also times the reduced random model of benchmarks/random_model.py, each row against
 the exact one in one process, in turns.
 """
