@@ -21,6 +21,7 @@ from joyjax.layers.patch import patchify
 from joyjax.pipeline import Pipeline
 from joyjax.request import check_request
 from joyjax.sampling import steps as stages
+from joyjax.sampling.cache import cached_step, empty_cache
 from joyjax.sampling.noise import NOISE_RULE
 from joyjax.sampling.schedule import sigmas, timesteps
 from joyjax.sampling.tiles import TILE, Mode, choose
@@ -47,7 +48,8 @@ class Result:
     """A finished edit.
 
     `crop` says what was kept of the picture that decided the size (the last reference; None without references),
-    `settings` is every value that the picture depends on, `timings` the seconds of each stage.
+    `settings` is every value that the picture depends on, `timings` the seconds of each stage, and `computed_steps` how
+    many steps ran the whole transformer: all of them without a step cache.
     """
 
     image: Image.Image
@@ -55,6 +57,7 @@ class Result:
     seed: int
     settings: Mapping[str, Any]
     timings: Mapping[str, float]
+    computed_steps: int
 
 
 def edit(
@@ -73,6 +76,8 @@ def edit(
     noise: np.ndarray | None = None,
     vae_encode: Mode = "exact",
     vae_decode: Mode = "exact",
+    guidance_until: float = 1.0,
+    cache: float | str | None = None,
     callback: Callable[[StepEvent], None] | None = None,
 ) -> Result:
     """Edit a picture as the prompt says; without a picture, make one.
@@ -92,6 +97,10 @@ def edit(
         noise: start from this instead of `seed`: `[1, height/8, width/8, channels]`, float32.
         vae_encode, vae_decode: how the autoencoder goes over a picture: "exact"; approximately in "tiled", which needs
             little memory, or in a "patch" for each device; "auto" chooses between these (joyjax/sampling/tiles.py).
+        guidance_until: the share of the steps, the first ones, that have guidance; those after it make one pass.
+        cache: leave out most blocks of the transformer in steps where its first block's part has changed by less than
+            this since they ran, such as 0.1; "taylor:0.1" extrapolates what they add, a number alone or
+            "first-block:0.1" repeats it. None: every step is computed. docs/speed.md has what each costs and saves.
         callback: called after each step; raise `joyjax.Cancelled` in it to stop.
 
     Warns:
@@ -117,6 +126,8 @@ def edit(
         noise=noise,
         vae_encode=vae_encode,
         vae_decode=vae_decode,
+        guidance_until=guidance_until,
+        cache=cache,
         callback=callback,
     )
     if pipeline.native.learned == "shapes":
@@ -132,7 +143,8 @@ def edit(
         with _timed(timings, "references"):
             references = jax.block_until_ready(encode_references(pipeline, inputs, request.vae_encode))
         with _timed(timings, "denoise"):
-            latents = _denoise(pipeline, request, inputs, pipeline.family.condition(inputs, txt, references), callback)
+            condition = pipeline.family.condition(inputs, txt, references)
+            latents, computed = _denoise(pipeline, request, inputs, condition, callback)
         with _timed(timings, "decode"):
             pixels = np.asarray(decode(pipeline, inputs, latents, request.vae_decode))
     timings["total"] = sum(timings.values())
@@ -142,6 +154,7 @@ def edit(
         seed=request.seed,
         settings=_settings(pipeline, request, inputs),
         timings=timings,
+        computed_steps=computed,
     )
 
 
@@ -168,26 +181,34 @@ def _denoise(
     inputs: Inputs,
     condition: Any,
     callback: Callable[[StepEvent], None] | None,
-) -> Float[Array, "b T P"]:
-    """Run all steps; the callback is called between them."""
+) -> tuple[Float[Array, "b T P"], int]:
+    """Run all steps; the callback is called between them. Returns how many ran the whole transformer, too."""
     schedule, config = pipeline.files.schedule, pipeline.files.configs["transformer"]
     levels = sigmas(request.steps, schedule)
     times = timesteps(levels, schedule)
+    transformer, rule = pipeline.weights["transformer"], request.cache
     latents = replicate(patchify(jnp.asarray(inputs.noise), config.patch), pipeline.mesh)
     condition = replicate(condition, pipeline.mesh)
+    cache, computed = None, [0]  # one count for each run of steps with the same passes
     for n in range(request.steps):
         started = time.perf_counter()
         before = jnp.copy(latents) if callback is not None else latents  # the step takes `latents` away
-        latents = stages.denoise_step(
-            pipeline.weights["transformer"],
-            latents,
-            condition,
-            levels[n],
-            levels[n + 1],
-            times[n],
-            np.float32(request.guidance_scale),
-            channels=config.in_channels,
-        )
+        if n and n == request.guided_steps:  # from here on the conditional pass alone, with a cache of its own
+            condition = replicate(jax.tree.map(lambda rows: rows[rows.shape[0] // 2 :], condition), pipeline.mesh)
+            cache = None
+        numbers = levels[n], levels[n + 1], times[n], np.float32(request.guidance_scale)
+        if rule is None:
+            latents = stages.denoise_step(transformer, latents, condition, *numbers, channels=config.in_channels)
+            computed[-1] += 1
+        else:
+            if cache is None:
+                cache = empty_cache(transformer, latents, condition, kind=rule.kind)
+                computed.append(0)
+            limit, force = np.float32(rule.threshold), np.bool_(n in (0, request.steps - 1))
+            latents, cache = cached_step(
+                transformer, latents, cache, condition, *numbers, limit, force, channels=config.in_channels
+            )
+            computed[-1] = cache.steps
         latents.block_until_ready()
         if callback is not None:
             # a straight line through the last two levels, followed to level 0
@@ -197,7 +218,7 @@ def _denoise(
             callback(StepEvent(n + 1, request.steps, seconds, jnp.copy(latents), preview))
     if not np.isfinite(np.asarray(latents)).all():
         raise _not_finite(pipeline, f"the latents after {request.steps} steps")
-    return latents
+    return latents, sum(int(np.asarray(steps).max()) for steps in computed)
 
 
 def decode(
@@ -238,6 +259,7 @@ def _settings(pipeline: Pipeline, request: Request, inputs: Inputs) -> dict[str,
         "model": pipeline.source,
         "family": pipeline.family.name,
         "dtype": pipeline.dtype,
+        "linear": pipeline.linear,
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
         "steps": request.steps,
@@ -250,6 +272,8 @@ def _settings(pipeline: Pipeline, request: Request, inputs: Inputs) -> dict[str,
         "noise": f"rule {NOISE_RULE}" if request.noise is None else "given",
         "vae_encode": request.vae_encode,
         "vae_decode": request.vae_decode,
+        "guidance_until": request.guidance_until,
+        "cache": None if request.cache is None else str(request.cache),
     }
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 
+import jax
 from jax.sharding import Mesh
 
 from joyjax import dtypes
@@ -15,6 +16,7 @@ from joyjax.families.family import Family, Files
 from joyjax.families.registry import family_in
 from joyjax.inputs.model import model_folder
 from joyjax.layers.weights import Weights
+from joyjax.quantize import check_linear, quantize_linears
 from joyjax.sharding.attention import share_out
 from joyjax.sharding.mesh import check_mesh
 
@@ -30,6 +32,7 @@ class Pipeline:
     mesh: Mesh | None
     native: Native
     source: str
+    linear: str = "exact"
 
     @property
     def base_size(self) -> int:
@@ -42,17 +45,21 @@ def load(
     *,
     dtype: str = "bfloat16",
     mesh: Mesh | None = None,
+    linear: str = "exact",
     progress: Progress | None = None,
 ) -> Pipeline:
     """Load a Diffusers folder, one that `joyjax convert` wrote, or a hub id; without `model`, the bundled demo.
 
     `dtype` is that of parameters and matrix products, "bfloat16" or "float32". `mesh` places the networks on several
-    devices; None takes one. `progress` is called with the bytes read so far and in all.
+    devices; None takes one. `linear` is "exact", or "float8" for the linear maps of the transformer's blocks in eight
+    bits, an approximation that halves their memory (joyjax/quantize.py; docs/speed.md has its price). `progress` is
+    called with the bytes read so far and in all.
 
     Raises:
         CheckpointError: if the folder is not a whole checkpoint of a known family; ConfigError, a kind of it, for a
             configuration value that joyjax does not implement.
-        RequestError: for an unknown dtype.
+        RequestError: for an unknown dtype, or a form of linear maps that the family does not have.
+        JoyJaxError: for a device that cannot run it.
         MeshError: for a mesh that does not fit.
     """
     number = dtypes.by_name(dtype)
@@ -60,6 +67,7 @@ def load(
         mesh = check_mesh(mesh)
     folder = model_folder(model)
     family = family_in(folder)
+    float8 = check_linear(linear, family.float8, family.name, (mesh.devices.flat[0] if mesh else jax.devices()[0]))
     configs = {component.folder: component.read_config(folder) for component in family.components}
     files = family.read(folder, configs)
     if mesh is not None:
@@ -81,7 +89,9 @@ def load(
         advance = None if progress is None else _advance(progress, before, total)
         weights[name] = plan.fill(mesh, advance)
         before += plan.nbytes
-    return Pipeline(family, files, weights, dtype, mesh, native, str(folder))
+        if name == "transformer" and float8:
+            weights[name] = quantize_linears(weights[name], family.float8, mesh)
+    return Pipeline(family, files, weights, dtype, mesh, native, str(folder), linear)
 
 
 def _advance(progress: Progress, before: int, total: int) -> Progress:

@@ -10,6 +10,7 @@ from joyjax.errors import RequestError
 from joyjax.families.family import Request
 from joyjax.inputs.image import as_rgb
 from joyjax.pipeline import Pipeline
+from joyjax.sampling.cache import KINDS, MOST_CHANGE, CacheRule
 from joyjax.sampling.tiles import MODES, Mode
 
 SIDES = 16, 8192
@@ -35,6 +36,8 @@ def check_request(
     noise: np.ndarray | None,
     vae_encode: str = "exact",
     vae_decode: str = "exact",
+    guidance_until: float = 1.0,
+    cache: float | str | None = None,
     callback: Callable | None = None,
 ) -> Request:
     """Fill in the defaults, the checkpoint's own or else the family's, and check every value.
@@ -60,6 +63,13 @@ def check_request(
     if not abs(guidance_scale) <= MOST_GUIDANCE:  # not so for NaN either
         raise RequestError(
             f"guidance_scale is {guidance_scale}; expected a number up to {MOST_GUIDANCE:g}, 1 or less for no guidance"
+        )
+    if isinstance(guidance_until, bool) or not isinstance(guidance_until, int | float | np.floating | np.integer):
+        raise RequestError(f"guidance_until is {guidance_until!r}; expected a number above 0 and up to 1")
+    if not 0 < guidance_until <= 1:
+        raise RequestError(
+            f"guidance_until is {guidance_until}; expected a share of the steps, above 0 and up to 1; "
+            "for no guidance at all give guidance_scale=1"
         )
     if (height is None) != (width is None):
         given, missing = ("width", "height") if height is None else ("height", "width")
@@ -91,7 +101,31 @@ def check_request(
         noise=_noise(noise),
         vae_encode=cast(Mode, vae_encode),
         vae_decode=cast(Mode, vae_decode),
+        guidance_until=float(guidance_until),
+        cache=_cache(cache, pipeline),
     )
+
+
+def _cache(cache: Any, pipeline: Pipeline) -> CacheRule | None:
+    """Read `0.1`, `"0.1"` or `"taylor:0.1"`, for a transformer that has the two parts a cache needs."""
+    if cache is None:
+        return None
+    expected = f"expected a threshold from 0 to {MOST_CHANGE:g}, such as 0.1, or a kind with one: " + ", ".join(
+        f"{kind}:0.1" for kind in KINDS
+    )
+    kind, colon, number = cache.rpartition(":") if isinstance(cache, str) else ("", "", cache)
+    try:
+        threshold = float("nan") if isinstance(number, bool) else float(number)
+    except (TypeError, ValueError):
+        threshold = float("nan")
+    if (colon and kind not in KINDS) or not 0 <= threshold <= MOST_CHANGE:
+        raise RequestError(f"cache is {cache!r:.200}; {expected}")
+    if not pipeline.family.step_cache:
+        raise RequestError(f"cache is {cache!r:.200}, but {pipeline.family.name} has no step cache; leave it out")
+    layers = pipeline.files.configs["transformer"].num_layers
+    if layers < 2:
+        raise RequestError(f"cache is {cache!r:.200}, but the transformer has {layers} block: there is none to skip")
+    return CacheRule(threshold, kind or KINDS[0])
 
 
 def _integer(name: str, value: Any, lowest: int, highest: int) -> int:

@@ -49,9 +49,10 @@ class Rate:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """The verdicts of a run, by kind of edit."""
+    """The verdicts of a run, by kind of edit, and how many steps an edit computed in full, on average."""
 
     verdicts: Mapping[str, tuple[Verdict, ...]]
+    computed: float | None = None
 
     def rate(self, test: str, kind: str | None = None) -> Rate:
         """Return the rate of the test "pixel", "strict" or "both", of one kind of edit or of all."""
@@ -100,14 +101,17 @@ def score(
 ) -> Score:
     """Run edits and judge them. `options` are those of `joyjax.edit`; `report` is called after each edit."""
     verdicts: dict[str, list[Verdict]] = {kind: [] for kind in KINDS}
+    computed = []
     for number, (kind, task) in enumerate(tasks(count, seed, held=held)):
         source = Image.fromarray(render(task.pair.source))
-        image = edit(pipeline, source, task.prompt, seed=task.seed, **options).image
+        result = edit(pipeline, source, task.prompt, seed=task.seed, **options)
+        image = result.image
+        computed.append(result.computed_steps)
         verdict = judge(task.pair, np.asarray(image))
         verdicts[kind].append(verdict)
         if report:
             report(number, task, image, verdict)
-    return Score({kind: tuple(group) for kind, group in verdicts.items() if group})
+    return Score({kind: tuple(group) for kind, group in verdicts.items() if group}, float(np.mean(computed)))
 
 
 def save_comparison(file: Path, task: Task, image: Image.Image) -> None:

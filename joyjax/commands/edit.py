@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from joyjax.commands.options import BaseSize, DType, VAEMode
+from joyjax.commands.options import BaseSize, Cache, DType, GuidanceUntil, Linear, Linears, VAEMode
 from joyjax.errors import RequestError
 
 Option = typer.Option
@@ -59,6 +59,7 @@ def command(
         BaseSize | None, Option(help="Size of the buckets: side of the square.  [default: the model's own]")
     ] = None,
     dtype: Annotated[DType, Option(help="Of parameters and matrix products.")] = DType.BFLOAT16,
+    linear: Linears = Linear.EXACT,
     mesh: Annotated[
         str | None,
         Option(
@@ -74,6 +75,8 @@ def command(
     vae_decode: Annotated[
         VAEMode, Option(help="How latents become a picture; `tiled` needs the least memory, `exact` is exact.")
     ] = VAEMode.EXACT,
+    guidance_until: GuidanceUntil = 1.0,
+    cache: Cache = None,
     timings: Annotated[bool, Option("--timings", help="Print what each stage took.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -109,7 +112,7 @@ def command(
 
     with loading("loading") as advance:
         devices = None if mesh is None else parse_mesh(mesh)
-        pipeline = joyjax.load(model, dtype=dtype.value, mesh=devices, progress=advance)
+        pipeline = joyjax.load(model, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
     if model is None and first:
         from joyjax.shapes.advice import ABOUT
 
@@ -129,6 +132,8 @@ def command(
             base_size=None if base_size is None else int(base_size.value),
             vae_encode=vae_encode.value,
             vae_decode=vae_decode.value,
+            guidance_until=guidance_until,
+            cache=cache,
             callback=callback,
         )
     if target is None:  # the first process writes and speaks
@@ -140,6 +145,8 @@ def command(
             f"cropped: {result.crop.lost:.1%} of the picture ({width} × {height}) is lost to fit the size; "
             f"columns {left} to {right} and rows {top} to {bottom} are left"
         )
+    if cache is not None:
+        note(f"cache: {result.computed_steps} of {result.settings['steps']} steps computed in full")
     if seed == "random":
         note(f"seed {number}")
     save_png(result.image, target)

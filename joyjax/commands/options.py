@@ -1,6 +1,9 @@
 """Choices that several commands offer."""
 
 import enum
+from typing import Annotated
+
+import typer
 
 
 class DType(enum.StrEnum):
@@ -8,6 +11,13 @@ class DType(enum.StrEnum):
 
     BFLOAT16 = "bfloat16"
     FLOAT32 = "float32"
+
+
+class Linear(enum.StrEnum):
+    """How the transformer's linear maps are stored and multiplied."""
+
+    EXACT = "exact"
+    FLOAT8 = "float8"
 
 
 class BaseSize(enum.StrEnum):
@@ -26,3 +36,20 @@ class VAEMode(enum.StrEnum):
     TILED = "tiled"
     PATCH = "patch"
     AUTO = "auto"
+
+
+Linears = Annotated[
+    Linear,
+    typer.Option(help="The transformer's linear maps: `float8` halves their memory; an approximation: docs/speed.md."),
+]
+GuidanceUntil = Annotated[
+    float,
+    typer.Option(metavar="X", help="Share of the steps, the first ones, that have guidance; an approximation."),
+]
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        metavar="X",
+        help="Leave out blocks that change less than this, as in 0.1 or taylor:0.1; an approximation: docs/speed.md.",
+    ),
+]

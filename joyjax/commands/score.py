@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from joyjax.commands.options import DType
+from joyjax.commands.options import Cache, DType, GuidanceUntil, Linear, Linears
 from joyjax.errors import RequestError
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ def command(
     guidance_scale: Annotated[
         float | None, Option(metavar="X", help="Strength of guidance; 1 or less: none.  [default: the model's own]")
     ] = None,
+    guidance_until: GuidanceUntil = 1.0,
+    cache: Cache = None,
     dtype: Annotated[DType, Option(help="Of parameters and matrix products.")] = DType.BFLOAT16,
+    linear: Linears = Linear.EXACT,
     mesh: Annotated[str | None, Option(help="Split over devices, as in tensor=4.", metavar="AXES")] = None,
     failures: Annotated[
         Path | None, Option(metavar="DIR", help="Write each failed edit here: source, result, expected.")
@@ -49,13 +52,13 @@ def command(
         raise RequestError(f"--failures is {failures}, which is a file; name a folder")
 
     import joyjax
-    from joyjax.commands.progress import counting, loading
+    from joyjax.commands.progress import counting, loading, note
     from joyjax.scoring import save_comparison, score
     from joyjax.sharding.mesh import parse_mesh
 
     with loading("loading") as advance:
         devices = None if mesh is None else parse_mesh(mesh)
-        pipeline = joyjax.load(model, dtype=dtype.value, mesh=devices, progress=advance)
+        pipeline = joyjax.load(model, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
     if failures is not None:
         failures.mkdir(parents=True, exist_ok=True)
     with counting("scoring", count) as advance_by_one:
@@ -66,8 +69,18 @@ def command(
                 save_comparison(failures / f"{number:04}.png", task, image)
 
         result = score(
-            pipeline, count, seed=seed, held=not seen, report=report, steps=steps, guidance_scale=guidance_scale
+            pipeline,
+            count,
+            seed=seed,
+            held=not seen,
+            report=report,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            guidance_until=guidance_until,
+            cache=cache,
         )
+    if cache is not None:
+        note(f"cache: {result.computed:.2f} steps of an edit computed in full, on average")
     typer.echo(json.dumps(result.as_dict(), indent=2) if as_json else table(result))
 
 

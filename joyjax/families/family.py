@@ -1,6 +1,7 @@
 """What a model family must say, and the checked request that it is given."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from PIL import Image
 
 from joyjax.convert.component import Component
 from joyjax.inputs.image import Crop
+from joyjax.sampling.cache import CacheRule
 from joyjax.sampling.tiles import Mode
 
 
@@ -30,11 +32,18 @@ class Request:
     noise: np.ndarray | None
     vae_encode: Mode = "exact"
     vae_decode: Mode = "exact"
+    guidance_until: float = 1.0
+    cache: CacheRule | None = None
 
     @property
     def guided(self) -> bool:
         """Whether there is an unconditional pass."""
         return self.guidance_scale > 1
+
+    @property
+    def guided_steps(self) -> int:
+        """How many steps, the first ones, have an unconditional pass."""
+        return math.ceil(self.guidance_until * self.steps - 1e-9) if self.guided else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +79,9 @@ class Family:
 
     `class_name` is the pipeline's in model_index.json. `references` is the largest number of reference pictures.
     `read(folder, configs)` opens tokenizer and processor. `prepare` turns a request into arrays; `condition` puts
-    together what one denoising step is told, from encoded prompt rows and reference tokens.
+    together what one denoising step is told, from encoded prompt rows and reference tokens. `step_cache`: its
+    transformer can be run in two parts (joyjax/sampling/cache.py). `float8` names the linear maps of its transformer
+    that may be stored in eight bits, as paths with `*` for a number; none: it has no such form.
     """
 
     name: str
@@ -83,3 +94,5 @@ class Family:
     read: Callable[[Path, Mapping[str, Any]], Files]
     prepare: Callable[[Request, Files], Inputs]
     condition: Callable[[Inputs, Any, Any], Any]
+    step_cache: bool = False
+    float8: tuple[str, ...] = ()

@@ -46,6 +46,9 @@ DROPPED = 34  # the system turn, and the <|im_start|> of the user's
 LONGEST_TEXT = 2048 + DROPPED  # Edit's tokenizer cuts a prompt without pictures here, from the right
 LONGEST_PROMPT = 4096  # hidden states that the transformer is given; the last ones are kept
 
+# The linear maps of the blocks, all but a hundredth of the products. Modulation, embeddings and the last map stay.
+FLOAT8 = tuple(f"blocks.*.{stream}.{name}" for stream in ("img", "txt") for name in ("qkv", "out", "up", "down"))
+
 TOKENIZERS = (None, "Qwen2Tokenizer", "Qwen2TokenizerFast")  # one class by several names
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -323,6 +326,8 @@ EDIT = Family(
     read=read,
     prepare=_prepare_edit,
     condition=condition,
+    step_cache=True,
+    float8=FLOAT8,
 )
 EDIT_PLUS = dataclasses.replace(
     EDIT,

@@ -218,6 +218,29 @@ class Block(nnx.Module):
         return self.img.finish(target(img), found, img_mod)
 
 
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """A pass of the transformer after its embeddings and its first block.
+
+    `before` and `img` are the image tokens before and after that block; `targets` counts the target's, with padding.
+    """
+
+    before: Float[Array, "B I D"]
+    img: Float[Array, "B I D"]
+    txt: Float[Array, "B J D"]
+    temb: Float[Array, "B 6 D"]
+    layout: Layout
+    targets: int
+
+    def target(self) -> Float[Array, "B U D"]:
+        """Return the target's tokens after the first block."""
+        return first_on_devices(self.img, size=self.targets, devices=self.layout.mesh.devices)
+
+    def target_before(self) -> Float[Array, "B U D"]:
+        """Return the target's tokens before the first block."""
+        return first_on_devices(self.before, size=self.targets, devices=self.layout.mesh.devices)
+
+
 class JoyImageTransformer(nnx.Module):
     """Predicts the velocity of the target's latents from noisy target, clean references, text and time."""
 
@@ -244,6 +267,10 @@ class JoyImageTransformer(nnx.Module):
 
         On a mesh, the devices that share a batch must divide B; those that share a sequence need not divide anything.
         """
+        return self.predict(self.rest(self.begin(latents, timestep, condition)))[:, : latents.shape[1]]
+
+    def begin(self, latents: Float[Array, "B T P"], timestep: Float[Array, " B"], condition: Condition) -> Begun:
+        """Embed everything and run the first block, unless it is the last too."""
         mesh = sequence_mesh(self.config.num_attention_heads)
         count = latents.shape[1]
         targets = count + -count % mesh.devices  # with padding
@@ -251,10 +278,21 @@ class JoyImageTransformer(nnx.Module):
         layout, latents = self._lay_out(latents, condition, mesh)
         img = constrain(self.img_in(latents), "batch", "sequence", "embed")
         txt = constrain(self._embed_text(spread(condition.txt, mesh.devices)), "batch", "sequence", "embed")
-        for block in self.blocks[:-1]:
+        before = img
+        for block in self.blocks[:-1][:1]:
             img, txt = block(img, txt, temb, layout)
-        img = self.blocks[-1].last(img, txt, temb, layout, targets)
-        return self.out(layer_norm(img)).astype(ISLAND)[:, :count]
+        return Begun(before, img, txt, temb, layout, targets)
+
+    def rest(self, begun: Begun) -> Float[Array, "B U D"]:
+        """Run all other blocks; return the target's tokens, with padding."""
+        img, txt = begun.img, begun.txt
+        for block in self.blocks[1:-1]:
+            img, txt = block(img, txt, begun.temb, begun.layout)
+        return self.blocks[-1].last(img, txt, begun.temb, begun.layout, begun.targets)
+
+    def predict(self, tokens: Float[Array, "B U D"]) -> Float[Array, "B U P"]:
+        """Return the velocity of what the last block gave, in float32."""
+        return self.out(layer_norm(tokens)).astype(ISLAND)
 
     def _embed_text(self, txt: Float[Array, "B J C"]) -> Float[Array, "B J D"]:
         return self.txt_hidden(nnx.gelu(self.txt_in(txt), approximate=True))

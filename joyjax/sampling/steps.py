@@ -57,11 +57,32 @@ def denoise_step(
     `condition` is the transformer's own input, with as many rows as the latents, or twice as many for guidance: all
     unconditional rows, then all conditional ones. `channels` is the number of latent channels of a pixel.
     """
-    count = latents.shape[0]
-    passes = condition.txt.shape[0] // count
-    rows, condition = fill_rows((jnp.tile(latents, (passes, 1, 1)), condition), passes)
+    passes, rows, condition = lay_rows(latents, condition)
     velocity = transformer.module()(rows, jnp.broadcast_to(timestep, rows.shape[:1]), condition)
-    velocity = velocity.reshape(passes, -1, *velocity.shape[1:])[:, :count]
+    return move(latents, velocity, sigma, sigma_next, guidance_scale, passes=passes, channels=channels)
+
+
+def lay_rows(latents: Float[Array, "b T P"], condition: Any) -> tuple[int, Float[Array, "B T P"], Any]:
+    """Return the passes of each edit, two with guidance, and what the network is given for them.
+
+    That is the latents once for each pass, and rows enough for the devices to divide.
+    """
+    passes = condition.txt.shape[0] // latents.shape[0]
+    return passes, *fill_rows((jnp.tile(latents, (passes, 1, 1)), condition), passes)
+
+
+def move(
+    latents: Float[Array, "b T P"],
+    velocity: Float[Array, "B T P"],
+    sigma: Float[Array, ""],
+    sigma_next: Float[Array, ""],
+    guidance_scale: Float[Array, ""],
+    *,
+    passes: int,
+    channels: int,
+) -> Float[Array, "b T P"]:
+    """Return the latents at `sigma_next` from what the network predicted for all rows."""
+    velocity = velocity.reshape(passes, -1, *velocity.shape[1:])[:, : latents.shape[0]]
     velocity = guide(velocity, guidance_scale, channels) if passes == 2 else velocity[0]
     return constrain(euler_step(latents, velocity, sigma, sigma_next), None, None, None)
 

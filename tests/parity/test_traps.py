@@ -86,7 +86,7 @@ class Edit:
 
     @functools.cached_property
     def latents(self) -> jax.Array:
-        return editing._denoise(self.pipeline, self.request, self.inputs, self.condition, None)
+        return editing._denoise(self.pipeline, self.request, self.inputs, self.condition, None)[0]
 
     @functools.cached_property
     def picture(self) -> np.ndarray:

@@ -53,8 +53,10 @@ def test_one_compilation_of_each_stage(folder, sizes, request):
         joyjax.edit(
             pipeline, None, "a dog", steps=4, seed=5, guidance_scale=2.5, callback=lambda event: None, **options
         )
+        joyjax.edit(pipeline, None, "a tree", steps=4, cache=0.0, **options)
+        joyjax.edit(pipeline, None, "a dog", steps=5, cache=0.3, **options)
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-    stages = {name: handler.counts[name] for name in ("encode_prompt", "denoise_step", "decode_latents")}
-    assert stages == {"encode_prompt": 1, "denoise_step": 1, "decode_latents": 1}
+    names = ("encode_prompt", "denoise_step", "empty_cache", "cached_step", "decode_latents")
+    assert {name: handler.counts[name] for name in names} == dict.fromkeys(names, 1)

@@ -101,6 +101,18 @@ def prepare(pipeline, image=PICTURE, prompt=PROMPT, **options):
         ("noise", NOISE.astype(np.float64) + 1e300, "noise holds NaN or Inf"),
         ("noise", "random", "dtype <U6; expected float32"),
         ("noise", [[1.0], [1.0, 2.0]], "noise is no array"),
+        ("guidance_until", "half", "guidance_until is 'half'; expected a number above 0 and up to 1"),
+        ("guidance_until", True, "guidance_until is True; expected a number"),
+        ("guidance_until", 0, "guidance_until is 0; expected a share of the steps.* give guidance_scale=1"),
+        ("guidance_until", 1.5, "guidance_until is 1.5; expected a share"),
+        ("guidance_until", float("nan"), "guidance_until is nan; expected a share"),
+        ("cache", "teacache:0.1", "cache is 'teacache:0.1'; expected a threshold .* first-block:0.1, taylor:0.1"),
+        ("cache", "taylor", "cache is 'taylor'; expected a threshold"),
+        ("cache", ":0.1", "cache is ':0.1'; expected a threshold"),
+        ("cache", -0.1, "cache is -0.1; expected a threshold from 0"),
+        ("cache", float("nan"), "cache is nan; expected"),
+        ("cache", True, "cache is True; expected"),
+        ("cache", [0.1], r"cache is \[0.1\]; expected"),
         ("callback", 3, "callback is 3; expected a function"),
         ("pipeline", "JoyAI-Image-Edit-Diffusers", "pipeline is a str; expected what joyjax.load returns"),
     ],
@@ -119,6 +131,8 @@ def test_a_bad_value_is_named(argument, value, message, loaded):
         ({"model": 3}, RequestError, "model is a int; expected the path of a folder"),
         ({"dtype": "float16"}, RequestError, "dtype 'float16' is not available; choose one of: bfloat16, float32"),
         ({"dtype": np.float32}, RequestError, "dtype <class 'numpy.float32'> is not available"),
+        ({"linear": "int8"}, RequestError, "linear is 'int8'; choose one of: exact, float8"),
+        ({"linear": None}, RequestError, "linear is None; choose one of"),
         ({"mesh": "tensor=2"}, MeshError, "mesh is 'tensor=2'; expected a jax.sharding.Mesh"),
     ],
 )
@@ -169,6 +183,27 @@ def test_more_references_than_edit_plus_takes(plus):
 def test_a_picture_that_cannot_be_used(image, message, loaded):
     with pytest.raises(PictureError, match=message):
         joyjax.edit(loaded, image, PROMPT, **SIZE)
+
+
+def test_a_cache_that_the_model_cannot_have(loaded):
+    without = dataclasses.replace(loaded, family=dataclasses.replace(loaded.family, step_cache=False))
+    with pytest.raises(RequestError, match="cache is 0.1, but JoyImage-Edit has no step cache; leave it out"):
+        joyjax.edit(without, PICTURE, PROMPT, cache=0.1, **SIZE)
+    configs = loaded.files.configs
+    one = dataclasses.replace(configs["transformer"], num_layers=1)
+    files = dataclasses.replace(loaded.files, configs={**configs, "transformer": one})
+    with pytest.raises(RequestError, match="the transformer has 1 block: there is none to skip"):
+        joyjax.edit(dataclasses.replace(loaded, files=files), PICTURE, PROMPT, cache=0.1, **SIZE)
+
+
+@pytest.mark.parametrize(
+    ("options", "guided"),
+    [({}, 10), ({"guidance_until": 0.5}, 5), ({"guidance_until": 0.01}, 1), ({"guidance_until": 0.7}, 7)]
+    + [({"guidance_until": 0.71}, 8), ({"guidance_until": 0.5, "guidance_scale": 1}, 0)],
+)
+def test_the_steps_that_have_guidance(options, guided, loaded):
+    request, _ = prepare(loaded, steps=10, **options, **SIZE)
+    assert request.guided_steps == guided
 
 
 def test_no_picture_and_an_empty_list_are_text_to_image(loaded):

@@ -202,6 +202,7 @@ def test_a_result_says_what_it_depends_on(loaded, first):
         "model": loaded.source,
         "family": "JoyImage-Edit",
         "dtype": "float32",
+        "linear": "exact",
         "prompt": PROMPT,
         "negative_prompt": "",
         "steps": 2,
@@ -214,6 +215,8 @@ def test_a_result_says_what_it_depends_on(loaded, first):
         "noise": "rule 1",
         "vae_encode": "exact",
         "vae_decode": "exact",
+        "guidance_until": 1.0,
+        "cache": None,
     }
     assert first.image.size == (48, 32)
     assert first.crop.source == (40, 50)
