@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from joyjax.commands.options import BaseSize, DType
+from joyjax.commands.options import BaseSize, Cache, DType, GuidanceUntil, Linear, Linears
 
 if TYPE_CHECKING:
     from joyjax.benching import Bench
@@ -34,6 +34,9 @@ def command(
         BaseSize | None, Option(help="Size of the buckets: side of the square.  [default: the model's own]")
     ] = None,
     dtype: Annotated[DType, Option(help="Of parameters and matrix products.")] = DType.BFLOAT16,
+    guidance_until: GuidanceUntil = 1.0,
+    cache: Cache = None,
+    linear: Linears = Linear.EXACT,
     mesh: Annotated[str | None, Option(help="Split over devices, as in tensor=4.", metavar="AXES")] = None,
     as_json: Annotated[bool, Option("--json", help="Print json.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
@@ -51,7 +54,7 @@ def command(
     picture = None if image is None else open_picture(image)
     with loading("loading") as advance:
         devices = None if mesh is None else parse_mesh(mesh)
-        pipeline = joyjax.load(model, dtype=dtype.value, mesh=devices, progress=advance)
+        pipeline = joyjax.load(model, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
     with counting("measuring", repeats + 1) as advance_by_one:
         found = bench(
             pipeline,
@@ -61,6 +64,8 @@ def command(
             steps=steps,
             guidance_scale=guidance_scale,
             base_size=None if base_size is None else int(base_size.value),
+            guidance_until=guidance_until,
+            cache=cache,
         )
     typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else table(found))
 

@@ -304,5 +304,23 @@ def test_bench(shapes):
     assert found["step_seconds"] == pytest.approx(sorted(found["seconds"]["denoise"])[1] / 2)
     assert found["first"] > max(found["seconds"]["total"])  # it compiles
     assert found["peak_bytes"] > 2**27
+    told = run("bench", "--repeats", 1, "--steps", 3, "--cache", "1000", "--linear", "float8", "--json")
+    settings = json.loads(told.stdout)["settings"]
+    assert (settings["cache"], settings["linear"]) == ("first-block:1000", "float8")
     misused("bench", "--repeats", "0", says="--repeats")
     fails("bench", "--image", "missing.jpg", says="missing.jpg")
+
+
+def test_speed_that_costs_a_little(tmp_path, shapes):
+    edit = ["edit", "make the red circle blue", "--image", shapes, "--steps", 6]
+    done = run(*edit, "--cache", "taylor:1000", "--guidance-scale", 2, "--guidance-until", 0.5, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "edit.png\n"), done.stderr
+    assert "cache: 3 of 6 steps computed in full" in done.stderr  # the first of each kind, and the last
+    for wrong, says in (
+        (("--cache", "often"), "cache is 'often'; expected a threshold"),
+        (("--guidance-until", "0"), "guidance_until is 0.0; expected a share of the steps"),
+    ):
+        done = run(*edit, *wrong, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert says in done.stderr.splitlines()[-1]
+    misused(*edit, "--linear", "int4", says="--linear")
