@@ -47,8 +47,8 @@ def _target(platform: str, kind: str, device: Any) -> Target:
 def pallas(operation: str, implementation: str | None) -> str | None:
     """Return which Pallas implementation to run; None: the reference, which is left to XLA.
 
-    The rule without a name is the reference: XLA makes one fused kernel of each of these operations, and no measurement
-    on a GPU shows yet that another is faster.
+    The rule without a name is the reference: no measurement on a GPU shows yet that a kernel is faster than what XLA
+    makes of it, whatever the compiled programs promise (docs/kernels.md).
 
     Raises:
         ValueError: for an unknown name, or one that the device is too old for.
