@@ -8,6 +8,8 @@ from contents import flops, kernels, largest_arrays
 from full_size import JOYIMAGE, PASSES, REFERENCE, TARGET, TEXT, stage
 from gpu_compile import compile_for_gpu, gpu_mesh
 
+from joyjax.models.joyimage import JoyImageConfig
+
 RECORD = Path(__file__).parents[1] / "benchmarks" / "record.json"
 BYTES, KERNELS = 0.05, 0.02  # what may change from build to build of XLA, relative
 
@@ -36,17 +38,21 @@ def measure(part: str) -> dict[str, Any]:
     }
 
 
-def least_tflop(layers: int) -> float:
+def least_tflop(
+    layers: int, config: JoyImageConfig = JOYIMAGE, sizes: tuple[int, ...] = (TARGET, REFERENCE, TEXT)
+) -> float:
     """Return the arithmetic of a step that nothing can leave out, in 10¹² operations.
 
-    The last block computes the target's queries and MLP alone, and of the text keys and values.
+    The last block computes the target's queries and MLP alone, and of the text keys and values. `sizes` are the tokens
+    of target, reference and text.
     """
-    width, image, target, text = JOYIMAGE.hidden_size, TARGET + REFERENCE, TARGET, TEXT
+    target, reference, text = sizes
+    width, image = config.hidden_size, target + reference
     tokens = image + text
     block = 2 * 12 * width**2 * tokens + 4 * width * tokens**2
     last = 2 * width**2 * (2 * tokens + 10 * target) + 4 * width * target * tokens
-    token = JOYIMAGE.in_channels * JOYIMAGE.patch_area
-    ends = 2 * width * token * (image + target) + 2 * text * (JOYIMAGE.text_dim * width + width**2)
+    token = config.in_channels * config.patch_area
+    ends = 2 * width * token * (image + target) + 2 * text * (config.text_dim * width + width**2)
     return PASSES * ((layers - 1) * block + last + ends) / 1e12
 
 
