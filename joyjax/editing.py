@@ -99,7 +99,7 @@ def edit(
             little memory, or in a "patch" for each device; "auto" chooses between these (joyjax/sampling/tiles.py).
         guidance_until: the share of the steps, the first ones, that have guidance; those after it make one pass.
         cache: leave out most blocks of the transformer in steps where its first block's part has changed by less than
-            this since they ran, such as 0.1; "taylor:0.1" extrapolates what they add, a number alone or
+            this since they ran, such as 0.1. A number alone or "taylor:0.1" extrapolates what they add,
             "first-block:0.1" repeats it. None: every step is computed. docs/speed.md has what each costs and saves.
         callback: called after each step; raise `joyjax.Cancelled` in it to stop.
 

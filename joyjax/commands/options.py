@@ -50,6 +50,6 @@ Cache = Annotated[
     str | None,
     typer.Option(
         metavar="X",
-        help="Leave out blocks that change less than this, as in 0.1 or taylor:0.1; an approximation: docs/speed.md.",
+        help="Leave out blocks that change less than this, as in 0.1; an approximation: docs/speed.md.",
     ),
 ]

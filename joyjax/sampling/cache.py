@@ -1,8 +1,8 @@
 """A denoising step that may leave out most of the network: what its blocks add changes little from step to step.
 
 The first block always runs. Where what it adds to the target's tokens has hardly changed since the last step that ran
-all blocks, the others do not run: what they added then is added again ("first-block"), or is first moved along the line
-through the last two such steps ("taylor"). An approximation, and off unless it is asked for.
+all blocks, the others do not run: what they added then is first moved along the line through the last two such steps
+("taylor"), or is added again as it was ("first-block"). An approximation, and off unless it is asked for.
 
 The decision is one for each edit: both of its passes together, since guidance subtracts them and an error in one alone
 would be multiplied. Edits of a batch decide for themselves, so that none depends on its neighbours; the blocks are left
@@ -26,7 +26,7 @@ from joyjax.layers.weights import Weights
 from joyjax.sampling.steps import lay_rows, move
 from joyjax.sharding.place import constrain
 
-KINDS = ("first-block", "taylor")
+KINDS = ("taylor", "first-block")  # the first is meant where none is named: docs/speed.md has its figures
 MOST_CHANGE = 1e6  # a threshold that no change reaches
 TOKENS = ("batch", "sequence", "embed")
 

@@ -306,7 +306,7 @@ def test_bench(shapes):
     assert found["peak_bytes"] > 2**27
     told = run("bench", "--repeats", 1, "--steps", 3, "--cache", "1000", "--linear", "float8", "--json")
     settings = json.loads(told.stdout)["settings"]
-    assert (settings["cache"], settings["linear"]) == ("first-block:1000", "float8")
+    assert (settings["cache"], settings["linear"]) == ("taylor:1000", "float8")
     misused("bench", "--repeats", "0", says="--repeats")
     fails("bench", "--image", "missing.jpg", says="missing.jpg")
 

@@ -106,7 +106,7 @@ def prepare(pipeline, image=PICTURE, prompt=PROMPT, **options):
         ("guidance_until", 0, "guidance_until is 0; expected a share of the steps.* give guidance_scale=1"),
         ("guidance_until", 1.5, "guidance_until is 1.5; expected a share"),
         ("guidance_until", float("nan"), "guidance_until is nan; expected a share"),
-        ("cache", "teacache:0.1", "cache is 'teacache:0.1'; expected a threshold .* first-block:0.1, taylor:0.1"),
+        ("cache", "teacache:0.1", "cache is 'teacache:0.1'; expected a threshold .* taylor:0.1, first-block:0.1"),
         ("cache", "taylor", "cache is 'taylor'; expected a threshold"),
         ("cache", ":0.1", "cache is ':0.1'; expected a threshold"),
         ("cache", -0.1, "cache is -0.1; expected a threshold from 0"),
