@@ -79,24 +79,24 @@ def stage(name: str, mesh: Mesh, *, layers: int | None = None) -> tuple[Callable
 
     integers, numbers = jnp.int32, jnp.float32
     token = JOYIMAGE.in_channels * JOYIMAGE.patch_area
+    # Inputs that are dataclasses of arrays are put together inside: they hold arrays, not shapes.
     if name == "encode_prompt":
         text = QWEN.text if layers is None else dataclasses.replace(QWEN.text, num_hidden_layers=layers)
-        prompt = TextInputs(
-            ids=array(integers, PASSES, PROMPT),
-            positions=array(integers, PASSES, PROMPT, 3),
-            slots=array(integers, PASSES, PROMPT),
-            shared=SHARED,
-        )
-        picture = VisionInputs(
-            patches=array(numbers, 1, PATCHES, QWEN.vision.patch_numbers),
-            positions=array(integers, 1, PATCHES, 2),
-            taps=array(integers, 1, PATCHES, 4),
-            weights=array(numbers, 1, PATCHES, 4),
-            lengths=array(integers, 1),
-        )
         weights = parameters(TEXT_ENCODER, dataclasses.replace(QWEN, text=text), mesh)
-        first = array(integers, PASSES)
-        return lambda *given: encode_prompt(*given, length=TEXT), (weights, prompt, picture, first)
+        prompt = [array(integers, PASSES, PROMPT), array(integers, PASSES, PROMPT, 3), array(integers, PASSES, PROMPT)]
+        picture = [
+            array(numbers, 1, PATCHES, QWEN.vision.patch_numbers),
+            array(integers, 1, PATCHES, 2),
+            array(integers, 1, PATCHES, 4),
+            array(numbers, 1, PATCHES, 4),
+            array(integers, 1),
+        ]
+
+        def encode(weights: Weights, first: jax.Array, prompt: list[jax.Array], picture: list[jax.Array]) -> jax.Array:
+            given = TextInputs(*prompt, shared=SHARED), VisionInputs(*picture)
+            return encode_prompt(weights, *given, first, length=TEXT)
+
+        return encode, (weights, array(integers, PASSES), prompt, picture)
     if name == "encode_images":
         weights = parameters(VAE, WAN, mesh)
         return lambda *given: encode_images(*given, patch=JOYIMAGE.patch), (weights, array(jnp.uint8, 1, SIDE, SIDE, 3))
@@ -106,15 +106,20 @@ def stage(name: str, mesh: Mesh, *, layers: int | None = None) -> tuple[Callable
         return lambda *given: decode_latents(*given, patch=JOYIMAGE.patch, width=width), (weights, latents)
     if name == "denoise_step":
         config = JOYIMAGE if layers is None else dataclasses.replace(JOYIMAGE, num_layers=layers)
-        condition = Condition(
-            txt=array(jnp.bfloat16, PASSES, TEXT, config.text_dim),
-            txt_lengths=array(integers, PASSES),
-            references=array(numbers, PASSES, REFERENCE, token),
-            positions=array(integers, PASSES, TARGET + REFERENCE, 3),
-        )
-        latents, levels = array(numbers, 1, TARGET, token), [array(numbers)] * 4
-        weights = parameters(TRANSFORMER, config, mesh)
-        return lambda *given: denoise_step(*given, channels=config.in_channels), (weights, latents, condition, *levels)
+        condition = [
+            array(jnp.bfloat16, PASSES, TEXT, config.text_dim),
+            array(integers, PASSES),
+            array(numbers, PASSES, REFERENCE, token),
+            array(integers, PASSES, TARGET + REFERENCE, 3),
+        ]
+
+        def step(
+            weights: Weights, latents: jax.Array, condition: list[jax.Array], levels: list[jax.Array]
+        ) -> jax.Array:
+            return denoise_step(weights, latents, Condition(*condition), *levels, channels=config.in_channels)
+
+        weights, latents = parameters(TRANSFORMER, config, mesh), array(numbers, 1, TARGET, token)
+        return step, (weights, latents, condition, [array(numbers)] * 4)
     raise ValueError(f"stage {name!r}; there are {', '.join(STAGES)}")
 
 
@@ -127,4 +132,4 @@ def parameters(component: Component, config: Any, mesh: Mesh) -> Weights:
         )
         for path, leaf in leaves(abstract.state).items()
     }
-    return abstract.filled(placed)  # type: ignore[arg-type]
+    return abstract.filled(placed)

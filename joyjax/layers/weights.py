@@ -26,8 +26,11 @@ class Weights:
         graph, state = nnx.split(module)
         return cls(graph, state)
 
-    def filled(self, arrays: Mapping[str, jax.Array]) -> "Weights":
-        """Return the network with these arrays as its parameters, by dotted path; all of them and no other."""
+    def filled(self, arrays: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> "Weights":
+        """Return the network with these arrays as its parameters, by dotted path; all of them and no other.
+
+        Or with their shapes and places alone, to be compiled for.
+        """
         flat = nnx.to_flat_state(self.state)
         if arrays.keys() != leaves(self.state).keys():
             raise ValueError(f"not the network's parameters: {sorted(arrays.keys() ^ leaves(self.state).keys())}")
