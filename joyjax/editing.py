@@ -203,6 +203,8 @@ def _denoise(
         else:
             if cache is None:
                 cache = empty_cache(transformer, latents, condition, kind=rule.kind)
+                if pipeline.mesh is None:  # made of shapes alone, it is bound to no device yet, as a step's is
+                    cache = replicate(cache, None)
                 computed.append(0)
             limit, force = np.float32(rule.threshold), np.bool_(n in (0, request.steps - 1))
             latents, cache = cached_step(

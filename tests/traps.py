@@ -409,12 +409,12 @@ def key_heads_by_turns(patch):
         turns = (1, 1, query.shape[2] // key.shape[2], 1)
         return right(query, jnp.tile(key, turns), jnp.tile(value, turns), **how)
 
-    patch.around(qwen3_vl, "attention", wrong)
+    patch.around(qwen3_vl, "partitioned_attention", wrong)
 
 
 @trap("text encoder", "attention in both directions, for causal", "hidden states")
 def text_sees_ahead(patch):
-    patch.around(qwen3_vl, "attention", lambda right, *heads, causal: right(*heads))
+    patch.around(qwen3_vl, "partitioned_attention", lambda right, *heads, causal: right(*heads))
 
 
 @trap("text encoder", "no DeepStack", "hidden states")
@@ -497,7 +497,7 @@ def pictures_see_each_other(patch):
     def wrong(right, *heads, lengths):
         return right(*(x.reshape(1, -1, *x.shape[2:]) for x in heads)).reshape(heads[0].shape)
 
-    patch.around(qwen3_vl_vision, "attention", wrong)
+    patch.around(qwen3_vl_vision, "partitioned_attention", wrong)
 
 
 @trap("vision tower", "the MLPs' GELU exact, for tanh", "vision MLP")

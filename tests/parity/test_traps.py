@@ -34,7 +34,7 @@ from parity.test_stages import BUCKETS, LATENTS_TOLERANCE
 from parity.test_wan_vae import DECODE_TOLERANCE, ENCODE_TOLERANCE, NORM_TOLERANCE
 from traps import TRAPS, Patch
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
 PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
 SIZES = [(height, width) for height in range(304, 3000, 96) for width in range(304, 3000, 89)] + [(1730, 1384)]

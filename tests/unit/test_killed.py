@@ -222,6 +222,7 @@ def kill(converter, source, target, options, before: dict[str, bytes], new: Mani
     return ran.signal == signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_killed_conversion_goes_on_and_was_never_half_there(converter, source, made, tmp_path, name):
     scenario, rng, kills = SCENARIOS[name], random.Random(name), 0

@@ -270,6 +270,7 @@ def test_changed_tokens_weigh_more_and_dropped_prompts_do_not(files, stream):
     assert losses(FlowConfig(change_weight=4.0), dropped)["loss"] == pytest.approx(plain["loss"])
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_float32_parameters(files, stream):
     step = make_step(flow.make_loss(FlowConfig(), files, jnp.bfloat16, STREAM.kept), OPTIMIZER, ema=0.9, seed=0)
     state, metrics = step(start(files), stream(0))
@@ -277,6 +278,7 @@ def test_bfloat16_trains_float32_parameters(files, stream):
     assert np.isfinite(float(metrics["loss"]))
 
 
+@pytest.mark.slow
 def test_the_autoencoder_learns_and_its_encoder_is_left_alone_in_the_end(files, tmp_path):
     numbers = AutoencoderConfig(batch=2, crop=32, whole_batch=1, steps=12, whole_from=0.9)
     config = files.configs["vae"]
