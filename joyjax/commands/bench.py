@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from joyjax.commands.options import BaseSize, Cache, DType, GuidanceUntil, Linear, Linears
+from joyjax.commands.options import (
+    BaseSize,
+    Cache,
+    DType,
+    GuidanceScale,
+    GuidanceUntil,
+    Linear,
+    Linears,
+    MeshAxes,
+    Model,
+    Steps,
+)
 
 if TYPE_CHECKING:
     from joyjax.benching import Bench
@@ -16,20 +27,13 @@ Option = typer.Option
 
 
 def command(
-    model: Annotated[
-        str | None,
-        Option("--model", "-m", metavar="FOLDER", help="Diffusers or converted folder.  [default: the demo]"),
-    ] = None,
+    model: Model = None,
     image: Annotated[
         Path | None, Option("--image", "-i", metavar="FILE", help="Picture to edit.  [default: a drawing]")
     ] = None,
     repeats: Annotated[int, Option("--repeats", "-n", metavar="N", min=1, help="Edits that are measured.")] = 5,
-    steps: Annotated[
-        int | None, Option(metavar="N", min=1, max=1000, help="Denoising steps.  [default: the model's own]")
-    ] = None,
-    guidance_scale: Annotated[
-        float | None, Option(metavar="X", help="Strength of guidance; 1 or less: none.  [default: the model's own]")
-    ] = None,
+    steps: Steps = None,
+    guidance_scale: GuidanceScale = None,
     base_size: Annotated[
         BaseSize | None, Option(help="Size of the buckets: side of the square.  [default: the model's own]")
     ] = None,
@@ -37,7 +41,7 @@ def command(
     guidance_until: GuidanceUntil = 1.0,
     cache: Cache = None,
     linear: Linears = Linear.EXACT,
-    mesh: Annotated[str | None, Option(help="Split over devices, as in tensor=4.", metavar="AXES")] = None,
+    mesh: MeshAxes = None,
     as_json: Annotated[bool, Option("--json", help="Print json.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:

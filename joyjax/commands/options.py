@@ -38,6 +38,19 @@ class VAEMode(enum.StrEnum):
     AUTO = "auto"
 
 
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", metavar="FOLDER", help="Diffusers or converted folder.  [default: the demo]"),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, max=1000, help="Denoising steps.  [default: the model's own]"),
+]
+GuidanceScale = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="Strength of guidance; 1 or less: none.  [default: the model's own]"),
+]
+MeshAxes = Annotated[str | None, typer.Option(help="Split over devices, as in tensor=4.", metavar="AXES")]
 Linears = Annotated[
     Linear,
     typer.Option(help="The transformer's linear maps: `float8` halves their memory; an approximation: docs/speed.md."),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from joyjax.commands.options import Cache, DType, GuidanceUntil, Linear, Linears
+from joyjax.commands.options import Cache, DType, GuidanceScale, GuidanceUntil, Linear, Linears, MeshAxes, Model, Steps
 from joyjax.errors import RequestError
 
 if TYPE_CHECKING:
@@ -16,26 +16,19 @@ Option = typer.Option
 
 
 def command(
-    model: Annotated[
-        str | None,
-        Option("--model", "-m", metavar="FOLDER", help="Diffusers or converted folder.  [default: the demo]"),
-    ] = None,
+    model: Model = None,
     count: Annotated[
         int, Option("--count", "-n", metavar="N", min=8, help="Edits, each of the 8 kinds as often.")
     ] = 512,
     seed: Annotated[int, Option(metavar="N", min=0, help="Which edits are drawn.")] = 0,
     seen: Annotated[bool, Option("--seen", help="New scenes with combinations that training has seen.")] = False,
-    steps: Annotated[
-        int | None, Option(metavar="N", min=1, max=1000, help="Denoising steps.  [default: the model's own]")
-    ] = None,
-    guidance_scale: Annotated[
-        float | None, Option(metavar="X", help="Strength of guidance; 1 or less: none.  [default: the model's own]")
-    ] = None,
+    steps: Steps = None,
+    guidance_scale: GuidanceScale = None,
     guidance_until: GuidanceUntil = 1.0,
     cache: Cache = None,
     dtype: Annotated[DType, Option(help="Of parameters and matrix products.")] = DType.BFLOAT16,
     linear: Linears = Linear.EXACT,
-    mesh: Annotated[str | None, Option(help="Split over devices, as in tensor=4.", metavar="AXES")] = None,
+    mesh: MeshAxes = None,
     failures: Annotated[
         Path | None, Option(metavar="DIR", help="Write each failed edit here: source, result, expected.")
     ] = None,
