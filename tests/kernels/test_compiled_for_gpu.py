@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from joyjax.kernels.attention import attention
 from joyjax.kernels.cases import SHAPES, Shape, cases
 from joyjax.kernels.modulate_pallas import WIDEST
+from joyjax.sharding.attention import partitioned_attention
 from joyjax.sharding.place import on_shards
 
 pytestmark = pytest.mark.skipif(gpu_compile.missing_packages() is not None, reason=str(gpu_compile.missing_packages()))
@@ -105,3 +106,27 @@ def test_attention_is_cudnn_and_keeps_no_scores():
     compiled = gpu_compile.compile_for_gpu(run, split, split, split, lengths, mesh=mesh)
     assert dict(gpu_compile.custom_calls(compiled)) == {"__cudnn$fmhaSoftmax": 1}
     assert not count_collectives(compiled.as_text())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "key_heads", "by_cudnn"),
+    [({"tensor": 2}, 4, True), ({"cfg": 2}, 2, True), ({"sequence": 2}, 4, False), ({"tensor": 8}, 4, False)],
+)
+def test_attention_that_the_partitioner_splits(sizes, key_heads, by_cudnn):
+    """cuDNN's call is no program where a sequence is split, or where key heads are whole and query heads are not."""
+    mesh = gpu_compile.gpu_mesh(sizes)
+
+    def tokens(heads: int) -> jax.ShapeDtypeStruct:
+        shape, names = (2, 64, heads, 64), ("cfg", "sequence", "tensor")
+        spec = [
+            name if name in sizes and size % sizes[name] == 0 else None
+            for name, size in zip(names, shape[:3], strict=True)
+        ]
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+
+    arguments = tokens(8), tokens(key_heads), tokens(key_heads)
+    compiled = gpu_compile.compile_for_gpu(functools.partial(partitioned_attention, causal=True), *arguments, mesh=mesh)
+    assert ("__cudnn$fmhaSoftmax" in gpu_compile.custom_calls(compiled)) == by_cudnn
+    if not by_cudnn:
+        with pytest.raises(jax.errors.JaxRuntimeError, match="custom_partitioner"):
+            gpu_compile.compile_for_gpu(functools.partial(attention, causal=True), *arguments, mesh=mesh)
