@@ -35,6 +35,8 @@ def main() -> None:
         recorded[version()] = recorded.get(version(), {}) | found
         RECORD.write_text(json.dumps(recorded, indent=1) + "\n")
         return
+    if version() not in recorded:
+        sys.exit(f"{RECORD} has JAX {', '.join(recorded)}, not {version()}; --write keeps what was found")
     wrong = [line for part in arguments.parts for line in differences(recorded[version()][part], found[part], part)]
     sys.exit("\n".join(wrong) or None)
 
