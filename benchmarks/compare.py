@@ -147,7 +147,7 @@ def run_joyjax(arguments: argparse.Namespace, noise: np.ndarray | None, out: Pat
     import jax.numpy as jnp
 
     import joyjax
-    from joyjax import editing
+    from joyjax import running
     from joyjax.inputs.image import open_picture
     from joyjax.request import check_request
     from joyjax.sampling import steps as stage
@@ -173,7 +173,7 @@ def run_joyjax(arguments: argparse.Namespace, noise: np.ndarray | None, out: Pat
 
     stages: dict[str, np.ndarray] = {"seconds to load": np.array(loaded)}
     names = ["negative", "prompt"] if request.guided else ["prompt"]
-    txt = editing.encode_prompt(pipeline, inputs)
+    txt = running.encode_prompt(pipeline, inputs)
     lengths = np.asarray(inputs.first) + inputs.prompt_lengths
     for n, name in enumerate(names):
         stages[f"hidden states, {name}"] = np.asarray(txt.astype(jnp.float32))[n : n + 1, : inputs.prompt_lengths[n]]
@@ -182,14 +182,13 @@ def run_joyjax(arguments: argparse.Namespace, noise: np.ndarray | None, out: Pat
     if inputs.vision is not None:
         valid = [patches[:count] for patches, count in zip(inputs.vision.patches, inputs.vision.lengths, strict=True)]
         stages["vision patches"] = np.concatenate(valid)
-        stages["reference latents"] = np.asarray(editing.encode_references(pipeline, inputs))
-    condition = pipeline.family.condition(inputs, txt, editing.encode_references(pipeline, inputs))
+        stages["reference latents"] = np.asarray(running.encode_references(pipeline, inputs))
+    condition = pipeline.family.condition(inputs, txt, running.encode_references(pipeline, inputs))
     config = pipeline.files.configs["transformer"]
-    latents = stage.patchify(jnp.asarray(inputs.noise), config.patch)
-    rows = jnp.tile(latents, (len(names), 1, 1))
+    rows = np.tile(running.noise_tokens(pipeline, inputs), (len(names), 1, 1))
     velocity = pipeline.weights["transformer"].module()(rows, jnp.full(len(names), 1000.0, jnp.float32), condition)
     for n, name in enumerate(names):
-        stages[f"first velocity, {name}"] = np.asarray(velocity)[n : n + 1]
+        stages[f"first velocity, {name}"] = np.asarray(velocity)[n : n + 1, : inputs.target_length]
 
     def keep(event: joyjax.StepEvent) -> None:
         stages[f"latents after step {event.step}"] = np.asarray(event.latents)

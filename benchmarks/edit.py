@@ -133,7 +133,7 @@ class Ours:
         """The stages alone, on the inputs that the edit gives them."""
         import jax
 
-        from joyjax import editing
+        from joyjax import running
         from joyjax.request import check_request
         from joyjax.sampling import steps
 
@@ -141,11 +141,11 @@ class Ours:
         prepared = self.pipeline.family.prepare(
             check_request(self.pipeline, self.image, PROMPT, **check), self.pipeline.files
         )
-        txt = editing.encode_prompt(self.pipeline, prepared)
-        references = editing.encode_references(self.pipeline, prepared)
+        txt = running.encode_prompt(self.pipeline, prepared)
+        references = running.encode_references(self.pipeline, prepared)
         condition = self.pipeline.family.condition(prepared, txt, references)
         config = self.pipeline.files.configs["transformer"]
-        start = np.asarray(steps.patchify(jax.numpy.asarray(self.noise), config.patch))
+        start = running.noise_tokens(self.pipeline, prepared)
         scalars = [np.float32(value) for value in (1.0, 0.9, 1000.0, 4.0)]
 
         def step() -> None:
@@ -158,10 +158,10 @@ class Ours:
             ).block_until_ready()
 
         calls: tuple[Call, ...] = (
-            lambda: editing.encode_prompt(self.pipeline, prepared).block_until_ready(),
-            lambda: editing.encode_references(self.pipeline, prepared).block_until_ready(),
+            lambda: running.encode_prompt(self.pipeline, prepared).block_until_ready(),
+            lambda: running.encode_references(self.pipeline, prepared).block_until_ready(),
             step,
-            lambda: editing.decode(self.pipeline, prepared, jax.numpy.asarray(start)).block_until_ready(),
+            lambda: running.decode(self.pipeline, prepared, start),
             self.edit,
         )
         return dict(zip(STAGES, calls, strict=True))

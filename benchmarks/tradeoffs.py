@@ -23,7 +23,7 @@ from PIL import Image
 from random_model import write_model
 
 import joyjax
-from joyjax import editing
+from joyjax import running
 from joyjax.layers.patch import patchify
 from joyjax.request import check_request
 from joyjax.sampling.steps import denoise_step, lay_rows
@@ -73,7 +73,7 @@ def flops(pipeline: joyjax.Pipeline, guidance_scale: float) -> tuple[float, floa
         pipeline, image, "move it", guidance_scale=guidance_scale, seed=0, exact_size=False, **arguments
     )
     inputs = pipeline.family.prepare(request, pipeline.files)
-    txt, references = editing.encode_prompt(pipeline, inputs), editing.encode_references(pipeline, inputs)
+    txt, references = running.encode_prompt(pipeline, inputs), running.encode_references(pipeline, inputs)
     condition = pipeline.family.condition(inputs, txt, references)
     config = pipeline.files.configs["transformer"]
     latents = patchify(jax.numpy.asarray(inputs.noise), config.patch)

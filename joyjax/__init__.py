@@ -22,7 +22,7 @@ from joyjax.errors import (
 )
 
 if TYPE_CHECKING:
-    from joyjax.editing import Result, StepEvent, edit
+    from joyjax.editing import Result, StepEvent, edit, edit_batch
     from joyjax.pipeline import Pipeline, load
 
 __version__ = "0.1.0"
@@ -40,12 +40,14 @@ __all__ = [
     "Result",
     "StepEvent",
     "edit",
+    "edit_batch",
     "load",
 ]
 
 # Loaded on first use, so that `joyjax --help` does not wait for JAX.
 _HOMES = {
     "edit": "joyjax.editing",
+    "edit_batch": "joyjax.editing",
     "Result": "joyjax.editing",
     "StepEvent": "joyjax.editing",
     "load": "joyjax.pipeline",

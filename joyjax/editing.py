@@ -1,46 +1,38 @@
-"""One edit, from a picture and a sentence to a picture."""
+"""From a picture and a sentence to a picture: `edit`, and `edit_batch` for several at once."""
 
 import contextlib
 import dataclasses
-import functools
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
-from joyjax.errors import AdviceWarning, JoyJaxError
-from joyjax.families.family import Inputs, Request
+from joyjax.errors import AdviceWarning, JoyJaxError, RequestError
+from joyjax.families.family import Fit, Inputs, Request
+from joyjax.inputs.framing import paste_back, unpad
 from joyjax.inputs.image import Crop, from_pixels
-from joyjax.layers.patch import patchify
 from joyjax.pipeline import Pipeline
-from joyjax.request import check_request
-from joyjax.sampling import steps as stages
-from joyjax.sampling.cache import cached_step, empty_cache
+from joyjax.request import OPTIONS, check_request
+from joyjax.running import (
+    Callback,
+    Job,
+    StepEvent,
+    check_modes,
+    decode,
+    denoise,
+    encode_prompt,
+    encode_references,
+    program,
+)
 from joyjax.sampling.noise import NOISE_RULE
-from joyjax.sampling.schedule import sigmas, timesteps
-from joyjax.sampling.tiles import TILE, Mode, choose
+from joyjax.sampling.tiles import Mode
 from joyjax.shapes.advice import advice
 from joyjax.sharding.hosts import losing_none
-from joyjax.sharding.place import devices_along, replicate
-
-
-@dataclasses.dataclass(frozen=True)
-class StepEvent:
-    """What a callback is told after each step: `step` of `steps` is done and took `seconds`."""
-
-    step: int
-    steps: int
-    seconds: float
-    latents: Float[Array, "b T P"]
-    """The target's latent tokens after the step."""
-    preview: Callable[[], Image.Image]
-    """Decodes the picture that the latents point at now; costs a decoding only when it is called."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +41,7 @@ class Result:
 
     `crop` says what was kept of the picture that decided the size (the last reference; None without references),
     `settings` is every value that the picture depends on, `timings` the seconds of each stage, and `computed_steps` how
-    many steps ran the whole transformer: all of them without a step cache.
+    many steps ran the whole transformer: all of them without a step cache. Edits that ran as one batch share timings.
     """
 
     image: Image.Image
@@ -67,18 +59,22 @@ def edit(
     *,
     negative_prompt: str | None = None,
     steps: int | None = None,
-    guidance_scale: float | None = None,
+    guidance_scale: float | Sequence[float] | None = None,
     seed: int = 0,
     height: int | None = None,
     width: int | None = None,
     exact_size: bool = False,
     base_size: int | None = None,
+    sigmas: Sequence[float] | None = None,
+    fit: Fit = "crop",
+    mask: Image.Image | None = None,
+    paste_back: bool = False,
     noise: np.ndarray | None = None,
     vae_encode: Mode = "exact",
     vae_decode: Mode = "exact",
     guidance_until: float = 1.0,
     cache: float | str | None = None,
-    callback: Callable[[StepEvent], None] | None = None,
+    callback: Callback | None = None,
 ) -> Result:
     """Edit a picture as the prompt says; without a picture, make one.
 
@@ -88,12 +84,19 @@ def edit(
         prompt: the instruction. It is text: control tokens written in it have no power.
         negative_prompt: what to steer away from; None takes the family's own, which is not "no guidance".
         steps: denoising steps; None takes the checkpoint's own, else the family's: 40, Edit-Plus 30.
-        guidance_scale: strength of classifier-free guidance; 1 or less makes one pass and needs half the time. None
-            takes the checkpoint's own, else the family's: 4.
+        guidance_scale: strength of classifier-free guidance; 1 or less makes one pass and needs half the time. A list
+            has one number for each step. None takes the checkpoint's own, else the family's: 4.
         seed: fixes the noise, together with the references.
         height, width: of the result, in pixels, snapped to the nearest bucket; None takes the last reference's bucket.
         exact_size: use height and width as they are, and fit references to them; multiples of 16.
         base_size: side of the square whose area the buckets have; None takes the checkpoint's own.
+        sigmas: noise levels to use in place of the schedule's, falling, from 1 to above 0; the model's shift applies to
+            them, as in Diffusers. Their number is that of the steps.
+        fit: how a reference comes to its size: "crop", as the reference implementation does, or "pad", which loses
+            nothing; the padding is removed from the result.
+        mask: white where the result may differ from the last reference, black where it must not; of its size. The
+            result then has the reference's own size, and its pixels outside of the mask.
+        paste_back: put the edited region back into the last reference, at its own resolution.
         noise: start from this instead of `seed`: `[1, height/8, width/8, channels]`, float32.
         vae_encode, vae_decode: how the autoencoder goes over a picture: "exact"; approximately in "tiled", which needs
             little memory, or in a "patch" for each device; "auto" chooses between these (joyjax/sampling/tiles.py).
@@ -104,7 +107,8 @@ def edit(
         callback: called after each step; raise `joyjax.Cancelled` in it to stop.
 
     Warns:
-        AdviceWarning: where the model is a demo and the request leaves what it learned.
+        AdviceWarning: where the model is a demo and the request leaves what it learned, or references are too many to
+            be passed on whole.
 
     Raises:
         RequestError: for an argument that cannot be honoured, before anything runs.
@@ -123,6 +127,10 @@ def edit(
         width=width,
         exact_size=exact_size,
         base_size=base_size,
+        sigmas=sigmas,
+        fit=fit,
+        mask=mask,
+        paste_back=paste_back,
         noise=noise,
         vae_encode=vae_encode,
         vae_decode=vae_decode,
@@ -130,129 +138,135 @@ def edit(
         cache=cache,
         callback=callback,
     )
-    if pipeline.native.learned == "shapes":
-        for text in advice(prompt, request.pictures):
-            warnings.warn(text, AdviceWarning, stacklevel=2)
-    timings: dict[str, float] = {}
+    [result] = _run(pipeline, [request], [callback], batch_size=1)
+    return result
+
+
+def edit_batch(
+    pipeline: Pipeline, requests: Sequence[Mapping[str, Any]], *, batch_size: int | None = None
+) -> list[Result]:
+    """Run several edits as one batch; each has the result that `edit` gives it alone.
+
+    Args:
+        pipeline: what `joyjax.load` returned.
+        requests: for each edit the keyword arguments of `edit`, `image` and `prompt` among them. They need not be
+            alike: edits are denoised together where sizes, steps and passes agree, the others by themselves.
+        batch_size: how many edits are denoised together at most; None: as many as agree.
+
+    Raises:
+        RequestError: for the first request that cannot be honoured, by its number; then nothing runs.
+        Cancelled: if a callback raises it. All edits end.
+    """
+    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise RequestError(f"batch_size is {batch_size!r}; expected a whole number from 1, or None")
+    checked = []
+    for number, options in enumerate(requests):
+        try:
+            checked.append(check_options(pipeline, options))
+        except JoyJaxError as error:
+            raise type(error)(f"request {number}: {error}") from None
+    callbacks = [options.get("callback") for options in requests]
+    return _run(pipeline, checked, callbacks, batch_size or len(checked))
+
+
+def check_options(pipeline: Pipeline, options: Mapping[str, Any]) -> Request:
+    """Check the keyword arguments of `edit`, given as a mapping.
+
+    Raises:
+        RequestError: for one that `edit` does not have, a missing `prompt`, or as `edit` does.
+    """
+    if not isinstance(options, Mapping):
+        raise RequestError(f"a request is a {type(options).__name__}; expected the keyword arguments of edit, as a dict")
+    unknown = [name for name in options if name not in OPTIONS]
+    if unknown:
+        raise RequestError(f"{unknown[0]!r} is no argument of edit; choose from: {', '.join(OPTIONS)}")
+    if "prompt" not in options:
+        raise RequestError("prompt is missing")
+    return check_request(pipeline, **{"image": None, **options})
+
+
+def _run(
+    pipeline: Pipeline, requests: Sequence[Request], callbacks: Sequence[Callback | None], batch_size: int
+) -> list[Result]:
+    """Run checked requests, those of one program together."""
+    for request in requests:
+        if pipeline.native.learned == "shapes":
+            for text in advice(request.prompt, request.pictures):
+                warnings.warn(text, AdviceWarning, stacklevel=3)
+    results: dict[int, Result] = {}
     with losing_none(), jax.set_mesh(pipeline.mesh) if pipeline.mesh is not None else contextlib.nullcontext():
-        with _timed(timings, "prepare"):
-            inputs = pipeline.family.prepare(request, pipeline.files)
-            _check_modes(pipeline, request, inputs)
-        with _timed(timings, "prompt"):
-            txt = jax.block_until_ready(encode_prompt(pipeline, inputs))
-        with _timed(timings, "references"):
-            references = jax.block_until_ready(encode_references(pipeline, inputs, request.vae_encode))
-        with _timed(timings, "denoise"):
-            condition = pipeline.family.condition(inputs, txt, references)
-            latents, computed = _denoise(pipeline, request, inputs, condition, callback)
-        with _timed(timings, "decode"):
-            pixels = np.asarray(decode(pipeline, inputs, latents, request.vae_decode))
-    timings["total"] = sum(timings.values())
+        prepared, seconds = [], []
+        for request in requests:
+            started = time.perf_counter()
+            prepared.append(pipeline.family.prepare(request, pipeline.files))
+            check_modes(pipeline, request, prepared[-1])
+            seconds.append(time.perf_counter() - started)
+        for text in dict.fromkeys(text for inputs in prepared for text in inputs.advice):
+            warnings.warn(text, AdviceWarning, stacklevel=3)
+        read, encoded = None, None
+        for numbers in _together([program(*pair) for pair in zip(requests, prepared, strict=True)], batch_size):
+            timings = {"prepare": sum(seconds[number] for number in numbers), "prompt": 0.0, "references": 0.0}
+            jobs = []
+            for number in numbers:
+                request, inputs = requests[number], prepared[number]
+                seeded = dataclasses.replace(request, seed=0, noise=None)
+                if encoded is None or seeded != read:  # several seeds of one request are encoded once
+                    read, encoded = seeded, _encode(pipeline, request, inputs, timings)
+                condition = pipeline.family.condition(inputs, *encoded)
+                jobs.append(Job(request, inputs, condition, callbacks[number]))
+            with _timed(timings, "denoise"):
+                latents, computed = denoise(pipeline, jobs)
+            with _timed(timings, "decode"):
+                images = [
+                    _picture(decode(pipeline, job.inputs, row[None], job.request.vae_decode), job)
+                    for job, row in zip(jobs, latents, strict=True)
+                ]
+            timings["total"] = sum(timings.values())
+            for number, job, image, steps in zip(numbers, jobs, images, computed, strict=True):
+                results[number] = _result(pipeline, job, image, timings, steps)
+    return [results[number] for number in range(len(requests))]
+
+
+def _together(programs: Sequence[Hashable], batch_size: int) -> Iterator[list[int]]:
+    """Give the numbers of edits that are denoised together: of one program, and no more than `batch_size`."""
+    groups: dict[Hashable, list[int]] = {}
+    for number, program in enumerate(programs):
+        groups.setdefault(program, []).append(number)
+    for numbers in groups.values():
+        for start in range(0, len(numbers), batch_size):
+            yield numbers[start : start + batch_size]
+
+
+def _encode(pipeline: Pipeline, request: Request, inputs: Inputs, timings: dict[str, float]) -> tuple[Any, Any]:
+    """Return prompt and references as the transformer sees them."""
+    with _timed(timings, "prompt"):
+        txt = jax.block_until_ready(encode_prompt(pipeline, inputs))
+    with _timed(timings, "references"):
+        return txt, jax.block_until_ready(encode_references(pipeline, inputs, request.vae_encode))
+
+
+def _picture(pixels: UInt8[np.ndarray, "h w 3"], job: Job) -> Image.Image:
+    """Return the result as the user wants it: without padding, or put back into the original."""
+    drawn, request = from_pixels(pixels), job.request
+    if not job.inputs.crops:
+        return drawn
+    crop = job.inputs.crops[-1]
+    if request.returned:
+        assert request.original is not None
+        return paste_back(drawn, request.original, crop, request.mask)
+    return unpad(drawn, crop)
+
+
+def _result(
+    pipeline: Pipeline, job: Job, image: Image.Image, timings: Mapping[str, float], computed: int
+) -> Result:
     return Result(
-        image=from_pixels(pixels[0]),
-        crop=inputs.crops[-1] if inputs.crops else None,
-        seed=request.seed,
-        settings=_settings(pipeline, request, inputs),
+        image=image,
+        crop=job.inputs.crops[-1] if job.inputs.crops else None,
+        seed=job.request.seed,
+        settings=_settings(pipeline, job.request, job.inputs),
         timings=timings,
         computed_steps=computed,
-    )
-
-
-def encode_prompt(pipeline: Pipeline, inputs: Inputs) -> Float[Array, "B J C"]:
-    """Return the hidden states of both prompts, or of the one that an edit without guidance has."""
-    encoder = pipeline.weights["text_encoder"]
-    text, vision, first = replicate((inputs.text, inputs.vision, inputs.first), pipeline.mesh)
-    return stages.encode_prompt(encoder, text, vision, first, length=inputs.prompt_size)
-
-
-def encode_references(pipeline: Pipeline, inputs: Inputs, mode: Mode = "exact") -> Float[Array, "b R P"]:
-    """Return the latent tokens of all references, one behind the other."""
-    config, vae = pipeline.files.configs["transformer"], pipeline.weights["vae"]
-    pictures, empty = replicate(
-        (inputs.pictures, np.zeros((1, 0, config.in_channels * config.patch_area), np.float32)), pipeline.mesh
-    )
-    tokens = [stages.encode_images(vae, picture, patch=config.patch, mode=mode) for picture in pictures]
-    return jnp.concatenate([empty, *tokens], axis=1)
-
-
-def _denoise(
-    pipeline: Pipeline,
-    request: Request,
-    inputs: Inputs,
-    condition: Any,
-    callback: Callable[[StepEvent], None] | None,
-) -> tuple[Float[Array, "b T P"], int]:
-    """Run all steps; the callback is called between them. Returns how many ran the whole transformer, too."""
-    schedule, config = pipeline.files.schedule, pipeline.files.configs["transformer"]
-    levels = sigmas(request.steps, schedule)
-    times = timesteps(levels, schedule)
-    transformer, rule = pipeline.weights["transformer"], request.cache
-    latents = replicate(patchify(jnp.asarray(inputs.noise), config.patch), pipeline.mesh)
-    condition = replicate(condition, pipeline.mesh)
-    cache, computed = None, [0]  # one count for each run of steps with the same passes
-    for n in range(request.steps):
-        started = time.perf_counter()
-        before = jnp.copy(latents) if callback is not None else latents  # the step takes `latents` away
-        if n and n == request.guided_steps:  # from here on the conditional pass alone, with a cache of its own
-            condition = replicate(jax.tree.map(lambda rows: rows[rows.shape[0] // 2 :], condition), pipeline.mesh)
-            cache = None
-        numbers = levels[n], levels[n + 1], times[n], np.float32(request.guidance_scale)
-        if rule is None:
-            latents = stages.denoise_step(transformer, latents, condition, *numbers, channels=config.in_channels)
-            computed[-1] += 1
-        else:
-            if cache is None:
-                cache = empty_cache(transformer, latents, condition, kind=rule.kind)
-                if pipeline.mesh is None:  # made of shapes alone, it is bound to no device yet, as a step's is
-                    cache = replicate(cache, None)
-                computed.append(0)
-            limit, force = np.float32(rule.threshold), np.bool_(n in (0, request.steps - 1))
-            latents, cache = cached_step(
-                transformer, latents, cache, condition, *numbers, limit, force, channels=config.in_channels
-            )
-            computed[-1] = cache.steps
-        latents.block_until_ready()
-        if callback is not None:
-            # a straight line through the last two levels, followed to level 0
-            clean = before + (latents - before) * (levels[n] / (levels[n] - levels[n + 1]))
-            preview = functools.partial(_draw, pipeline, inputs, clean, request.vae_decode)
-            seconds = time.perf_counter() - started
-            callback(StepEvent(n + 1, request.steps, seconds, jnp.copy(latents), preview))
-    if not np.isfinite(np.asarray(latents)).all():
-        raise _not_finite(pipeline, f"the latents after {request.steps} steps")
-    return latents, sum(int(np.asarray(steps).max()) for steps in computed)
-
-
-def decode(
-    pipeline: Pipeline, inputs: Inputs, latents: Float[Array, "b T P"], mode: Mode = "exact"
-) -> UInt8[Array, "b h w 3"]:
-    """Return the picture of the target's latent tokens; JoyJaxError if its numbers are not finite."""
-    config = pipeline.files.configs["transformer"]
-    columns = inputs.noise.shape[2] // config.patch[1]
-    vae = pipeline.weights["vae"]
-    pixels, finite = stages.decode_latents(vae, latents, patch=config.patch, width=columns, mode=mode)
-    if not np.asarray(finite).all():
-        raise _not_finite(pipeline, "the decoded pixels")
-    return pixels
-
-
-def _draw(pipeline: Pipeline, inputs: Inputs, latents: Float[Array, "b T P"], mode: Mode) -> Image.Image:
-    return from_pixels(np.asarray(decode(pipeline, inputs, latents, mode))[0])
-
-
-def _check_modes(pipeline: Pipeline, request: Request, inputs: Inputs) -> None:
-    """Raise MeshError now, not after the last step, if a picture cannot be cut as the request says."""
-    devices, factor = devices_along("tile"), pipeline.files.configs["vae"].spatial_factor
-    sides = TILE // factor, TILE
-    choose(request.vae_decode, (inputs.height // factor, inputs.width // factor), sides, devices)
-    for picture in inputs.pictures:
-        choose(request.vae_encode, picture.shape[1:3], sides[::-1], devices)
-
-
-def _not_finite(pipeline: Pipeline, what: str) -> JoyJaxError:
-    return JoyJaxError(
-        f"{what} are not finite in {pipeline.dtype}: the weights are damaged or do not belong to this model; "
-        "check them with `joyjax info`, or try --dtype float32"
     )
 
 
@@ -265,12 +279,15 @@ def _settings(pipeline: Pipeline, request: Request, inputs: Inputs) -> dict[str,
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
         "steps": request.steps,
-        "guidance_scale": request.guidance_scale,
+        "sigmas": None if request.sigmas is None else list(request.sigmas),
+        "guidance_scale": list(scale) if isinstance(scale := request.guidance_scale, tuple) else scale,
         "seed": request.seed,
         "height": inputs.height,
         "width": inputs.width,
         "exact_size": request.exact_size,
         "base_size": request.base_size,
+        "fit": request.fit,
+        "paste_back": request.paste_back,
         "noise": f"rule {NOISE_RULE}" if request.noise is None else "given",
         "vae_encode": request.vae_encode,
         "vae_decode": request.vae_decode,
@@ -283,4 +300,4 @@ def _settings(pipeline: Pipeline, request: Request, inputs: Inputs) -> dict[str,
 def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
-    timings[stage] = time.perf_counter() - started
+    timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - started

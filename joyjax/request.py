@@ -1,20 +1,25 @@
 """Checking the arguments of an edit, all in one place and before anything is compiled."""
 
+import dataclasses
+import inspect
+import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 from PIL import Image
 
 from joyjax.errors import RequestError
-from joyjax.families.family import Request
-from joyjax.inputs.image import as_rgb
+from joyjax.families.family import Fit, Request
+from joyjax.inputs.framing import check_mask
+from joyjax.inputs.image import as_rgb, upright
 from joyjax.pipeline import Pipeline
 from joyjax.sampling.cache import KINDS, MOST_CHANGE, CacheRule
 from joyjax.sampling.tiles import MODES, Mode
 
 SIDES = 16, 8192
 BASE_SIZES = (256, 512, 768, 1024)
+FITS = get_args(Fit)
 MOST_STEPS = 1000
 MOST_GUIDANCE = 1000.0
 OPEN = "open files with PIL.Image.open"
@@ -25,15 +30,19 @@ def check_request(
     image: Image.Image | Sequence[Image.Image] | None,
     prompt: str,
     *,
-    negative_prompt: str | None,
-    steps: int | None,
-    guidance_scale: float | None,
-    seed: int,
-    height: int | None,
-    width: int | None,
-    exact_size: bool,
-    base_size: int | None,
-    noise: np.ndarray | None,
+    negative_prompt: str | None = None,
+    steps: int | None = None,
+    guidance_scale: float | Sequence[float] | None = None,
+    seed: int = 0,
+    height: int | None = None,
+    width: int | None = None,
+    exact_size: bool = False,
+    base_size: int | None = None,
+    sigmas: Sequence[float] | None = None,
+    fit: str = "crop",
+    mask: Image.Image | None = None,
+    paste_back: bool = False,
+    noise: np.ndarray | None = None,
     vae_encode: str = "exact",
     vae_decode: str = "exact",
     guidance_until: float = 1.0,
@@ -42,7 +51,7 @@ def check_request(
 ) -> Request:
     """Fill in the defaults, the checkpoint's own or else the family's, and check every value.
 
-    The arguments are those of `joyjax.edit`.
+    The arguments are those of `joyjax.edit`. What would be without effect is refused, too.
 
     Raises:
         RequestError: naming the argument, its value and what is accepted.
@@ -50,60 +59,133 @@ def check_request(
     """
     if not isinstance(pipeline, Pipeline):
         raise RequestError(f"pipeline is a {type(pipeline).__name__}; expected what joyjax.load returns")
-    family = pipeline.family
+    family, native = pipeline.family, pipeline.native
     for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
         if not isinstance(text, str) and not (name == "negative_prompt" and text is None):
             raise RequestError(f"{name} is a {type(text).__name__}; expected a str")
-    native = pipeline.native
-    steps = _integer("steps", (native.steps or family.steps) if steps is None else steps, 1, MOST_STEPS)
+    levels = _sigmas(sigmas)
+    if steps is None:
+        steps = len(levels) if levels is not None else native.steps or family.steps
+    steps = _integer("steps", steps, 1, MOST_STEPS)
+    if levels is not None and len(levels) != steps:
+        raise RequestError(f"steps is {steps}, but there are {len(levels)} sigmas; leave steps out")
     if guidance_scale is None:
         guidance_scale = family.guidance_scale if native.guidance_scale is None else native.guidance_scale
-    if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, int | float | np.floating | np.integer):
-        raise RequestError(f"guidance_scale is {guidance_scale!r}; expected a number")
-    if not abs(guidance_scale) <= MOST_GUIDANCE:  # not so for NaN either
-        raise RequestError(
-            f"guidance_scale is {guidance_scale}; expected a number up to {MOST_GUIDANCE:g}, 1 or less for no guidance"
-        )
-    if isinstance(guidance_until, bool) or not isinstance(guidance_until, int | float | np.floating | np.integer):
-        raise RequestError(f"guidance_until is {guidance_until!r}; expected a number above 0 and up to 1")
-    if not 0 < guidance_until <= 1:
-        raise RequestError(
-            f"guidance_until is {guidance_until}; expected a share of the steps, above 0 and up to 1; "
-            "for no guidance at all give guidance_scale=1"
-        )
     if (height is None) != (width is None):
         given, missing = ("width", "height") if height is None else ("height", "width")
         raise RequestError(f"{given} is given without {missing}; give both, or neither to take the picture's bucket")
     if height is not None and width is not None:
         height, width = _integer("height", height, *SIDES), _integer("width", width, *SIDES)
-    if not isinstance(exact_size, bool | np.bool_):
-        raise RequestError(f"exact_size is {exact_size!r}; expected True or False")
     allowed = sorted({*BASE_SIZES, pipeline.base_size})
     base_size = pipeline.base_size if base_size is None else base_size
     if isinstance(base_size, bool) or not isinstance(base_size, int | np.integer) or base_size not in allowed:
         raise RequestError(f"base_size is {base_size!r}; choose one of {', '.join(map(str, allowed))}")
-    for name, mode in (("vae_encode", vae_encode), ("vae_decode", vae_decode)):
-        if not isinstance(mode, str) or mode not in MODES:
-            raise RequestError(f"{name} is {mode!r}; choose one of: {', '.join(MODES)}")
+    for name, mode, modes in (
+        ("vae_encode", vae_encode, MODES),
+        ("vae_decode", vae_decode, MODES),
+        ("fit", fit, FITS),
+    ):
+        if not isinstance(mode, str) or mode not in modes:
+            raise RequestError(f"{name} is {mode!r}; choose one of: {', '.join(modes)}")
     if callback is not None and not callable(callback):
         raise RequestError(f"callback is {callback!r}; expected a function of one event, or None")
-    return Request(
+    originals = _pictures(image, family.references, family.name)
+    request = Request(
         prompt=prompt,
         negative_prompt=family.negative_prompt if negative_prompt is None else negative_prompt,
-        pictures=_pictures(image, family.references, family.name),
+        pictures=tuple(as_rgb(one) for one in originals),
         steps=steps,
-        guidance_scale=float(guidance_scale),
+        guidance_scale=_guidance(guidance_scale, steps),
         seed=_integer("seed", seed, 0, 2**64 - 1),
         height=height,
         width=width,
-        exact_size=bool(exact_size),
+        exact_size=_switch("exact_size", exact_size),
         base_size=int(base_size),
         noise=_noise(noise),
+        sigmas=levels,
+        fit=cast(Fit, fit),
+        mask=mask,
+        paste_back=_switch("paste_back", paste_back),
+        original=upright(originals[-1]) if originals else None,
         vae_encode=cast(Mode, vae_encode),
         vae_decode=cast(Mode, vae_decode),
-        guidance_until=float(guidance_until),
+        guidance_until=_number("guidance_until", guidance_until),
         cache=_cache(cache, pipeline),
     )
+    return _with_effect(request, negative_prompt is not None)
+
+
+OPTIONS = tuple(inspect.signature(check_request).parameters)[1:]
+
+
+def _with_effect(request: Request, steered: bool) -> Request:
+    """Return the request with its mask read, if nothing in it would be without effect; `steered`: away from a text."""
+    if not 0 < request.guidance_until <= 1:
+        raise RequestError(
+            f"guidance_until is {request.guidance_until:g}; expected a share of the steps, above 0 and up to 1; "
+            "for no guidance at all give guidance_scale=1"
+        )
+    unguided = f"but guidance_scale is {request.guidance_scale}: there is no guidance; give a scale above 1"
+    if request.guidance_until < 1 and not request.guided:
+        raise RequestError(f"guidance_until is {request.guidance_until}, {unguided}")
+    if steered and not request.guided:
+        raise RequestError(f"negative_prompt is given, {unguided}, or leave it out")
+    if request.exact_size and (request.height is None or request.width is None):
+        raise RequestError("exact_size needs both height and width")
+    for name, given in (("mask", request.mask is not None), ("paste_back", request.paste_back)):
+        if given and request.original is None:
+            raise RequestError(f"{name} is given without a picture; it needs one to put the result into")
+    if request.fit == "pad" and request.original is None:
+        raise RequestError("fit is 'pad', but there is no picture to fit")
+    if request.mask is None:
+        return request
+    return dataclasses.replace(request, mask=check_mask(request.mask, request.original))
+
+
+def _sigmas(sigmas: Any) -> tuple[float, ...] | None:
+    if sigmas is None:
+        return None
+    levels = _numbers("sigmas", sigmas)
+    falling = all(a > b for a, b in itertools.pairwise(levels))
+    if not levels or not falling or not 0 < levels[-1] <= levels[0] <= 1 or len(levels) > MOST_STEPS:
+        raise RequestError(
+            f"sigmas are {sigmas!r:.200}; expected 1 to {MOST_STEPS} falling levels from at most 1 to above 0"
+        )
+    return levels
+
+
+def _guidance(scale: Any, steps: int) -> float | tuple[float, ...]:
+    several = isinstance(scale, list | tuple | np.ndarray)
+    scales = _numbers("guidance_scale", scale) if several else (_number("guidance_scale", scale),)
+    for one in scales:
+        if not abs(one) <= MOST_GUIDANCE:  # not so for NaN either
+            raise RequestError(
+                f"guidance_scale is {one}; expected a number up to {MOST_GUIDANCE:g}, 1 or less for no guidance"
+            )
+    if several and len(scales) != steps:
+        raise RequestError(f"guidance_scale has {len(scales)} numbers; expected one, or one for each of {steps} steps")
+    return scales if several else scales[0]
+
+
+def _numbers(name: str, values: Any) -> tuple[float, ...]:
+    if not isinstance(values, list | tuple | np.ndarray):
+        raise RequestError(f"{name} is {values!r:.200}; expected a list of numbers")
+    return tuple(_number(name, value) for value in values)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
+        raise RequestError(f"{name} is {value!r:.200}; expected a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise RequestError(f"{name} is {value!r:.40}…; expected a number that fits into 64 bits") from None
+
+
+def _switch(name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise RequestError(f"{name} is {value!r:.200}; expected True or False")
+    return bool(value)
 
 
 def _cache(cache: Any, pipeline: Pipeline) -> CacheRule | None:
@@ -136,7 +218,7 @@ def _integer(name: str, value: Any, lowest: int, highest: int) -> int:
     return int(value)
 
 
-def _pictures(image: Any, most: int, family: str) -> tuple[Image.Image, ...]:
+def _pictures(image: Any, most: int, family: str) -> list[Image.Image]:
     images = [] if image is None else [image] if isinstance(image, Image.Image) else image
     if not isinstance(images, list | tuple):
         raise RequestError(f"image is a {type(image).__name__}; expected a PIL.Image, a list of them, or None: {OPEN}")
@@ -146,7 +228,7 @@ def _pictures(image: Any, most: int, family: str) -> tuple[Image.Image, ...]:
     if len(images) > most:
         several = "" if most > 1 else "; Edit-Plus weights take several"
         raise RequestError(f"{len(images)} reference pictures were given and {family} takes {most} at most{several}")
-    return tuple(as_rgb(one) for one in images)
+    return list(images)
 
 
 def _noise(noise: Any) -> np.ndarray | None:

@@ -18,11 +18,12 @@ from einops import rearrange
 from flax import nnx
 from PIL import Image
 
-from joyjax import editing
+from joyjax import running
 from joyjax.convert import joyimage as joyimage_keys
 from joyjax.convert import wan_vae as wan_vae_keys
 from joyjax.convert.rules import Transform
 from joyjax.families import joyimage as family
+from joyjax.families import reading
 from joyjax.inputs import image, text, vision
 from joyjax.kernels import modulate, qk_norm_rope
 from joyjax.layers.conv import Conv
@@ -278,17 +279,17 @@ def norm_of_tokens(patch):
 
 @trap("schedule", "lowest sigma shifted once, for twice", "schedule")
 def lowest_sigma_shifted_once(patch):
-    def wrong(right, count, config):
+    def wrong(right, count, config, given):
         levels = np.linspace(1, 1 / config.num_train_timesteps, count)
         levels = config.shift * levels / (1 + (config.shift - 1) * levels)
         return np.append(levels, 0).astype(np.float32)
 
-    patch.around(editing, "sigmas", wrong)
+    patch.around(running, "sigmas", wrong)
 
 
 @trap("schedule", "time told as sigma, for 1000·sigma", "latents")
 def time_is_sigma(patch):
-    patch.set(editing, "timesteps", lambda levels, config: levels)
+    patch.set(running, "timesteps", lambda levels, config: levels)
 
 
 # The autoencoder
@@ -439,7 +440,7 @@ def text_after_every_patch(patch):
             late[start : start + rows * columns] = late[start]
         return positions + late[:, None]
 
-    patch.around(family, "multimodal_positions", wrong)
+    patch.around(reading, "multimodal_positions", wrong)
 
 
 # The vision tower
@@ -457,7 +458,7 @@ def corners_not_aligned(patch):
         weights = shares[:, None, :, 0] * shares[None, :, :, 1]
         return positions, taps.reshape(4, -1).T, weights.reshape(4, -1).T
 
-    patch.around(family, "place_patches", wrong)
+    patch.around(reading, "place_patches", wrong)
 
 
 @trap("vision tower", "RoPE's axes are column, row, for row, column", "vision tokens")
@@ -472,7 +473,7 @@ def around_patches(patch, wrong):
         patches, grid = right(*inputs)
         return wrong(patches, *grid), grid
 
-    patch.around(family, "vision_patches", changed)
+    patch.around(reading, "vision_patches", changed)
 
 
 @trap("vision tower", "patches row by row, for block by block", "vision patches")
@@ -539,11 +540,11 @@ def few_states(patch):
 
 @trap("prompt", "the first 4096 hidden states kept, for the last", "velocity", given=few_states)
 def start_of_a_prompt_kept(patch):
-    def wrong(right, *inputs):
-        states, first, *rest = right(*inputs)
+    def wrong(right, *inputs, **how):
+        states, first, *rest = right(*inputs, **how)
         return states, np.full_like(first, family.DROPPED), *rest
 
-    patch.around(family, "_text_inputs", wrong)
+    patch.around(family, "text_inputs", wrong)
 
 
 # Pictures

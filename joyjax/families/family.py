@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -14,41 +14,63 @@ from joyjax.inputs.image import Crop
 from joyjax.sampling.cache import CacheRule
 from joyjax.sampling.tiles import Mode
 
+Fit = Literal["crop", "pad"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One edit with every default filled in and every value checked; `pictures` are RGB. See `joyjax.edit`."""
+    """One edit with every default filled in and every value checked. See `joyjax.edit`.
+
+    `pictures` are RGB; `original` is the last of them as it was given, upright, and `mask` is in mode L. A list of
+    `guidance_scale` has one number for each step; `sigmas` are as the user gave them, before the schedule shifts them.
+    """
 
     prompt: str
     negative_prompt: str
     pictures: tuple[Image.Image, ...]
     steps: int
-    guidance_scale: float
+    guidance_scale: float | tuple[float, ...]
     seed: int
     height: int | None
     width: int | None
     exact_size: bool
     base_size: int
     noise: np.ndarray | None
+    sigmas: tuple[float, ...] | None = None
+    fit: Fit = "crop"
+    mask: Image.Image | None = None
+    paste_back: bool = False
+    original: Image.Image | None = None
     vae_encode: Mode = "exact"
     vae_decode: Mode = "exact"
     guidance_until: float = 1.0
     cache: CacheRule | None = None
 
     @property
-    def guided(self) -> bool:
-        """Whether there is an unconditional pass."""
-        return self.guidance_scale > 1
+    def guidance(self) -> tuple[float, ...]:
+        """The scale of each step; 1 where there is one pass only."""
+        scales = self.guidance_scale if isinstance(self.guidance_scale, tuple) else (self.guidance_scale,) * self.steps
+        until = math.ceil(self.guidance_until * self.steps - 1e-9)
+        return tuple(scale if scale > 1 and step < until else 1.0 for step, scale in enumerate(scales))
 
     @property
-    def guided_steps(self) -> int:
-        """How many steps, the first ones, have an unconditional pass."""
-        return math.ceil(self.guidance_until * self.steps - 1e-9) if self.guided else 0
+    def guided(self) -> bool:
+        """Whether any step has an unconditional pass."""
+        return max(self.guidance) > 1
+
+    @property
+    def returned(self) -> bool:
+        """Whether the result is put back into the original, at its own resolution."""
+        return self.paste_back or self.mask is not None
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """A request as arrays. Rows of `text`: the unconditional prompt if there is guidance, then the prompt."""
+    """A request as arrays. Rows of `text`: the unconditional prompt if there is guidance, then the prompt.
+
+    Token sequences are padded to a size that many requests have in common: `target_tokens` and `reference_tokens` are
+    those sizes, `target_length` and `reference_lengths` what is valid of them. `advice` is for the user.
+    """
 
     height: int
     width: int
@@ -59,8 +81,13 @@ class Inputs:
     prompt_size: int
     pictures: tuple[np.ndarray, ...]
     positions: np.ndarray
+    target_tokens: int
+    target_length: int
+    reference_tokens: int
+    reference_lengths: tuple[int, ...]
     noise: np.ndarray
     crops: tuple[Crop, ...]
+    advice: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ Source: pipeline_joyimage_edit.py and pipeline_joyimage_edit_plus.py in Diffuser
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,13 @@ from joyjax.convert.qwen3_vl import TEXT_ENCODER
 from joyjax.convert.wan_vae import VAE
 from joyjax.errors import CheckpointError, ConfigError, RequestError
 from joyjax.families.family import Family, Files, Inputs, Request
-from joyjax.inputs.files import LONGEST_JSON, read_json
-from joyjax.inputs.image import Crop, cover_crop, nearest_bucket, to_pixels
-from joyjax.inputs.text import (
-    control_token,
-    image_slots,
-    length_bucket,
-    load_tokenizer,
-    multimodal_positions,
-    pad_rows,
-    plain_tokens,
-)
-from joyjax.inputs.vision import VisionProcessorConfig, vision_patches
+from joyjax.families.reading import merged_tokens, text_inputs, vision_inputs
+from joyjax.inputs.files import read_json
+from joyjax.inputs.image import Crop, Size, buckets, cover_crop, nearest_bucket, to_pixels
+from joyjax.inputs.text import control_token, load_tokenizer, plain_tokens
+from joyjax.inputs.tokenizer import check_tokenizer
+from joyjax.inputs.vision import VisionProcessorConfig
 from joyjax.models.joyimage import Condition
-from joyjax.models.qwen3_vl import TextInputs
-from joyjax.models.qwen3_vl_vision import VisionInputs, place_patches
 from joyjax.sampling.noise import initial_noise
 from joyjax.sampling.schedule import ScheduleConfig
 
@@ -43,23 +36,16 @@ SYSTEM = (
     "relationships of the objects and background:"
 )
 DROPPED = 34  # the system turn, and the <|im_start|> of the user's
-LONGEST_TEXT = 2048 + DROPPED  # Edit's tokenizer cuts a prompt without pictures here, from the right
+LONGEST_TEXT = 2048 + DROPPED  # without pictures; where the reference cuts a prompt, joyjax refuses it
 LONGEST_PROMPT = 4096  # hidden states that the transformer is given; the last ones are kept
 
 # The linear maps of the blocks, all but a hundredth of the products. Modulation, embeddings and the last map stay.
 FLOAT8 = tuple(f"blocks.*.{stream}.{name}" for stream in ("img", "txt") for name in ("qkv", "out", "up", "down"))
 
-TOKENIZERS = (None, "Qwen2Tokenizer", "Qwen2TokenizerFast")  # one class by several names
-WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
-SPLIT = {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Isolated", "invert": False}
-
 
 def read(folder: Path, configs: Mapping[str, Any]) -> Files:
     """Open the tokenizer, the processor's numbers and the schedule, and check that all parts fit together."""
-    _check_tokenizer(folder / "tokenizer")
+    check_tokenizer(folder / "tokenizer")
     processor = folder / "processor" / "preprocessor_config.json"
     scheduler = folder / "scheduler" / "scheduler_config.json"
     files = Files(
@@ -70,42 +56,6 @@ def read(folder: Path, configs: Mapping[str, Any]) -> Files:
     )
     _check_parts(files, folder)
     return files
-
-
-def _check_tokenizer(folder: Path) -> None:
-    """Raise CheckpointError unless a tokenizer is of Qwen's kind, before Transformers reads it.
-
-    Transformers follows the names of classes and files in it, and its Rust core ends the process, takes all memory or
-    goes on for ever over parts of other kinds.
-    """
-    for file in folder.rglob("*"):
-        if file.is_file() and file.stat().st_size > LONGEST_JSON:
-            raise CheckpointError(f"{file} has {file.stat().st_size} bytes; a tokenizer's has {LONGEST_JSON} at most")
-    settings, whole = folder / "tokenizer_config.json", folder / "tokenizer.json"
-    named = read_json(settings) if settings.exists() else {}
-    if named.get("tokenizer_class") not in TOKENIZERS:
-        raise ConfigError(f"{settings}: tokenizer_class is {named['tokenizer_class']!r:.200}; expected {TOKENIZERS[1]}")
-    for key, value in named.items():
-        if value is not None and (key == "auto_map" or key.endswith(("_file", "_files"))):
-            raise ConfigError(f"{settings}: {key:.200} is {value!r:.200}; joyjax reads and runs nothing else by name")
-    if whole.exists() and not _is_qwens(read_json(whole)):
-        raise ConfigError(f"{whole} is not of the kind that {TOKENIZERS[1]} is; joyjax implements no other")
-
-
-def _is_qwens(raw: Mapping[str, Any]) -> bool:
-    """Say whether a tokenizer.json has the parts of Qwen's: NFC, Qwen's way to cut words, BPE of bytes."""
-    try:
-        model, (split, in_bytes) = raw["model"], raw["pre_tokenizer"]["pretokenizers"]
-        affixes = model.get("continuing_subword_prefix"), model.get("end_of_word_suffix")
-        kinds = model["type"], in_bytes["type"]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return False
-    return (
-        kinds == ("BPE", "ByteLevel")
-        and not any(affixes)
-        and split == SPLIT
-        and raw.get("normalizer") in (None, {"type": "NFC"})
-    )
 
 
 def _check_parts(files: Files, folder: Path) -> None:
@@ -184,7 +134,10 @@ def fit_pictures(request: Request, size: tuple[int, int], own_sizes: bool) -> li
 
 
 def prepare(request: Request, files: Files, *, plus: bool) -> Inputs:
-    """Turn a request into arrays."""
+    """Turn a request into arrays.
+
+    Sizes of the bucket table are padded to what all of them share; one that is given exactly stands for itself.
+    """
     vae, transformer = files.configs["vae"], files.configs["transformer"]
     factor = vae.spatial_factor
     sides = factor * transformer.patch[0], factor * transformer.patch[1]
@@ -194,12 +147,12 @@ def prepare(request: Request, files: Files, *, plus: bool) -> Inputs:
     pictures = [picture for picture, _ in fitted]
     pixels = tuple(to_pixels(picture)[None] for picture in pictures)
 
-    vision, grids, image_size = _vision_inputs(pictures, files)
-    prompts = [request.negative_prompt, request.prompt] if request.guided else [request.prompt]
-    rows = [prompt_tokens(files.tokenizer, prompt, [h * w for h, w in grids]) for prompt in prompts]
-    if not pictures and not plus:
-        rows = [row[:LONGEST_TEXT] for row in rows]
-    text, first, prompt_lengths, prompt_size = _text_inputs(rows, grids, image_size, files)
+    sizes = None if request.exact_size else merged_tokens(request.base_size, files.vision)
+    vision, grids, image_size = vision_inputs(pictures, files, None if sizes is None else sizes[1])
+    rows = _rows(request, grids, files)
+    text, first, prompt_lengths, prompt_size = text_inputs(
+        rows, grids, image_size, files, dropped=DROPPED, longest=LONGEST_PROMPT, sizes=sizes
+    )
 
     noise_shape = (1, height // factor, width // factor, transformer.in_channels)
     if request.noise is not None and request.noise.shape != noise_shape:
@@ -208,9 +161,19 @@ def prepare(request: Request, files: Files, *, plus: bool) -> Inputs:
             "batch, height, width, channels"
         )
     noise = initial_noise(request.seed, pixels, noise_shape) if request.noise is None else request.noise
-    items = [(height // sides[0], width // sides[1])]
-    items += [(picture.height // sides[0], picture.width // sides[1]) for picture in pictures]
-    positions = np.concatenate([item_positions(n, *item) for n, item in enumerate(items)])
+    most = None if request.exact_size else most_tokens(request.base_size, sides)
+    target, *references = (
+        item_positions(n, *item)
+        for n, item in enumerate(
+            (size[0] // sides[0], size[1] // sides[1])
+            for size in [(height, width), *((picture.height, picture.width) for picture in pictures)]
+        )
+    )
+    lengths = tuple(map(len, references))
+    target_tokens, reference_tokens = most or len(target), (len(lengths) * most if most else sum(lengths))
+    positions = np.zeros((len(rows), target_tokens + reference_tokens, 3), np.int32)
+    for place, start in zip((target, *references), (0, *(target_tokens + np.cumsum((0, *lengths)))), strict=False):
+        positions[:, start : start + len(place)] = place
     return Inputs(
         height=height,
         width=width,
@@ -220,10 +183,21 @@ def prepare(request: Request, files: Files, *, plus: bool) -> Inputs:
         prompt_lengths=prompt_lengths,
         prompt_size=prompt_size,
         pictures=pixels,
-        positions=np.broadcast_to(positions, (len(rows), *positions.shape)),
+        positions=positions,
+        target_tokens=target_tokens,
+        target_length=len(target),
+        reference_tokens=reference_tokens,
+        reference_lengths=lengths,
         noise=noise,
         crops=tuple(crop for _, crop in fitted),
+        advice=_unread(int(first.max()) - DROPPED),
     )
+
+
+@functools.cache
+def most_tokens(base_size: int, sides: tuple[int, int]) -> int:
+    """Return the most tokens that a picture of the bucket table is to the transformer."""
+    return max((height // sides[0]) * (width // sides[1]) for height, width in buckets(base_size))
 
 
 def condition(inputs: Inputs, txt: Float[Array, "B J C"], references: Float[Array, "b R P"]) -> Condition:
@@ -234,6 +208,37 @@ def condition(inputs: Inputs, txt: Float[Array, "B J C"], references: Float[Arra
         txt_lengths=jnp.asarray(inputs.prompt_lengths),
         references=jnp.tile(references, (rows, 1, 1)),
         positions=jnp.asarray(inputs.positions),
+        target_lengths=jnp.asarray(np.full(rows, inputs.target_length, np.int32)),
+        reference_lengths=jnp.asarray(np.full(rows, sum(inputs.reference_lengths), np.int32)),
+    )
+
+
+def _rows(request: Request, grids: Sequence[Size], files: Files) -> list[list[int]]:
+    """Return the tokens of the unconditional prompt, if there is guidance, and of the prompt.
+
+    Raises:
+        RequestError: for a prompt that is too long. The reference would cut it without a word.
+    """
+    counts = [rows * columns for rows, columns in grids]
+    prompts = {"prompt": request.prompt}
+    if request.guided:
+        prompts = {"negative_prompt": request.negative_prompt, **prompts}
+    rows = []
+    for name, prompt in prompts.items():
+        rows.append(prompt_tokens(files.tokenizer, prompt, counts))
+        over = len(rows[-1]) - sum(counts) - LONGEST_TEXT
+        if over > 0:
+            raise RequestError(f"{name} is {over} tokens too long; with its template it may have {LONGEST_TEXT}")
+    return rows
+
+
+def _unread(tokens: int) -> tuple[str, ...]:
+    """Say that the transformer is not told all that the text encoder saw, as in the reference."""
+    if tokens <= 0:
+        return ()
+    return (
+        f"several references: the first {tokens} tokens of what Qwen3-VL saw of them are not passed on, since "
+        f"{LONGEST_PROMPT} is the most; the transformer sees all references whole",
     )
 
 
@@ -245,60 +250,6 @@ def _check_size(height: int, width: int, sides: tuple[int, int]) -> None:
             f"height is {height} and width is {width}; exact_size needs multiples of {sides[0]} and {sides[1]}: "
             f"the nearest are height {fit[0]} and width {fit[1]}"
         )
-
-
-def _vision_inputs(pictures: list[Image.Image], files: Files) -> tuple[VisionInputs | None, list[tuple[int, int]], int]:
-    """Return the vision tower's inputs, the merged grid of each picture, and the merged tokens all are padded to."""
-    if not pictures:
-        return None, [], 0
-    config = files.configs["text_encoder"].vision
-    merge = config.spatial_merge_size
-    patched = [vision_patches(picture, files.vision) for picture in pictures]
-    size = max(len(patches) for patches, _ in patched)
-    placed = [place_patches(*grid, config) for _, grid in patched]
-
-    def stack(arrays: Sequence[np.ndarray]) -> Array:
-        return jnp.asarray(np.stack([np.pad(array, ((0, size - len(array)), (0, 0))) for array in arrays]))
-
-    inputs = VisionInputs(
-        patches=stack([patches for patches, _ in patched]),
-        positions=stack([place[0] for place in placed]),
-        taps=stack([place[1] for place in placed]),
-        weights=stack([place[2] for place in placed]),
-        lengths=jnp.asarray([len(patches) for patches, _ in patched], jnp.int32),
-    )
-    grids = [(grid[0] // merge, grid[1] // merge) for _, grid in patched]
-    return inputs, grids, size // merge**2
-
-
-def _text_inputs(
-    rows: list[list[int]], grids: list[tuple[int, int]], image_size: int, files: Files
-) -> tuple[TextInputs, np.ndarray, np.ndarray, int]:
-    """Return the text encoder's inputs, each row's first kept token, how many are kept, and the padded number."""
-    config = files.configs["text_encoder"]
-    pad = control_token(files.tokenizer, "<|endoftext|>")
-    ids, lengths = pad_rows(rows, pad, length_bucket(max(map(len, rows))))
-    positions = np.zeros((*ids.shape, 3), np.int32)
-    slots = np.full(ids.shape, -1, np.int32)
-    for n, row in enumerate(rows):
-        positions[n, : len(row)] = multimodal_positions(row, config.image_token_id, grids)
-        slots[n, : len(row)] = image_slots(row, config.image_token_id, grids, image_size)
-    first = np.maximum(DROPPED, lengths - LONGEST_PROMPT).astype(np.int32)
-    kept = (lengths - first).astype(np.int32)
-    text = TextInputs(jnp.asarray(ids), jnp.asarray(positions), jnp.asarray(slots), shared=shared_tokens(ids, slots))
-    return text, first, kept, length_bucket(int(kept.max()))
-
-
-def shared_tokens(ids: Int32[np.ndarray, "B L"], slots: Int32[np.ndarray, "B L"]) -> int:
-    """Return how many first tokens all rows have in common: the template's and the pictures', whatever the prompts.
-
-    A multiple of 32, for even products; and nothing that a user types changes it, or each prompt would make a program
-    of its own.
-    """
-    pictures = np.flatnonzero(slots[0] >= 0)
-    fixed = pictures[-1] + 1 if len(pictures) else DROPPED
-    common = np.cumprod(np.all(ids == ids[:1], axis=0)).sum()
-    return int(min(fixed, common)) // 32 * 32 if len(ids) > 1 else 0
 
 
 def item_positions(item: int, rows: int, columns: int) -> np.ndarray:

@@ -87,7 +87,7 @@ def cached_step(
     sigma: Float[Array, ""],
     sigma_next: Float[Array, ""],
     timestep: Float[Array, ""],
-    guidance_scale: Float[Array, ""],
+    guidance_scale: Float[Array, "..."],
     threshold: Float[Array, ""],
     force: Bool[Array, ""],
     *,

@@ -6,7 +6,7 @@ Source: FlowMatchEulerDiscreteScheduler in Diffusers.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,10 +45,10 @@ class ScheduleConfig:
         return config
 
 
-def sigmas(steps: int, config: ScheduleConfig) -> np.ndarray:
-    """Return `steps` falling levels from 1 and a final 0, float32.
+def sigmas(steps: int, config: ScheduleConfig, given: Sequence[float] | None = None) -> np.ndarray:
+    """Return `steps` falling levels from 1 and a final 0, float32; or `given` ones, shifted, and a final 0.
 
-    The lowest level is shifted twice, once when the range is set and once with all the others; the model was trained
+    Where none are given, the lowest level is shifted twice, once when the range is set and once with all the others; the model was trained
     and is used that way.
     """
     lowest = np.float32(1) / np.float32(config.num_train_timesteps)
@@ -56,6 +56,8 @@ def sigmas(steps: int, config: ScheduleConfig) -> np.ndarray:
     lowest = shift * lowest / (np.float32(1) + (shift - np.float32(1)) * lowest)
     scale = config.num_train_timesteps
     levels = np.linspace(1.0 * scale, float(lowest) * scale, steps) / scale
+    if given is not None:
+        levels = np.asarray(given, np.float32)
     levels = config.shift * levels / (1 + (config.shift - 1) * levels)
     return np.append(levels.astype(np.float32), np.float32(0))
 

@@ -5,12 +5,14 @@ family's networks share, and they compose: all of them inside one `jax.jit` are 
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from joyjax.kernels.joint import join
 from joyjax.layers.patch import patchify, pixels_to_unit, unpatchify
 from joyjax.layers.weights import Weights
 from joyjax.sampling.guidance import guide
@@ -40,6 +42,37 @@ def encode_images(
     return constrain(patchify(vae.module().encode(pixels_to_unit(pixels), mode), patch), None, None, None)
 
 
+@functools.partial(jax.jit, static_argnames="size")
+def join_tokens(
+    tokens: Sequence[Float[Array, "b _ P"]], lengths: Sequence[Int[Array, ""]], *, size: int
+) -> Float[Array, "b size P"]:
+    """Put tokens of several pictures behind one another, the valid ones of each, `size` in all with padding."""
+    joined, end = tokens[0], jnp.asarray(lengths[0])
+    for more, length in zip(tokens[1:], lengths[1:], strict=True):
+        joined, end = join(joined, more, jnp.broadcast_to(end, joined.shape[:1])), end + length
+    room = size - joined.shape[1]
+    return jnp.pad(joined, ((0, 0), (0, room), (0, 0))) if room > 0 else joined[:, :size]
+
+
+@jax.jit
+def batch(conditions: Sequence[Any]) -> Any:
+    """Put the conditions of several edits together: rows are all first passes, then all second ones."""
+    passes = conditions[0].txt.shape[0]
+
+    def stack(*parts: Array) -> Array:
+        rows = [part.reshape(passes, -1, *part.shape[1:]) for part in parts]
+        joined = jnp.concatenate(rows, axis=1)
+        return joined.reshape(-1, *joined.shape[2:])
+
+    return jax.tree.map(stack, *conditions)
+
+
+@jax.jit
+def last_pass(condition: Any) -> Any:
+    """Return the conditional rows of a condition for two passes."""
+    return jax.tree.map(lambda rows: rows[rows.shape[0] // 2 :], condition)
+
+
 @functools.partial(jax.jit, donate_argnames="latents", static_argnames="channels")
 def denoise_step(
     transformer: Weights,
@@ -48,14 +81,15 @@ def denoise_step(
     sigma: Float[Array, ""],
     sigma_next: Float[Array, ""],
     timestep: Float[Array, ""],
-    guidance_scale: Float[Array, ""],
+    guidance_scale: Float[Array, "..."],
     *,
     channels: int,
 ) -> Float[Array, "b T P"]:
     """Take one step from `sigma` to `sigma_next`. The latents are donated: use the result in their place.
 
     `condition` is the transformer's own input, with as many rows as the latents, or twice as many for guidance: all
-    unconditional rows, then all conditional ones. `channels` is the number of latent channels of a pixel.
+    unconditional rows, then all conditional ones. `channels` is the number of latent channels of a pixel. Every edit
+    of a batch has its own `guidance_scale`; a single number is that of all.
     """
     passes, rows, condition = lay_rows(latents, condition)
     velocity = transformer.module()(rows, jnp.broadcast_to(timestep, rows.shape[:1]), condition)
@@ -76,7 +110,7 @@ def move(
     velocity: Float[Array, "B T P"],
     sigma: Float[Array, ""],
     sigma_next: Float[Array, ""],
-    guidance_scale: Float[Array, ""],
+    guidance_scale: Float[Array, "..."],
     *,
     passes: int,
     channels: int,

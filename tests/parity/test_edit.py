@@ -104,13 +104,17 @@ def test_the_end_of_a_long_prompt_with_a_picture_is_kept(reference, loaded, monk
     assert_same(our_edit(loaded, [image], LONG, size, noise), theirs)
 
 
-def test_the_start_of_a_long_prompt_alone_is_kept(reference, loaded, monkeypatch):
-    """As above 2048 tokens, where the end of the turn is lost first."""
-    monkeypatch.setattr(joyimage, "LONGEST_TEXT", 20 + joyimage.DROPPED)
-    monkeypatch.setattr(reference, "text_token_max_length", 20)
+def test_the_longest_prompt_alone(reference, loaded, monkeypatch):
+    """As at 2048 tokens, the most that the reference reads; beyond, it cuts the turn's end and joyjax refuses."""
+    longest = len(joyimage.prompt_tokens(loaded.files.tokenizer, LONG, []))
+    monkeypatch.setattr(joyimage, "LONGEST_TEXT", longest)
+    monkeypatch.setattr(reference, "text_token_max_length", longest - joyimage.DROPPED)
     size, noise = (64, 96), draw(64, 96)
     theirs = their_edit(reference, monkeypatch, [], LONG, size, noise, height=64, width=96)
     assert_same(our_edit(loaded, None, LONG, size, noise), theirs)
+    monkeypatch.setattr(joyimage, "LONGEST_TEXT", longest - 1)
+    with pytest.raises(joyjax.RequestError, match="prompt is 1 tokens too long"):
+        our_edit(loaded, None, LONG, size, noise)
 
 
 def test_small_bucket_is_enlarged_for_the_text_encoder(monkeypatch, tmp_path):

@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 import joyjax
-from joyjax import editing
+from joyjax import running
 from joyjax.families import joyimage as family
 from joyjax.families.family import Inputs, Request
 from joyjax.inputs import image, vision
@@ -74,11 +74,11 @@ class Edit:
 
     @functools.cached_property
     def txt(self) -> jax.Array:
-        return editing.encode_prompt(self.pipeline, self.inputs)
+        return running.encode_prompt(self.pipeline, self.inputs)
 
     @functools.cached_property
     def references(self) -> jax.Array:
-        return editing.encode_references(self.pipeline, self.inputs)
+        return running.encode_references(self.pipeline, self.inputs)
 
     @functools.cached_property
     def condition(self) -> Condition:
@@ -86,18 +86,18 @@ class Edit:
 
     @functools.cached_property
     def latents(self) -> jax.Array:
-        return editing._denoise(self.pipeline, self.request, self.inputs, self.condition, None)[0]
+        return running.denoise(self.pipeline, [running.Job(self.request, self.inputs, self.condition)])[0][:, : self.inputs.target_length]
 
     @functools.cached_property
     def picture(self) -> np.ndarray:
-        return np.asarray(editing.decode(self.pipeline, self.inputs, self.latents))
+        return running.decode(self.pipeline, self.inputs, self.latents)[None]
 
     def network(self, name: str) -> Any:
         return self.pipeline.weights[name].module()
 
     def schedule(self) -> np.ndarray:
-        levels = editing.sigmas(40, self.files.schedule)
-        return np.stack([levels, editing.timesteps(levels, self.files.schedule)])
+        levels = running.sigmas(40, self.files.schedule)
+        return np.stack([levels, running.timesteps(levels, self.files.schedule)])
 
     def pixels(self) -> np.ndarray:
         return np.concatenate([picture.ravel() for picture in self.inputs.pictures])

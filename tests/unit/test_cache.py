@@ -10,7 +10,8 @@ from meshes import CONFIG, draw, make_condition, make_weights, mesh_of, name_of
 from PIL import Image
 
 import joyjax
-from joyjax import editing
+from joyjax import running
+from joyjax.request import check_request
 from joyjax.sampling.cache import cached_step, empty_cache, relative_change
 from joyjax.sampling.steps import denoise_step
 from joyjax.sharding.place import replicate
@@ -203,7 +204,7 @@ def exact(demo):
 
 def test_the_exact_path_is_not_touched(demo, exact, monkeypatch):
     before = denoise_step._cache_size()
-    monkeypatch.setattr(editing, "cached_step", lambda *_, **__: pytest.fail("not asked for"))
+    monkeypatch.setattr(running, "cached_step", lambda *_, **__: pytest.fail("not asked for"))
     again = edit(demo, guidance_until=1.0, cache=None)
     np.testing.assert_array_equal(np.asarray(again.image), np.asarray(exact.image))
     assert denoise_step._cache_size() == before
@@ -255,13 +256,13 @@ def test_guidance_in_the_first_steps_alone(demo, error):
 
     given = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(editing.stages, "denoise_step", spy)
+        patch.setattr(running.stages, "denoise_step", spy)
         edit(demo, guidance_until=0.5, **options)
         edit(demo, guidance_scale=1.0, steps=4, callback=lambda event: None)
     assert passes == [2, 2, 1, 1, 1, 1, 1, 1]
     txt = given["condition"].txt[0, : int(given["condition"].txt_lengths[0])]
-    request = editing.check_request(demo, PICTURE, "make the red circle blue", guidance_scale=1.0, **REST)
-    alone = editing.encode_prompt(demo, demo.family.prepare(request, demo.files))
+    request = check_request(demo, PICTURE, "make the red circle blue", guidance_scale=1.0, **REST)
+    alone = running.encode_prompt(demo, demo.family.prepare(request, demo.files))
     assert error(txt, np.asarray(alone)[0, : len(txt)]) < 1e-6  # the prompt's row, not the other's
 
 

@@ -66,7 +66,18 @@ def prepare(pipeline, image=PICTURE, prompt=PROMPT, **options):
         ("steps", "2", "steps is '2'; expected a whole number"),
         ("steps", True, "steps is True; expected a whole number"),
         ("guidance_scale", "4", "guidance_scale is '4'; expected a number"),
-        ("guidance_scale", [4.0], r"guidance_scale is \[4.0\]; expected a number"),
+        ("guidance_scale", [4.0], r"guidance_scale has 1 numbers; expected one, or one for each of 2 steps"),
+        ("guidance_scale", [4.0, "x"], r"guidance_scale is 'x'; expected a number"),
+        ("guidance_scale", [4.0, float("nan")], r"guidance_scale is nan; expected a number up to 1000"),
+        ("sigmas", 0.5, "sigmas is 0.5; expected a list of numbers"),
+        ("sigmas", [1.0, 0.5, 0.2], "steps is 2, but there are 3 sigmas; leave steps out"),
+        ("sigmas", [0.5, 0.5], "expected 1 to 1000 falling levels from at most 1 to above 0"),
+        ("sigmas", [1.5, 0.5], "expected 1 to 1000 falling levels"),
+        ("sigmas", [1.0, 0.0], "expected 1 to 1000 falling levels"),
+        ("sigmas", [1.0, float("nan")], "expected 1 to 1000 falling levels"),
+        ("sigmas", [], "expected 1 to 1000 falling levels"),
+        ("fit", "stretch", "fit is 'stretch'; choose one of: crop, pad"),
+        ("paste_back", "yes", "paste_back is 'yes'; expected True or False"),
         ("guidance_scale", True, "guidance_scale is True"),
         ("guidance_scale", float("nan"), "guidance_scale is nan; expected a number up to 1000"),
         ("guidance_scale", float("-inf"), "guidance_scale is -inf"),
@@ -101,7 +112,7 @@ def prepare(pipeline, image=PICTURE, prompt=PROMPT, **options):
         ("noise", NOISE.astype(np.float64) + 1e300, "noise holds NaN or Inf"),
         ("noise", "random", "dtype <U6; expected float32"),
         ("noise", [[1.0], [1.0, 2.0]], "noise is no array"),
-        ("guidance_until", "half", "guidance_until is 'half'; expected a number above 0 and up to 1"),
+        ("guidance_until", "half", "guidance_until is 'half'; expected a number"),
         ("guidance_until", True, "guidance_until is True; expected a number"),
         ("guidance_until", 0, "guidance_until is 0; expected a share of the steps.* give guidance_scale=1"),
         ("guidance_until", 1.5, "guidance_until is 1.5; expected a share"),
@@ -199,11 +210,13 @@ def test_a_cache_that_the_model_cannot_have(loaded):
 @pytest.mark.parametrize(
     ("options", "guided"),
     [({}, 10), ({"guidance_until": 0.5}, 5), ({"guidance_until": 0.01}, 1), ({"guidance_until": 0.7}, 7)]
-    + [({"guidance_until": 0.71}, 8), ({"guidance_until": 0.5, "guidance_scale": 1}, 0)],
+    + [({"guidance_until": 0.71}, 8), ({"guidance_scale": 1}, 0), ({"guidance_scale": [2.0, 1.0] * 5}, 5)]
+    + [({"guidance_scale": [2.0, 1.0] * 5, "guidance_until": 0.4}, 2)],
 )
 def test_the_steps_that_have_guidance(options, guided, loaded):
     request, _ = prepare(loaded, steps=10, **options, **SIZE)
-    assert request.guided_steps == guided
+    assert sum(scale > 1 for scale in request.guidance) == guided
+    assert len(request.guidance) == 10
 
 
 def test_no_picture_and_an_empty_list_are_text_to_image(loaded):
@@ -278,5 +291,5 @@ def test_the_rows_are_the_negative_prompt_and_the_prompt(loaded):
     _, inputs = prepare(loaded, prompt="a", negative_prompt="something rather longer", **SIZE)
     assert inputs.text.ids.shape[0] == 2
     assert inputs.prompt_lengths[0] > inputs.prompt_lengths[1]
-    _, inputs = prepare(loaded, prompt="a", negative_prompt="something rather longer", guidance_scale=1.0, **SIZE)
+    _, inputs = prepare(loaded, prompt="a", guidance_scale=1.0, **SIZE)
     assert inputs.text.ids.shape[0] == 1
