@@ -16,7 +16,8 @@ from PIL import Image
 
 from joyjax.errors import AdviceWarning, JoyJaxError
 from joyjax.families.family import Inputs, Request
-from joyjax.inputs.image import Crop, from_pixels
+from joyjax.inputs.framing import Crop
+from joyjax.inputs.image import from_pixels
 from joyjax.layers.patch import patchify
 from joyjax.pipeline import Pipeline
 from joyjax.request import check_request

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from joyjax.convert.component import Component
-from joyjax.inputs.image import Crop
+from joyjax.inputs.framing import Crop
 from joyjax.sampling.cache import CacheRule
 from joyjax.sampling.tiles import Mode
 

@@ -19,7 +19,8 @@ from joyjax.convert.wan_vae import VAE
 from joyjax.errors import CheckpointError, ConfigError, RequestError
 from joyjax.families.family import Family, Files, Inputs, Request
 from joyjax.inputs.files import LONGEST_JSON, read_json
-from joyjax.inputs.image import Crop, cover_crop, nearest_bucket, to_pixels
+from joyjax.inputs.framing import Crop, cover_crop
+from joyjax.inputs.image import nearest_bucket, to_pixels
 from joyjax.inputs.text import (
     control_token,
     image_slots,
