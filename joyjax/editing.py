@@ -13,9 +13,9 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from joyjax.errors import AdviceWarning, JoyJaxError, RequestError
-from joyjax.families.family import Fit, Inputs, Request
-from joyjax.inputs.framing import paste_back, unpad
-from joyjax.inputs.image import Crop, from_pixels
+from joyjax.families.family import Inputs, Request
+from joyjax.inputs.framing import Crop, Fit, paste_back, pasted_region, unpad
+from joyjax.inputs.image import from_pixels
 from joyjax.pipeline import Pipeline
 from joyjax.request import OPTIONS, check_request
 from joyjax.running import (
@@ -200,6 +200,7 @@ def _run(
             started = time.perf_counter()
             prepared.append(pipeline.family.prepare(request, pipeline.files))
             check_modes(pipeline, request, prepared[-1])
+            _check_return(request, prepared[-1])
             seconds.append(time.perf_counter() - started)
         for text in dict.fromkeys(text for inputs in prepared for text in inputs.advice):
             warnings.warn(text, AdviceWarning, stacklevel=3)
@@ -243,6 +244,20 @@ def _encode(pipeline: Pipeline, request: Request, inputs: Inputs, timings: dict[
         txt = jax.block_until_ready(encode_prompt(pipeline, inputs))
     with _timed(timings, "references"):
         return txt, jax.block_until_ready(encode_references(pipeline, inputs, request.vae_encode))
+
+
+def _check_return(request: Request, inputs: Inputs) -> None:
+    """Raise an error now, not after the last step, if the result cannot be put back into the original."""
+    if not request.returned:
+        return
+    crop = inputs.crops[-1]
+    if crop.size != (inputs.height, inputs.width):
+        name = "mask" if request.mask is not None else "paste_back"
+        raise RequestError(
+            f"{name} needs a result of the last reference's own size, {crop.size[1]} × {crop.size[0]}, and it is to be "
+            f"{inputs.width} × {inputs.height}; leave out height and width"
+        )
+    pasted_region(crop, request.mask)
 
 
 def _picture(pixels: UInt8[np.ndarray, "h w 3"], job: Job) -> Image.Image:

@@ -4,22 +4,22 @@ import dataclasses
 import inspect
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 
 from joyjax.errors import RequestError
-from joyjax.families.family import Fit, Request
-from joyjax.inputs.framing import check_mask
+from joyjax.families.family import Request
+from joyjax.inputs.framing import FITS, Fit
 from joyjax.inputs.image import as_rgb, upright
+from joyjax.inputs.mask import check_mask
 from joyjax.pipeline import Pipeline
 from joyjax.sampling.cache import KINDS, MOST_CHANGE, CacheRule
 from joyjax.sampling.tiles import MODES, Mode
 
 SIDES = 16, 8192
 BASE_SIZES = (256, 512, 768, 1024)
-FITS = get_args(Fit)
 MOST_STEPS = 1000
 MOST_GUIDANCE = 1000.0
 OPEN = "open files with PIL.Image.open"

@@ -24,7 +24,7 @@ from joyjax.convert import wan_vae as wan_vae_keys
 from joyjax.convert.rules import Transform
 from joyjax.families import joyimage as family
 from joyjax.families import reading
-from joyjax.inputs import image, text, vision
+from joyjax.inputs import framing, image, text, vision
 from joyjax.kernels import modulate, qk_norm_rope
 from joyjax.layers.conv import Conv
 from joyjax.layers.norm import ChannelNorm, rms_norm
@@ -566,7 +566,7 @@ def enlarged_bilinearly(patch):
 
 @trap("pictures", "scaled size rounded, for rounded up", "pixels")
 def scaled_size_rounded(patch):
-    patch.set(image, "math", SimpleNamespace(ceil=round))
+    patch.set(framing, "math", SimpleNamespace(ceil=round))
 
 
 @trap("pictures", "odd rest of a crop cut off at the top and left, for bottom and right", "pixels")

@@ -4,17 +4,15 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from joyjax.convert.component import Component
-from joyjax.inputs.image import Crop
+from joyjax.inputs.framing import Crop, Fit
 from joyjax.sampling.cache import CacheRule
 from joyjax.sampling.tiles import Mode
-
-Fit = Literal["crop", "pad"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,8 @@ from joyjax.errors import CheckpointError, ConfigError, RequestError
 from joyjax.families.family import Family, Files, Inputs, Request
 from joyjax.families.reading import merged_tokens, text_inputs, vision_inputs
 from joyjax.inputs.files import read_json
-from joyjax.inputs.image import Crop, Size, buckets, cover_crop, nearest_bucket, to_pixels
+from joyjax.inputs.framing import Crop, fit_picture
+from joyjax.inputs.image import Size, buckets, nearest_bucket, to_pixels
 from joyjax.inputs.text import control_token, load_tokenizer, plain_tokens
 from joyjax.inputs.tokenizer import check_tokenizer
 from joyjax.inputs.vision import VisionProcessorConfig
@@ -124,12 +125,13 @@ def target_size(request: Request) -> tuple[int, int]:
 
 
 def fit_pictures(request: Request, size: tuple[int, int], own_sizes: bool) -> list[tuple[Image.Image, Crop]]:
-    """Scale and crop the references: Edit to the target's size, Edit-Plus each to its own bucket."""
+    """Fit the references: Edit to the target's size, Edit-Plus each to its own bucket."""
     fitted = []
     for picture in request.pictures:
         width, height = picture.size
         own = own_sizes and not request.exact_size
-        fitted.append(cover_crop(picture, nearest_bucket(height, width, request.base_size) if own else size))
+        goal = nearest_bucket(height, width, request.base_size) if own else size
+        fitted.append(fit_picture(picture, goal, request.fit))
     return fitted
 
 

@@ -1,11 +1,10 @@
-"""Pictures: reading them, fitting them to a bucket, and the way to arrays and back.
+"""Pictures: reading them, making them upright and RGB, the sizes they are fitted to, and the way to arrays and back.
 
 Sizes are (height, width) here and everywhere else; only Pillow's own calls have the width first.
 """
 
-import dataclasses
+import contextlib
 import functools
-import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -13,29 +12,24 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from joyjax.errors import PictureError, RequestError
 
 Size = tuple[int, int]
 
 MAX_PIXELS = 178_956_970  # where Pillow's own guard against decompression bombs refuses
+TURNS = {  # EXIF orientation → what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # Not EPS, which is a program: Pillow would have Ghostscript run it.
 FORMATS = frozenset("AVIF BMP DIB GIF HEIF ICO JPEG JPEG2000 MPO PNG PPM QOI TGA TIFF WEBP".split())
-
-
-@dataclasses.dataclass(frozen=True)
-class Crop:
-    """What a fit kept of a picture.
-
-    `source` is its size and `scale` the enlargement; `box` is (left, top, right, bottom) of what is left, in pixels of
-    the source and not always whole; `lost` is the share of the area that is gone, from 0 to 1.
-    """
-
-    source: Size
-    scale: float
-    box: tuple[float, float, float, float]
-    lost: float
 
 
 def open_picture(path: str | os.PathLike) -> Image.Image:
@@ -47,8 +41,7 @@ def open_picture(path: str | os.PathLike) -> Image.Image:
     if not os.path.isfile(path):
         raise PictureError(f"{path} is not a file" if os.path.exists(path) else f"{path} does not exist")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked below
+        with _silence():
             image = Image.open(path)
     except Image.DecompressionBombError as error:
         raise PictureError(f"{path} is too large; at most {MAX_PIXELS:,} pixels are read") from error
@@ -57,7 +50,7 @@ def open_picture(path: str | os.PathLike) -> Image.Image:
     with image:
         if image.format not in FORMATS:
             raise PictureError(f"{path} is in format {image.format}; save it as PNG or JPEG")
-        return _upright(image, str(path))
+        return upright(image, str(path))
 
 
 def as_rgb(image: object) -> Image.Image:
@@ -71,33 +64,85 @@ def as_rgb(image: object) -> Image.Image:
     """
     if not isinstance(image, Image.Image):
         raise PictureError(f"a picture is a {type(image).__name__}; expected a PIL.Image")
-    image = _upright(image, getattr(image, "filename", "") or "the picture")
+    image = upright(image)
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _grey_of_16_bits(image).convert("RGB")
     if image.mode == "F":
         raise PictureError("the picture holds floating-point numbers, whose range is not known; save it with 8 bits")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours, without Pillow's warning
     try:
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # the same colours, without Pillow's warning
         return image.convert("RGB")
     except ValueError as error:
         raise PictureError(f"a picture in mode {image.mode} has no RGB form: {error}") from error
 
 
-def _upright(image: Image.Image, name: str) -> Image.Image:
-    """Decode the picture and apply its EXIF rotation."""
+def upright(image: Image.Image, name: str = "") -> Image.Image:
+    """Decode a picture and turn it as its EXIF or XMP data says, which are then left out: it is never turned twice.
+
+    The result is a copy in the same mode. Errors call it `name`, or else as its file.
+
+    Raises:
+        PictureError: if it is broken, empty, too large, or a TIFF whose grey Pillow would read wrongly.
+    """
+    name = name or getattr(image, "filename", "") or "the picture"
     if image.width * image.height > MAX_PIXELS:
         raise PictureError(f"{name} has {image.width} × {image.height} pixels; at most {MAX_PIXELS:,} are read")
     if not image.width * image.height:
         raise PictureError(f"{name} is empty: {image.width} × {image.height} pixels")
     try:
-        image.load()
+        with _silence():
+            image.load()
     except Exception as error:  # each of Pillow's decoders fails in its own way
         raise PictureError(f"{name} is broken or cut off: {error}") from error
+    tags = getattr(image, "tag_v2", {})  # a TIFF's: bits of a value, and which of its ends is white
+    if image.mode.startswith("I;16") and (tags.get(258, (16,))[0] != 16 or tags.get(262, 1) == 0):
+        raise PictureError(f"{name} is grey of other than 16 bits, or with white as 0; save it with 8 bits, or as PNG")
     try:
-        return ImageOps.exif_transpose(image)
+        with _silence():
+            turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # EXIF data that nobody can read rotates nothing; the pixels are good
-        return image.copy()
+        turn = None
+    turned = image.copy() if turn is None else image.transpose(turn)
+    for key in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):
+        turned.info.pop(key, None)
+    return turned
+
+
+def alpha_channel(image: Image.Image) -> Image.Image | None:
+    """Return a picture's transparency as grey, 255 where it is opaque; None if its mode and file have none.
+
+    The picture is `upright`'s, in any mode that `as_rgb` takes.
+    """
+    if not image.has_transparency_data:
+        return None
+    clear = image.info.get("transparency")  # the value that is transparent, or a palette's table
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(np.where(np.asarray(image) == clear, 0, 255).astype(np.uint8))
+    if (
+        image.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255
+    ):  # of a file with 16 bits a colour: Pillow keeps the high 8 of a pixel
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    return image.convert("RGBA").getchannel("A")
+
+
+def rgb_profile(image: Image.Image) -> bytes | None:
+    """Return a picture's ICC profile if it is one for RGB data.
+
+    Profiles of CMYK or grey say nothing about a picture that `as_rgb` has converted.
+    """
+    profile = image.info.get("icc_profile")
+    known = isinstance(profile, bytes) and profile[16:20] == b"RGB " and profile[36:40] == b"acsp"
+    return profile if known else None
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep Pillow's warnings from the user: sizes are checked here, and broken metadata does no harm."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _grey_of_16_bits(image: Image.Image) -> Image.Image:
@@ -151,35 +196,6 @@ def _in_bounds(height: int, width: int, base_size: int) -> bool:
 def nearest_bucket(height: int, width: int, base_size: int) -> Size:
     """Return the bucket whose h/w is nearest to the picture's by plain difference; of equals the first in the table."""
     return min(buckets(base_size), key=lambda size: abs(size[0] / size[1] - height / width))
-
-
-def cover_crop(image: Image.Image, size: Size) -> tuple[Image.Image, Crop]:
-    """Scale a picture in RGB or grey until it covers `size`, bilinearly, and cut off what sticks out, centred.
-
-    Source: resize_center_crop in Diffusers' image_processor.py.
-
-    Raises:
-        PictureError: if the picture is so thin that scaling it would take more than `MAX_PIXELS` pixels.
-    """
-    if image.mode not in ("RGB", "L"):
-        raise ValueError(f"cannot scale mode {image.mode} faithfully; expected RGB or L")
-    height, width = size
-    scale = max(height / image.height, width / image.width)
-    scaled_height, scaled_width = math.ceil(image.height * scale), math.ceil(image.width * scale)
-    if scaled_height * scaled_width > MAX_PIXELS:
-        raise PictureError(
-            f"a picture of {image.width} × {image.height} pixels is too thin to fill {width} × {height}; crop it first"
-        )
-    left, top = (scaled_width - width) // 2, (scaled_height - height) // 2
-    scaled = image.resize((scaled_width, scaled_height), Image.Resampling.BILINEAR)
-    per_row, per_column = image.height / scaled_height, image.width / scaled_width
-    crop = Crop(
-        source=(image.height, image.width),
-        scale=scale,
-        box=(left * per_column, top * per_row, (left + width) * per_column, (top + height) * per_row),
-        lost=1 - (height * width) / (scaled_height * scaled_width),
-    )
-    return scaled.crop((left, top, left + width, top + height)), crop
 
 
 def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:

@@ -1,6 +1,5 @@
-"""Pictures: what can be read, what is refused, buckets and fitting."""
+"""Pictures: what can be read, what is refused, and buckets."""
 
-import io
 import os
 import re
 import struct
@@ -10,100 +9,42 @@ import zlib
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
-from PIL import Image
+from pictures import (
+    COLOUR16,
+    FLOAT_AS_TEXT,
+    MODES,
+    RGB_FORM,
+    SCALED,
+    decoded,
+    encoded,
+    exif,
+    frames,
+    noise,
+    picture,
+    png,
+    png_chunk,
+    png_that_claims,
+    tiff,
+)
+from PIL import Image, ImageCms, PngImagePlugin
 
 from joyjax.errors import PictureError, RequestError
 from joyjax.inputs.image import (
     MAX_PIXELS,
+    alpha_channel,
     as_rgb,
     buckets,
-    cover_crop,
     from_pixels,
     nearest_bucket,
     open_picture,
+    rgb_profile,
     save_png,
     to_pixels,
+    upright,
 )
 from joyjax.layers.patch import pixels_to_unit
-
-GREY16 = np.array([[0, 128, 129, 257], [32767, 32768, 65406, 65535]], np.uint16)
-GREY16_AS_8 = np.array([[0, 0, 1, 1], [127, 128, 254, 255]], np.uint8)
-
-
-def noise(height: int = 5, width: int = 7, channels: int = 3) -> np.ndarray:
-    return np.random.default_rng(height * width).integers(0, 256, (height, width, channels), np.uint8)
-
-
-def picture(mode: str = "RGB", height: int = 5, width: int = 7) -> Image.Image:
-    if mode in ("RGBA", "LA", "PA", "CMYK", "LAB", "HSV", "YCbCr"):
-        channels = noise(height, width, len(Image.new(mode, (1, 1)).getbands()))
-        return Image.merge(mode, [Image.fromarray(channels[..., c]) for c in range(channels.shape[-1])])
-    return Image.fromarray(noise(height, width)).convert(mode)
-
-
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def png_chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
-def png_that_claims(width: int, height: int) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", b"") + png_chunk(b"IEND", b"")
-
-
-def palette_with_alpha_table() -> bytes:
-    return encoded(picture("P"), "PNG", transparency=bytes(range(256)))
-
-
-def animation() -> bytes:
-    return encoded(picture("P"), "GIF", save_all=True, append_images=[Image.new("P", (7, 5))])
-
-
-def pgm(highest: int, values: np.ndarray) -> bytes:
-    return b"P5\n%d %d\n%d\n" % (*values.shape[::-1], highest) + values.astype(">u2").tobytes()
-
-
-RGB_FORM = {  # files that give what Pillow's RGB form of them gives
-    "png": lambda: encoded(picture(), "PNG"),
-    "png with alpha": lambda: encoded(picture("RGBA"), "PNG"),
-    "png, grey with alpha": lambda: encoded(picture("LA"), "PNG"),
-    "png, palette": lambda: encoded(picture("P"), "PNG"),
-    "png, palette with one transparent colour": lambda: encoded(picture("P"), "PNG", transparency=3),
-    "png, palette with an alpha table": palette_with_alpha_table,
-    "png, rgb with a transparent colour": lambda: encoded(picture(), "PNG", transparency=(1, 2, 3)),
-    "png, 1 bit": lambda: encoded(picture("1"), "PNG"),
-    "png, grey": lambda: encoded(picture("L"), "PNG"),
-    "png, exif is garbage": lambda: encoded(picture(), "PNG", exif=b"Exif\0\0garbage"),
-    "jpeg": lambda: encoded(picture(), "JPEG"),
-    "jpeg, grey": lambda: encoded(picture("L"), "JPEG"),
-    "jpeg, cmyk": lambda: encoded(picture("CMYK"), "JPEG"),
-    "tiff, cmyk": lambda: encoded(picture("CMYK"), "TIFF"),
-    "tiff, lab": lambda: encoded(picture("LAB"), "TIFF"),
-    "tiff, 1 bit": lambda: encoded(picture("1"), "TIFF"),
-    "gif": lambda: encoded(picture("P"), "GIF"),
-    "gif, two frames": animation,
-    "webp with alpha": lambda: encoded(picture("RGBA"), "WEBP", lossless=True),
-    "bmp": lambda: encoded(picture(), "BMP"),
-    "ppm, 16 bits a colour": lambda: b"P6\n2 1\n65535\n" + np.arange(6, dtype=">u2").tobytes(),
-    "one pixel": lambda: encoded(picture("RGB", 1, 1), "PNG"),
-    "one row": lambda: encoded(picture("RGB", 1, 300), "PNG"),
-}
-
-SCALED = {  # files of 16-bit grey, and what they are in 8 bits
-    "png": (lambda: encoded(Image.fromarray(GREY16), "PNG"), GREY16_AS_8),
-    "tiff": (lambda: encoded(Image.fromarray(GREY16), "TIFF"), GREY16_AS_8),
-    "tiff, big endian": (lambda: encoded(Image.fromarray(GREY16.astype(">u2")), "TIFF"), GREY16_AS_8),
-    "tiff, 32 bits that use 16": (lambda: encoded(Image.fromarray(GREY16.astype(np.int32)), "TIFF"), GREY16_AS_8),
-    "pgm": (lambda: pgm(65535, GREY16), GREY16_AS_8),
-    "pgm up to 1000": (lambda: pgm(1000, np.array([[0, 500, 1000]])), np.array([[0, 128, 255]], np.uint8)),
-}
 
 BROKEN = {  # files that are refused, and a word of the reason
     "empty": (lambda: b"", "cannot be read"),
@@ -118,7 +59,48 @@ BROKEN = {  # files that are refused, and a word of the reason
         lambda: png_that_claims(3, 2)[:33] + png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8))),
         "cannot be read",
     ),
+    "png, a profile that unpacks to 100 MB": (
+        lambda: png(8, 2, 1, [bytes(3)], (b"iCCP", b"a\0\0" + zlib.compress(bytes(10**8)))),
+        "cannot be read",
+    ),
+    "png, text behind the picture that unpacks to 100 MB": (
+        lambda: png(8, 2, 1, [bytes(3)])[:-12] + png_chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(bytes(10**8))),
+        "broken",
+    ),
+    "tiff, grey of 12 bits": (lambda: tiff(2, 1, 12, 1, b"\xff\xf8\0"), "other than 16 bits"),
+    "tiff, grey of 16 bits whose 0 is white": (lambda: tiff(2, 1, 16, 0, bytes(4)), "white as 0"),
     "eps, which is a program": (lambda: encoded(picture(), "EPS"), "EPS"),
+}
+
+
+def claiming(data: bytes, *places: tuple[bytes, int, str]) -> bytes:
+    """The file with a width and height put in: behind a mark, so many bytes on, in a format."""
+    for mark, further, numbers in places:
+        count = struct.calcsize(numbers) // struct.calcsize(numbers[0] + numbers[-1])
+        at = data.index(mark) + further
+        side = {"H": 65_000, "I": 100_000, "i": 100_000}[numbers[-1]]
+        packed = struct.pack(numbers, *[side] * count)
+        data = data[:at] + packed + data[at + len(packed) :]
+    return data
+
+
+CLAIMS = {  # small files of every format that say they are huge
+    "png": lambda: png_that_claims(100_000, 100_000),
+    "png, the most it can say": lambda: png_that_claims(2**31 - 1, 2**31 - 1),
+    "jpeg": lambda: claiming(encoded(picture(), "JPEG"), (b"\xff\xc0", 5, ">HH")),
+    "tiff": lambda: tiff(100_000, 100_000, 8, 1, bytes(9)),
+    "gif": lambda: claiming(encoded(picture("P"), "GIF"), (b"GIF8", 6, "<HH")),
+    "gif, a frame beyond the screen": lambda: claiming(encoded(picture("P"), "GIF"), (b",\0\0\0\0", 5, "<HH")),
+    "webp": lambda: encoded(picture("RGBA"), "WEBP", exif=exif(1)).replace(
+        (6).to_bytes(3, "little") + (4).to_bytes(3, "little"), b"\xff\x3f\0" * 2
+    ),
+    "bmp": lambda: claiming(encoded(picture(), "BMP"), (b"BM", 18, "<ii")),
+    "ppm": lambda: b"P6\n100000 100000\n255\n",
+    "tga": lambda: claiming(encoded(picture(), "TGA"), (b"", 12, "<HH")),
+    "jpeg 2000": lambda: claiming(encoded(picture(), "JPEG2000"), (b"ihdr", 4, ">II"), (b"\xff\x4f\xff\x51", 8, ">II")),
+    "ico, a png inside": lambda: (
+        struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, 99, 22) + png_that_claims(20_000, 20_000)
+    ),
 }
 
 UNUSABLE = {  # what may come in place of a Pillow picture, and a word of the reason
@@ -127,6 +109,10 @@ UNUSABLE = {  # what may come in place of a Pillow picture, and a word of the re
     "negative": (lambda: Image.fromarray(np.array([[0, -1]], np.int32)), "-1"),
     "grey times alpha": (lambda: Image.new("La", (3, 2)), "La"),
     "empty": (lambda: Image.new("RGB", (0, 2)), "empty"),
+    "palette with too many alphas": (
+        lambda: decoded(png(8, 3, 2, [b"\1\2"], (b"PLTE", bytes(30)), (b"tRNS", bytes(300)))),
+        "mode P has no RGB form",
+    ),
     "array": (lambda: noise(), "ndarray; expected a PIL.Image"),
     "path": (lambda: "picture.png", "str; expected a PIL.Image"),
     "none": (lambda: None, "NoneType"),
@@ -146,7 +132,7 @@ def test_a_mode_that_rgb_can_hold_gives_its_rgb_form(name, tmp_path):
     assert np.array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa"])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_picture_in_memory_gives_its_rgb_form(mode):
     image = picture(mode)
     assert np.array_equal(to_pixels(as_rgb(image)), np.asarray(image.convert("RGB")))
@@ -166,6 +152,15 @@ def test_a_broken_file_is_refused_by_name(name, tmp_path):
     path = tmp_path / "picture"
     path.write_bytes(make())
     with pytest.raises(PictureError, match=f"(?s){re.escape(str(path))}.*({reason})"):
+        open_picture(path)
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_a_huge_picture_is_refused_by_its_header(name, tmp_path):
+    path = tmp_path / "picture"
+    path.write_bytes(CLAIMS[name]())
+    assert path.stat().st_size < 2000
+    with pytest.raises(PictureError, match=f"(?s){re.escape(str(path))}.*too large"):
         open_picture(path)
 
 
@@ -237,6 +232,122 @@ def test_exif_rotation_is_applied_once(orientation, kind, tmp_path):
         assert np.array_equal(to_pixels(as_rgb(image)), upright)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("key", ["exif", "xmp"])
+def test_a_photo_is_upright_even_if_its_metadata_cannot_be_written_again(kind, key, tmp_path):
+    """Pillow's own exif_transpose fails there, which left the photo on its side; nor must it be turned twice."""
+    path = tmp_path / "picture"
+    options = {"exif": exif(6, FLOAT_AS_TEXT)}
+    if key == "xmp":
+        xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+        if kind == "PNG":
+            options = {"pnginfo": PngImagePlugin.PngInfo()}
+            options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode())
+        else:
+            options = {"xmp": xmp}
+    stored = Image.fromarray(np.repeat(np.arange(0, 240, 30, np.uint8)[:, None], 16, axis=1))  # bright below
+    stored.convert("RGB").save(path, kind, **options)
+    for image in (open_picture(path), as_rgb(Image.open(path)), as_rgb(open_picture(path)), upright(Image.open(path))):
+        assert image.size == (8, 16)
+        row = np.asarray(image.convert("L"))[8]
+        assert row[0] > 190
+        assert row[-1] < 20
+
+
+def test_a_tiff_is_turned_once(tmp_path):
+    picture("RGB", 8, 16).save(tmp_path / "picture.tif", tiffinfo={274: 6})
+    expected = np.rot90(noise(8, 16), -1)
+    assert np.array_equal(to_pixels(as_rgb(open_picture(tmp_path / "picture.tif"))), expected)
+    with Image.open(tmp_path / "picture.tif") as image:
+        assert np.array_equal(to_pixels(as_rgb(upright(image))), expected)
+
+
+def test_of_16_bits_a_colour_the_high_ones_are_read():
+    image = as_rgb(decoded(png(16, 2, 2, [COLOUR16.astype(">u2").tobytes()])))
+    assert np.array_equal(to_pixels(image), (COLOUR16 >> 8).astype(np.uint8))
+
+
+def test_colours_are_what_they_are_called(tmp_path):
+    """By name, for where Pillow on both sides of a comparison would be wrong alike."""
+    cyan = Image.merge("CMYK", [Image.new("L", (16, 16), value) for value in (255, 0, 0, 0)])
+    for kind in ("JPEG", "TIFF"):  # in a JPEG it is stored inverted, as Adobe began to
+        assert as_rgb(decoded(encoded(cyan, kind))).getpixel((3, 3)) == (0, 255, 255)
+    assert to_pixels(as_rgb(decoded(tiff(3, 1, 8, 0, b"\0\x40\xff"))))[0, :, 0].tolist() == [255, 191, 0]
+    assert to_pixels(as_rgb(decoded(png(2, 0, 4, [b"\x1b"]))))[0, :, 0].tolist() == [0, 85, 170, 255]
+    gamma = png(8, 2, 2, [bytes(range(6))], (b"gAMA", struct.pack(">I", 100_000)))  # what it says changes nothing
+    assert to_pixels(as_rgb(decoded(gamma))).ravel().tolist() == list(range(6))
+    for kind in ("PNG", "GIF", "TIFF", "WEBP", "MPO"):
+        first = as_rgb(decoded(frames(kind, **({"lossless": True} if kind == "WEBP" else {}))))
+        assert len(np.unique(to_pixels(first))) > 5, "the second frame is of one colour"
+
+
+def test_a_wrong_name_matters_nothing(tmp_path):
+    (tmp_path / "picture.png").write_bytes(encoded(picture("RGB", 16, 16), "JPEG"))
+    assert open_picture(tmp_path / "picture.png").size == (16, 16)
+
+
+def test_broken_metadata_makes_no_warning(tmp_path):
+    (tmp_path / "picture").write_bytes(encoded(picture(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        as_rgb(open_picture(tmp_path / "picture"))
+
+
+ALPHA = {  # pictures, and their transparency
+    "rgba": (lambda: picture("RGBA"), noise(channels=4)[..., 3]),
+    "grey": (lambda: picture("LA"), noise(channels=2)[..., 1]),
+    "palette and alpha": (lambda: picture("PA"), noise(channels=2)[..., 1]),
+    "table": (lambda: decoded(encoded(picture("P"), "PNG", transparency=bytes(range(256)))), np.asarray(picture("P"))),
+    "one of a palette": (
+        lambda: decoded(png(8, 3, 3, [b"\0\1\2"], (b"PLTE", bytes(9)), (b"tRNS", b"\xff\0"))),
+        [[255, 0, 255]],
+    ),
+    "gif": (lambda: decoded(encoded(Image.new("P", (2, 1)), "GIF", transparency=0)), [[0, 0]]),
+    "a grey": (lambda: decoded(png(8, 0, 3, [b"\0\1\2"], (b"tRNS", b"\0\1"))), [[255, 0, 255]]),
+    "a colour": (lambda: decoded(png(8, 2, 2, [bytes(range(6))], (b"tRNS", b"\0\3\0\4\0\5"))), [[255, 0]]),
+    "a grey of 16 bits": (
+        lambda: decoded(png(16, 0, 3, [struct.pack(">3H", 300, 301, 44)], (b"tRNS", struct.pack(">H", 300)))),
+        [[0, 255, 255]],
+    ),
+    "a colour of 16 bits": (
+        lambda: decoded(
+            png(16, 2, 2, [COLOUR16.astype(">u2").tobytes()], (b"tRNS", COLOUR16[0, 1].astype(">u2").tobytes()))
+        ),
+        [[255, 0]],
+    ),
+    "times alpha": (lambda: picture("RGBA").convert("RGBa"), noise(channels=4)[..., 3]),
+    "webp": (lambda: decoded(encoded(picture("RGBA"), "WEBP", lossless=True)), noise(channels=4)[..., 3]),
+}
+
+
+@pytest.mark.parametrize("name", ALPHA)
+def test_transparency_in_every_form(name):
+    make, expected = ALPHA[name]
+    assert np.array_equal(np.asarray(alpha_channel(upright(make()))), expected)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "I", "I;16"])
+def test_an_opaque_picture_has_no_transparency(mode):
+    assert alpha_channel(Image.new(mode, (2, 1))) is None
+
+
+def profile(space: bytes) -> bytes:
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    data[16:20] = space
+    return bytes(data)
+
+
+def test_only_a_profile_of_rgb_data_is_kept(tmp_path):
+    image = picture()
+    assert rgb_profile(image) is None
+    for kind, options in (("PNG", {}), ("JPEG", {}), ("WEBP", {"exif": exif(6)}), ("TIFF", {})):
+        picture().save(tmp_path / "picture", kind, icc_profile=profile(b"RGB "), **options)
+        assert rgb_profile(open_picture(tmp_path / "picture")) == profile(b"RGB ")
+    for other in (profile(b"CMYK"), profile(b"GRAY"), b"", b"profile", bytes(16) + b"RGB ", "RGB ", None):
+        image.info["icc_profile"] = other
+        assert rgb_profile(image) is None
+
+
 def test_the_published_buckets():
     table = buckets(1024)
     assert len(table) == 49
@@ -305,66 +416,9 @@ def test_nearest_bucket_by_plain_difference():
     assert nearest_bucket(1730, 1384, 1024) == equal[0]
 
 
-@pytest.mark.parity
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([(32, 128), (64, 48), (48, 64), (64, 64), (80, 48)]))
-def test_cover_crop_equals_the_reference(height, width, size):
-    reference = pytest.importorskip("diffusers.pipelines.joyimage.image_processor")
-    image = picture("RGB", height, width)
-    theirs = reference.JoyImageEditImageProcessor().resize_center_crop(image, size)
-    ours, _ = cover_crop(image, size)
-    assert (ours.height, ours.width) == size
-    assert np.array_equal(np.asarray(ours), np.asarray(theirs))
-
-
-@given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 9), st.integers(1, 9))
-@settings(deadline=None)
-def test_crop_says_what_is_left(height, width, rows, columns):
-    size = 16 * rows, 16 * columns
-    _, crop = cover_crop(picture("L", height, width), size)
-    left, top, right, bottom = crop.box
-    assert crop.source == (height, width)
-    assert 0 <= left < right <= width + 1e-9
-    assert 0 <= top < bottom <= height + 1e-9
-    assert crop.lost == pytest.approx(1 - (right - left) * (bottom - top) / (height * width), abs=1e-9)
-    # Centred up to the one scaled pixel that an odd excess leaves over.
-    assert abs(left - (width - right)) <= 1 / crop.scale + 1e-9
-    assert abs(top - (height - bottom)) <= 1 / crop.scale + 1e-9
-
-
-def test_crop_of_a_banner():
-    _, crop = cover_crop(picture("RGB", 100, 800), (128, 512))
-    assert crop.scale == 1.28
-    assert crop.lost == 0.5
-    assert crop.box == (200.0, 0.0, 600.0, 100.0)
-
-
-def test_an_exact_fit_loses_nothing():
-    image = picture("RGB", 64, 48)
-    fitted, crop = cover_crop(image, (64, 48))
-    assert np.array_equal(np.asarray(fitted), np.asarray(image))
-    assert (crop.scale, crop.lost, crop.box) == (1.0, 0.0, (0.0, 0.0, 48.0, 64.0))
-
-
-def test_a_hairline_is_refused_before_memory_is_taken():
-    with pytest.raises(PictureError, match="30000 × 1 pixels is too thin to fill 2048 × 512"):
-        cover_crop(Image.new("RGB", (30000, 1)), (512, 2048))
-
-
-def test_cover_crop_and_to_pixels_want_plain_colours():
-    with pytest.raises(ValueError, match="mode P"):
-        cover_crop(picture("P"), (16, 16))
+def test_to_pixels_wants_rgb():
     with pytest.raises(ValueError, match="mode L"):
         to_pixels(picture("L"))
-
-
-@pytest.mark.parametrize("mode", ["P", "RGBA"])
-def test_conversion_comes_before_resizing(mode, tmp_path):
-    """The reference resizes a palette's indices, and colours weighted by alpha; a picture should look like itself."""
-    image = picture(mode, 40, 30)
-    ours, _ = cover_crop(as_rgb(image), (64, 64))
-    theirs, _ = cover_crop(image.convert("RGB"), (64, 64))
-    assert np.array_equal(np.asarray(ours), np.asarray(theirs))
 
 
 def test_a_png_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
