@@ -13,11 +13,12 @@ from PIL import Image
 
 from joyjax.errors import JoyJaxError
 from joyjax.families.family import Inputs, Request
-from joyjax.inputs.image import from_pixels
+from joyjax.inputs.image import Size, from_pixels
 from joyjax.layers.patch import patchify
 from joyjax.pipeline import Pipeline
 from joyjax.sampling import steps as stages
 from joyjax.sampling.cache import cached_step, empty_cache
+from joyjax.sampling.canvas import Place, place_on_canvas, put_on_canvas, take_from_canvas
 from joyjax.sampling.schedule import sigmas, timesteps
 from joyjax.sampling.tiles import TILE, Mode, choose
 from joyjax.sharding.place import devices_along, replicate
@@ -68,9 +69,26 @@ def encode_references(pipeline: Pipeline, inputs: Inputs, mode: Mode = "exact") 
     config, vae = pipeline.files.configs["transformer"], pipeline.weights["vae"]
     if not inputs.pictures:
         return replicate(np.zeros((1, 0, config.in_channels * config.patch_area), np.float32), pipeline.mesh)
-    pictures = replicate(inputs.pictures, pipeline.mesh)
-    tokens = [stages.encode_images(vae, picture, patch=config.patch, mode=mode) for picture in pictures]
+    tokens = []
+    for picture in inputs.pictures:
+        place = None
+        if found := _place(pipeline, inputs, picture.shape[1:3], mode):
+            canvas, place = found
+            picture = put_on_canvas(picture, canvas)
+        tokens.append(
+            stages.encode_images(vae, *replicate((picture, place), pipeline.mesh), patch=config.patch, mode=mode)
+        )
+    if inputs.reference_tokens == tokens[0].shape[1]:
+        return tokens[0]
     return stages.join_tokens(tokens, inputs.reference_lengths, size=inputs.reference_tokens)
+
+
+def _place(pipeline: Pipeline, inputs: Inputs, size: tuple[int, ...], mode: Mode) -> tuple[Size, Place] | None:
+    """Return the canvas on which the autoencoder takes a picture, and where; None: it takes the picture alone."""
+    if inputs.base_size is None or mode != "exact":
+        return None
+    patch, factor = pipeline.files.configs["transformer"].patch, pipeline.files.configs["vae"].spatial_factor
+    return place_on_canvas(size[0], size[1], inputs.base_size, patch, factor)
 
 
 def denoise(pipeline: Pipeline, jobs: Sequence[Job]) -> tuple[Float[np.ndarray, "e T P"], list[int]]:
@@ -156,10 +174,18 @@ def decode(
         JoyJaxError: if its numbers are not finite.
     """
     config = pipeline.files.configs["transformer"]
-    columns = inputs.noise.shape[2] // config.patch[1]
-    vae = pipeline.weights["vae"]
-    latents = replicate(np.asarray(latents)[:, : inputs.target_length], pipeline.mesh)
-    pixels, finite = stages.decode_latents(vae, latents, patch=config.patch, width=columns, mode=mode)
+    vae, size = pipeline.weights["vae"], (inputs.height, inputs.width)
+    latents = np.asarray(latents)[:, : inputs.target_length]
+    if found := _place(pipeline, inputs, size, mode):
+        canvas, place = found
+        room = inputs.target_tokens - inputs.target_length
+        arrays = replicate((np.pad(latents, ((0, 0), (0, room), (0, 0))), place), pipeline.mesh)
+        pixels, finite = stages.decode_latents(vae, *arrays, patch=config.patch, mode=mode, canvas=canvas)
+        pixels = take_from_canvas(np.asarray(pixels), size)
+    else:
+        columns = inputs.noise.shape[2] // config.patch[1]
+        latents = replicate(latents, pipeline.mesh)
+        pixels, finite = stages.decode_latents(vae, latents, patch=config.patch, width=columns, mode=mode)
     if not np.asarray(finite).all():
         raise not_finite(pipeline, "the decoded pixels")
     return np.asarray(pixels)[0]

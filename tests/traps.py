@@ -317,18 +317,18 @@ def first_temporal_slice(patch):
 
 @trap("autoencoder", "shortcut of the normalised input, for the raw one", "reference latents")
 def shortcut_normalised(patch):
-    def wrong(right, self, x):
+    def wrong(right, self, x, *extent):
         shortcut = self.shortcut or (lambda x: x)
-        return right(self, x) - shortcut(x) + shortcut(self.norm1(x))
+        return right(self, x, *extent) - shortcut(x) + shortcut(self.norm1(x))
 
     patch.around(ResBlock, "__call__", wrong)
 
 
 @trap("autoencoder", "upsampling bilinear, for nearest", "decoded")
 def bilinear_upsampling(patch):
-    def wrong(right, self, x):
+    def wrong(right, self, x, *extent):
         b, h, w, c = x.shape
-        return self.conv(jax.image.resize(x, (b, 2 * h, 2 * w, c), "bilinear"))
+        return self.conv(jax.image.resize(x, (b, 2 * h, 2 * w, c), "bilinear"), *extent)
 
     patch.around(Upsample, "__call__", wrong)
 

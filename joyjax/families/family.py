@@ -67,11 +67,13 @@ class Inputs:
     """A request as arrays. Rows of `text`: the unconditional prompt if there is guidance, then the prompt.
 
     Token sequences are padded to a size that many requests have in common: `target_tokens` and `reference_tokens` are
-    those sizes, `target_length` and `reference_lengths` what is valid of them. `advice` is for the user.
+    those sizes, `target_length` and `reference_lengths` what is valid of them. `base_size` is that of
+    the bucket table that the sizes are of; None: they were given exactly. `advice` is for the user.
     """
 
     height: int
     width: int
+    base_size: int | None
     text: Any
     vision: Any
     first: np.ndarray

@@ -179,6 +179,7 @@ def prepare(request: Request, files: Files, *, plus: bool) -> Inputs:
     return Inputs(
         height=height,
         width=width,
+        base_size=None if request.exact_size else request.base_size,
         text=text,
         vision=vision,
         first=first,

@@ -7,6 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from joyjax.layers.extent import Extent
 from joyjax.layers.parameter import fan_in, parameter
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -33,8 +34,13 @@ class Conv(nnx.Module):
         self.stride = (stride, stride)
         self.padding = padding or (((size - 1) // 2, size // 2),) * 2
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b y x d"]:
-        """Convolve; by default the output of stride 1 is as large as the input."""
+    def __call__(self, x: Float[Array, "b h w c"], extent: Extent | None = None) -> Float[Array, "b y x d"]:
+        """Convolve; by default the output of stride 1 is as large as the input.
+
+        With an extent, a picture on a canvas gives what it gives alone, whatever lies beside it.
+        """
+        if extent is not None and self.kernel.shape[:2] != (1, 1):
+            x = extent.cut(x)  # zeros, as beyond the edges
         y = jax.lax.conv_general_dilated(
             x, self.kernel[...], self.stride, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )

@@ -13,13 +13,14 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from joyjax.config import read_config
 from joyjax.dtypes import ISLAND
 from joyjax.errors import ConfigError
 from joyjax.kernels.attention import attention
 from joyjax.layers.conv import Conv
+from joyjax.layers.extent import Extent
 from joyjax.layers.norm import ChannelNorm
 from joyjax.sampling.tiles import TILE, Mode, apply
 from joyjax.sharding.place import constrain
@@ -99,10 +100,10 @@ class ResBlock(nnx.Module):
         self.conv2 = Conv(width, width, 3, dtype=dtype, rngs=rngs)
         self.shortcut = Conv(width_in, width, 1, dtype=dtype, rngs=rngs) if width_in != width else None
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
+    def __call__(self, x: Float[Array, "b h w c"], extent: Extent | None = None) -> Float[Array, "b h w d"]:
         """Return the picture at the same size."""
-        y = self.conv1(_silu(self.norm1(x)))
-        y = self.conv2(_silu(self.norm2(y)))
+        y = self.conv1(_silu(self.norm1(x)), extent)
+        y = self.conv2(_silu(self.norm2(y)), extent)
         return y + (x if self.shortcut is None else self.shortcut(x))
 
 
@@ -112,9 +113,9 @@ class Upsample(nnx.Module):
     def __init__(self, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
         self.conv = Conv(width, width // 2, 3, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w d"]:
+    def __call__(self, x: Float[Array, "b h w c"], extent: Extent | None = None) -> Float[Array, "b 2*h 2*w d"]:
         """Return the picture at twice the size."""
-        return self.conv(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))
+        return self.conv(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), extent)
 
 
 def downsample(width: int, *, dtype: DTypeLike, rngs: nnx.Rngs | None) -> Conv:
@@ -130,12 +131,17 @@ class PixelAttention(nnx.Module):
         self.qkv = Conv(width, 3 * width, 1, dtype=dtype, rngs=rngs)
         self.out = Conv(width, width, 1, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], extent: Extent | None = None) -> Float[Array, "b h w c"]:
         """Return the picture at the same size."""
         b, h, w, c = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(b, h * w, 3, 1, c)
-        mixed = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return x + self.out(mixed.reshape(x.shape))
+        pixels, lengths = x, None
+        if extent is not None:
+            rows, columns = extent.within(x)
+            pixels, lengths = extent.pack(x), jnp.full(b, rows * columns)
+        qkv = self.qkv(self.norm(pixels)).reshape(b, h * w, 3, 1, c)
+        mixed = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], lengths=lengths)
+        mixed = self.out(mixed.reshape(x.shape))
+        return x + (mixed if extent is None else extent.unpack(mixed))
 
 
 class Middle(nnx.Module):
@@ -146,9 +152,9 @@ class Middle(nnx.Module):
         self.attention = PixelAttention(width, dtype=dtype, rngs=rngs)
         self.after = ResBlock(width, width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], extent: Extent | None = None) -> Float[Array, "b h w c"]:
         """Return the picture at the same size."""
-        return _by_rows(self.after(self.attention(self.before(x))))
+        return _by_rows(self.after(self.attention(self.before(x, extent), extent), extent))
 
 
 class Encoder(nnx.Module):
@@ -168,12 +174,12 @@ class Encoder(nnx.Module):
         self.norm_out = ChannelNorm(width, axis="conv_in", dtype=dtype, rngs=rngs)
         self.conv_out = Conv(width, 2 * config.z_dim, 3, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b y x c"]:
+    def __call__(self, x: Float[Array, "b h w 3"], extent: Extent | None = None) -> Float[Array, "b y x c"]:
         """Return `[b, h/8, w/8, 2·z_dim]`: all the means, then all the log variances."""
-        x = _by_rows(self.conv_in(x))
+        x = _by_rows(self.conv_in(x, extent))
         for block in self.blocks:
-            x = _by_rows(block(x))
-        return self.conv_out(_silu(self.norm_out(self.middle(x))))
+            x = _by_rows(block(x, extent))
+        return self.conv_out(_silu(self.norm_out(self.middle(x, extent))), extent)
 
 
 class Decoder(nnx.Module):
@@ -194,16 +200,20 @@ class Decoder(nnx.Module):
         self.norm_out = ChannelNorm(width, axis="conv_in", dtype=dtype, rngs=rngs)
         self.conv_out = Conv(width, COLORS, 3, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b y x z"]) -> Float[Array, "b h w 3"]:
+    def __call__(self, x: Float[Array, "b y x z"], extent: Extent | None = None) -> Float[Array, "b h w 3"]:
         """Return `[b, 8·y, 8·x, 3]`."""
-        x = self.middle(_by_rows(self.conv_in(x)))
+        x = self.middle(_by_rows(self.conv_in(x, extent)), extent)
         for block in self.blocks:
-            x = _by_rows(block(x))
-        return self.conv_out(_silu(self.norm_out(x)))
+            x = _by_rows(block(x, extent))
+        return self.conv_out(_silu(self.norm_out(x)), extent)
 
 
 class WanVAE(nnx.Module):
-    """Both halves, with the latents normalised channel by channel as the transformer wants them."""
+    """Both halves, with the latents normalised channel by channel as the transformer wants them.
+
+    `size`: the rows and columns at the top left of the input, in its own pixels, that are picture, in mode `exact`
+    alone. It is traced. There the results are those of the picture by itself; beside it they have no meaning.
+    """
 
     def __init__(self, config: WanVAEConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
         self.config = config
@@ -212,32 +222,55 @@ class WanVAE(nnx.Module):
         self.post_quant = Conv(config.z_dim, config.z_dim, 1, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(config, dtype=dtype, rngs=rngs)
 
-    def encode(self, pixels: Float[Array, "b h w 3"], mode: Mode = "exact") -> Float[Array, "b y x z"]:
+    def encode(
+        self, pixels: Float[Array, "b h w 3"], mode: Mode = "exact", size: Int[Array, " 2"] | None = None
+    ) -> Float[Array, "b y x z"]:
         """Return the posterior's mode for pixels in [-1, 1], normalised, in float32. Sizes are multiples of 8."""
-        mean, _ = self.moments(pixels, mode)
+        mean, _ = self.moments(pixels, mode, size)
         return (mean - jnp.array(self.config.latents_mean, ISLAND)) / jnp.array(self.config.latents_std, ISLAND)
 
-    def decode(self, latents: Float[Array, "b y x z"], mode: Mode = "exact") -> Float[Array, "b h w 3"]:
+    def decode(
+        self, latents: Float[Array, "b y x z"], mode: Mode = "exact", size: Int[Array, " 2"] | None = None
+    ) -> Float[Array, "b h w 3"]:
         """Return the pixels of normalised latents, clamped to [-1, 1], in float32."""
         latents = latents.astype(ISLAND) * jnp.array(self.config.latents_std, ISLAND)
         latents = latents + jnp.array(self.config.latents_mean, ISLAND)
-        return jnp.clip(apply(self.decode_raw, latents, mode, (TILE // self.config.spatial_factor, TILE)), -1, 1)
+
+        def decode(latents: Float[Array, "b y x z"]) -> Float[Array, "b h w 3"]:
+            return self.decode_raw(latents, size)
+
+        _check_mode(mode, size)
+        return jnp.clip(apply(decode, latents, mode, (TILE // self.config.spatial_factor, TILE)), -1, 1)
 
     def moments(
-        self, pixels: Float[Array, "b h w 3"], mode: Mode = "exact"
+        self, pixels: Float[Array, "b h w 3"], mode: Mode = "exact", size: Int[Array, " 2"] | None = None
     ) -> tuple[Float[Array, "b y x z"], Float[Array, "b y x z"]]:
         """Return mean and log variance of the posterior, as they come out of the network, in float32."""
 
         def encode(pixels: Float[Array, "b h w 3"]) -> Float[Array, "b y x c"]:
-            return self.quant(self.encoder(pixels.astype(self.quant.kernel.dtype))).astype(ISLAND)
+            pixels = pixels.astype(self.quant.kernel.dtype)
+            return self.quant(self.encoder(pixels, _extent(pixels, size))).astype(ISLAND)
 
+        _check_mode(mode, size)
         moments = apply(encode, pixels, mode, (TILE, TILE // self.config.spatial_factor))
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(log_variance, *LOG_VARIANCE)
 
-    def decode_raw(self, latents: Float[Array, "b y x z"]) -> Float[Array, "b h w 3"]:
+    def decode_raw(
+        self, latents: Float[Array, "b y x z"], size: Int[Array, " 2"] | None = None
+    ) -> Float[Array, "b h w 3"]:
         """Return the pixels of latents that are not normalised, not clamped, in float32; what training needs."""
-        return self.decoder(self.post_quant(latents.astype(self.post_quant.kernel.dtype))).astype(ISLAND)
+        latents = latents.astype(self.post_quant.kernel.dtype)
+        return self.decoder(self.post_quant(latents), _extent(latents, size)).astype(ISLAND)
+
+
+def _extent(x: Float[Array, "b h w c"], size: Int[Array, " 2"] | None) -> Extent | None:
+    return None if size is None else Extent(size, (x.shape[1], x.shape[2]))
+
+
+def _check_mode(mode: Mode, size: Int[Array, " 2"] | None) -> None:
+    if size is not None and mode != "exact":
+        raise ValueError(f"mode {mode!r} takes whole pictures; expected 'exact' where `size` is given")
 
 
 def _silu(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from joyjax.kernels.joint import join
+from joyjax.layers.extent import Extent
 from joyjax.layers.patch import patchify, pixels_to_unit, unpatchify
 from joyjax.layers.weights import Weights
+from joyjax.sampling.canvas import Place, lay_tokens, read_tokens, turned
 from joyjax.sampling.guidance import guide
 from joyjax.sampling.schedule import euler_step
 from joyjax.sampling.tiles import Mode
@@ -36,10 +38,23 @@ def encode_prompt(
 
 @functools.partial(jax.jit, static_argnames=("patch", "mode"))
 def encode_images(
-    vae: Weights, pixels: UInt8[Array, "b h w 3"], *, patch: tuple[int, int], mode: Mode = "exact"
+    vae: Weights,
+    pixels: UInt8[Array, "b h w 3"],
+    place: Place | None = None,
+    *,
+    patch: tuple[int, int],
+    mode: Mode = "exact",
 ) -> Float[Array, "b L P"]:
-    """Return the latent tokens of pictures of one size: the mode of the posterior, normalised, float32."""
-    return constrain(patchify(vae.module().encode(pixels_to_unit(pixels), mode), patch), None, None, None)
+    """Return the latent tokens of pictures of one size: the mode of the posterior, normalised, float32.
+
+    With a place, the pictures lie on a canvas (`put_on_canvas`), and zeros follow their tokens.
+    """
+    if place is None:
+        tokens = patchify(vae.module().encode(pixels_to_unit(pixels), mode), patch)
+    else:
+        latents = turned(vae, place.flip).module().encode(pixels_to_unit(pixels), mode, place.size)
+        tokens = read_tokens(latents, place, patch)
+    return constrain(tokens, None, None, None)
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -137,15 +152,32 @@ def fill_rows(arrays: Any, passes: int) -> Any:
     return jax.tree.map(fill, arrays)
 
 
-@functools.partial(jax.jit, static_argnames=("patch", "width", "mode"))
+@functools.partial(jax.jit, static_argnames=("patch", "width", "mode", "canvas"))
 def decode_latents(
-    vae: Weights, latents: Float[Array, "b T P"], *, patch: tuple[int, int], width: int, mode: Mode = "exact"
+    vae: Weights,
+    latents: Float[Array, "b T P"],
+    place: Place | None = None,
+    *,
+    patch: tuple[int, int],
+    width: int | None = None,
+    mode: Mode = "exact",
+    canvas: tuple[int, int] | None = None,
 ) -> tuple[UInt8[Array, "b h w 3"], Bool[Array, " b"]]:
     """Return the pictures of latent tokens that lie `width` patches wide, and which of them are finite numbers.
 
-    Values are rounded half to even. A number that is not finite would come out black.
+    With a place, whatever follows a picture's tokens is padding, and the pictures come on a canvas of so many rows and
+    columns of pixels (`take_from_canvas`). Values are rounded half to even. A number that is not finite would come out
+    black.
     """
-    pixels = vae.module().decode(unpatchify(latents, patch, width), mode)
+    if place is None and width is not None and canvas is None:
+        pixels = vae.module().decode(unpatchify(latents, patch, width), mode)
+    elif place is not None and width is None and canvas is not None:
+        network = turned(vae, place.flip).module()
+        factor = network.config.spatial_factor
+        on_canvas = lay_tokens(latents, place, patch, canvas[1] // (patch[1] * factor))
+        pixels = Extent(place.size, canvas).cut(network.decode(on_canvas, mode, place.size // factor))
+    else:
+        raise ValueError("pictures have a `place` and its `canvas`, or else a `width`")
     finite = constrain(jnp.all(jnp.isfinite(pixels), axis=(1, 2, 3)), None)
     drawn = jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
     return constrain(drawn, None, None, None, None), finite

@@ -3,48 +3,23 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from meshes import mesh_of
+from small_vae import decode, draw, encode, make_vae, on_canvas
 
-from joyjax.convert.wan_vae import VAE
 from joyjax.errors import MeshError
-from joyjax.layers.weights import Weights, leaves
+from joyjax.layers.weights import Weights
 from joyjax.models import wan_vae
-from joyjax.models.wan_vae import WanVAEConfig
+from joyjax.sampling.canvas import place_on_canvas, put_on_canvas, take_from_canvas
+from joyjax.sampling.steps import decode_latents, encode_images
 from joyjax.sampling.tiles import Mode, choose, patch_grid
-
-encode = jax.jit(lambda weights, pixels: weights.module().encode(pixels))
-decode = jax.jit(lambda weights, latents: weights.module().decode(latents))
+from joyjax.sharding.place import replicate
 
 
 @pytest.fixture(scope="module")
 def weights() -> Weights:
-    config = WanVAEConfig(
-        base_dim=8,
-        z_dim=4,
-        dim_mult=(1, 2),
-        num_res_blocks=1,
-        temperal_downsample=(True,),
-        latents_mean=(0.5, -1.0, 0.0, 0.25),
-        latents_std=(0.5, 2.0, 1.0, 1.5),
-    )
-    abstract = VAE.abstract(config, jnp.float32)
-    rng = np.random.default_rng(1)
-    return abstract.filled(
-        {
-            path: jnp.asarray(1.5 * rng.standard_normal(leaf.shape) / np.prod(leaf.shape[:-1]) ** 0.5, jnp.float32)
-            for path, leaf in leaves(abstract.state).items()
-        }
-    )
-
-
-def draw(batch: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return pixels and unrelated latents of that size."""
-    rng = np.random.default_rng(0)
-    pixels = rng.uniform(-1, 1, (batch, height, width, 3)).astype(np.float32)
-    return pixels, rng.standard_normal((batch, height // 2, width // 2, 4)).astype(np.float32)
+    return make_vae()
 
 
 # Rows that no mesh divides, in latents and in pixels; a batch; what attends a block of queries at a time.
@@ -68,6 +43,36 @@ def test_few_and_uneven_rows(latent_rows, weights, error):
         split = encode(weights, pixels), decode(weights, latents)
     for ours, expected in zip(split, alone, strict=True):
         assert error(ours, expected) < 1e-5
+
+
+# A batch; rows that no mesh divides; a picture that leaves some of eight devices nothing but padding.
+@pytest.mark.parametrize("sizes", [{"sequence": 4, "data": 2}, {"tensor": 3}, {"sequence": 8}])
+@pytest.mark.parametrize("size", [(2, 26, 20), (1, 72, 34), (1, 12, 44)])
+def test_a_canvas_over_devices(size, sizes, weights, error):
+    pixels, latents = draw(*size)
+    alone = encode(weights, pixels), decode(weights, latents)
+    valid = np.array(size[1:], np.int32)
+    with jax.set_mesh(mesh_of(**sizes)):
+        moments = encode(weights, on_canvas(pixels, 72, 44), valid)
+        drawn = decode(weights, on_canvas(latents, 36, 22), valid // 2)
+    for ours, expected in zip((moments, drawn), alone, strict=True):
+        assert error(ours[:, : expected.shape[1], : expected.shape[2]], expected) < 1e-5
+
+
+def test_the_stages_on_a_canvas_over_devices(weights, error):
+    mesh, size = mesh_of(cfg=2, sequence=4), (48, 80)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
+    tokens = encode_images(weights, pixels, patch=(2, 2))
+    drawn, _ = decode_latents(weights, tokens, patch=(2, 2), width=20)
+    canvas, place = place_on_canvas(*size, 64, (2, 2), 2)
+    laid, place = replicate((put_on_canvas(pixels, canvas), place), mesh)
+    with jax.set_mesh(mesh):
+        found = encode_images(weights, laid, place, patch=(2, 2))
+        assert error(found[:, : tokens.shape[1]], tokens) < 1e-5
+        found, finite = decode_latents(weights, found, place, patch=(2, 2), canvas=canvas)
+    assert np.asarray(finite).all()
+    off = take_from_canvas(np.asarray(found), size) - np.asarray(drawn).astype(int)
+    assert np.abs(off).max() <= 1
 
 
 def test_rows_are_really_split(weights):
