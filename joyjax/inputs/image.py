@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from joyjax.errors import PictureError, RequestError
 
@@ -194,15 +195,15 @@ def from_pixels(pixels: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def save_png(image: Image.Image, path: Path) -> None:
-    """Write a PNG file; it appears under its name only when it is whole.
+def save_png(image: Image.Image, path: Path, texts: PngInfo | None = None) -> None:
+    """Write a PNG file, with text chunks; it appears under its name only when it is whole.
 
     Raises:
         PictureError: if it cannot be written there.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        image.save(beside, format="PNG")
+        image.save(beside, format="PNG", pnginfo=texts)
         os.replace(beside, path)
     except OSError as error:
         raise PictureError(f"{path} cannot be written: {error.strerror or error}") from None
