@@ -26,7 +26,7 @@ def command(
     as_json: Annotated[bool, Option("--json", help="Print json.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Print what a checkpoint holds and needs, or how a picture was made.
+    """Tell what a checkpoint holds, or how a picture was made.
 
     Of a checkpoint its family, networks, sizes and dtypes, and the memory to run it; no weights are read without
     --verify. Of a PNG file that joyjax wrote, its recipe.
@@ -80,18 +80,23 @@ def command(
 
 
 def _show_recipe(path: Path, as_json: bool) -> None:
-    from joyjax.inputs.files import printable
     from joyjax.recipe import read_recipe
 
     recipe = read_recipe(path)
     if as_json:
         typer.echo(json.dumps(recipe, indent=2))  # in ASCII, so no letter in it has power over a terminal
         return
-    made = f"made by joyjax {recipe['joyjax']} with JAX {recipe['jax']} on {recipe['device']}"
-    typer.echo(printable(f"{path}: {made}").replace("\n", " "))
+    made = f"{path}: made by joyjax {recipe['joyjax']} with JAX {recipe['jax']} on {recipe['device']}"
+    typer.echo(_printed(made, 4))
     for name, value in _told(recipe):
-        lines = printable(value).split("\n")  # a text stays in its column, or it could pass for another row
-        typer.echo(f"  {printable(name).replace(chr(10), ' '):16} " + f"\n{'':19}".join(lines))
+        typer.echo("  " + _printed(f"{name:16} {value}", 19).rstrip())
+
+
+def _printed(text: str, indent: int) -> str:
+    """Return a text whose further lines are set in, or one of them could pass for another row."""
+    from joyjax.inputs.files import printable
+
+    return printable(text).replace("\n", "\n" + " " * indent)
 
 
 def _told(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
