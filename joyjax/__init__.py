@@ -20,12 +20,14 @@ from joyjax.errors import (
     PictureError,
     RequestError,
 )
+from joyjax.version import VERSION
 
 if TYPE_CHECKING:
+    from joyjax import spatial
     from joyjax.editing import Result, StepEvent, edit, edit_batch
     from joyjax.pipeline import Pipeline, load
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "AdviceWarning",
@@ -42,6 +44,7 @@ __all__ = [
     "edit",
     "edit_batch",
     "load",
+    "spatial",
 ]
 
 # Loaded on first use, so that `joyjax --help` does not wait for JAX.
@@ -56,6 +59,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "spatial":
+        return importlib.import_module("joyjax.spatial")
     if name not in _HOMES:
         raise AttributeError(f"module 'joyjax' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

@@ -8,15 +8,16 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from joyjax.editing import Callback, Result, check_options, edit_batch, program
+from joyjax.editing import Result, check_options, edit_batch
 from joyjax.errors import JoyJaxError, RequestError
 from joyjax.inputs.files import parse_json
 from joyjax.inputs.image import open_picture
 from joyjax.pipeline import Pipeline
+from joyjax.running import Callback, program
 
 NAME = re.compile(r"[\w][\w.-]{0,99}")
 FILES = ("image", "mask")
@@ -96,15 +97,15 @@ def run_rows(
     source: Path,
     folder: Path,
     *,
-    write: Callable[[Result, Path, Mapping[str, Any]], None],
     batch_size: int = 1,
     overwrite: bool = False,
+    metadata: bool = True,
     callback: Callback | None = None,
 ) -> Iterator[Done]:
     """Run all rows and give what came of each, in the order in which they end.
 
-    `source` is the folder that files in rows are relative to. `write(result, path, options)` writes a picture. What is
-    in `folder` from an earlier run of the same rows and the same model is not done again; rows that failed are. Rows of
+    `source` is the folder that files in rows are relative to. `metadata`: pictures carry their recipes. What is in
+    `folder` from an earlier run of the same rows and the same model is not done again; rows that failed are. Rows of
     one program, up to `batch_size`, run together.
 
     Raises:
@@ -136,16 +137,16 @@ def run_rows(
         group = waiting.setdefault(key, [])
         group.append((row, options))
         if len(group) == batch_size:
-            yield from _run(pipeline, waiting.pop(key), folder, write)
+            yield from _run(pipeline, waiting.pop(key), folder, metadata)
     for group in waiting.values():
-        yield from _run(pipeline, group, folder, write)
+        yield from _run(pipeline, group, folder, metadata)
 
 
 def _run(
     pipeline: Pipeline,
     group: Sequence[tuple[Row, dict[str, Any]]],
     folder: Path,
-    write: Callable[[Result, Path, Mapping[str, Any]], None],
+    metadata: bool,
 ) -> Iterator[Done]:
     """Run rows together; if that fails, each by itself, so that the error is that of its row."""
     try:
@@ -156,11 +157,11 @@ def _run(
             yield _failed(row, folder / f"{row.name}.png", pipeline, str(error))
             return
         for one in group:
-            yield from _run(pipeline, [one], folder, write)
+            yield from _run(pipeline, [one], folder, metadata)
         return
-    for (row, options), result in zip(group, results, strict=True):
+    for (row, _), result in zip(group, results, strict=True):
         picture = folder / f"{row.name}.png"
-        write(result, picture, options)
+        result.save(picture, metadata=metadata)
         _note(picture, row, pipeline, {"picture": picture.name, "timings": dict(result.timings)})
         yield Done(row, picture, result=result)
 

@@ -13,6 +13,7 @@ import typer
 
 from joyjax.commands import bench, convert, edit, info, score, train_demo
 from joyjax.errors import Cancelled, JoyJaxError
+from joyjax.inputs.files import printable
 
 app = typer.Typer(
     name="joyjax",
@@ -82,8 +83,7 @@ def _fail(reason: str, debug: bool) -> NoReturn:
         import traceback
 
         shown = f"{traceback.format_exc()}{shown}"
-    # A reason may quote a file, and what a file holds is not for the terminal to obey.
-    typer.echo("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in shown), err=True)
+    typer.echo(printable(shown), err=True)  # a reason may quote a file
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)  # everything is cleaned up by now; devices may still be computing what nobody waits for

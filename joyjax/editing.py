@@ -2,9 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
+import os
 import time
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,8 +18,10 @@ from PIL import Image
 from joyjax.errors import AdviceWarning, JoyJaxError, RequestError
 from joyjax.families.family import Inputs, Request
 from joyjax.inputs.framing import Crop, Fit, paste_back, pasted_region, unpad
-from joyjax.inputs.image import from_pixels
+from joyjax.inputs.image import from_pixels, rgb_profile
+from joyjax.fingerprint import fingerprint
 from joyjax.pipeline import Pipeline
+from joyjax.recipe import make_recipe, save_png
 from joyjax.request import OPTIONS, check_request
 from joyjax.running import (
     Callback,
@@ -25,6 +30,7 @@ from joyjax.running import (
     check_modes,
     decode,
     denoise,
+    device_kind,
     encode_prompt,
     encode_references,
     program,
@@ -33,6 +39,7 @@ from joyjax.sampling.noise import NOISE_RULE
 from joyjax.sampling.tiles import Mode
 from joyjax.shapes.advice import advice
 from joyjax.sharding.hosts import losing_none
+from joyjax.sources import Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +57,28 @@ class Result:
     settings: Mapping[str, Any]
     timings: Mapping[str, float]
     computed_steps: int
+    device: str
+    references: tuple[Source, ...] = ()
+    mask: Source | None = None
+
+    def save(self, path: str | os.PathLike, *, metadata: bool = True) -> None:
+        """Write the picture as a PNG file, with the recipe that makes it again unless `metadata` is False.
+
+        Raises:
+            PictureError: if it cannot be written there.
+            CheckpointError: if the model is no longer where it was loaded from.
+        """
+        recipe = None
+        if metadata:
+            recipe = make_recipe(
+                self.settings,
+                fingerprint=_fingerprint(self.settings["model"]),
+                jax=jax.__version__,
+                device=self.device,
+                references=self.references,
+                mask=self.mask,
+            )
+        save_png(self.image, Path(path), recipe)
 
 
 def edit(
@@ -207,14 +236,17 @@ def _run(
         read, encoded = None, None
         for numbers in _together([program(*pair) for pair in zip(requests, prepared, strict=True)], batch_size):
             timings = {"prepare": sum(seconds[number] for number in numbers), "prompt": 0.0, "references": 0.0}
-            jobs = []
+            jobs, told = [], {}
             for number in numbers:
                 request, inputs = requests[number], prepared[number]
                 seeded = dataclasses.replace(request, seed=0, noise=None)
                 if encoded is None or seeded != read:  # several seeds of one request are encoded once
                     read, encoded = seeded, _encode(pipeline, request, inputs, timings)
+                    sources = tuple(map(Source.of, request.originals))
+                    mask = None if request.mask is None else Source.of(request.mask)
                 condition = pipeline.family.condition(inputs, *encoded)
                 jobs.append(Job(request, inputs, condition, callbacks[number]))
+                told[number] = sources, mask
             with _timed(timings, "denoise"):
                 latents, computed = denoise(pipeline, jobs)
             with _timed(timings, "decode"):
@@ -224,7 +256,17 @@ def _run(
                 ]
             timings["total"] = sum(timings.values())
             for number, job, image, steps in zip(numbers, jobs, images, computed, strict=True):
-                results[number] = _result(pipeline, job, image, timings, steps)
+                results[number] = Result(
+                    image=image,
+                    crop=job.inputs.crops[-1] if job.inputs.crops else None,
+                    seed=job.request.seed,
+                    settings=_settings(pipeline, job.request, job.inputs),
+                    timings=timings,
+                    computed_steps=steps,
+                    device=device_kind(pipeline),
+                    references=told[number][0],
+                    mask=told[number][1],
+                )
     return [results[number] for number in range(len(requests))]
 
 
@@ -267,22 +309,16 @@ def _picture(pixels: UInt8[np.ndarray, "h w 3"], job: Job) -> Image.Image:
         return drawn
     crop = job.inputs.crops[-1]
     if request.returned:
-        assert request.original is not None
-        return paste_back(drawn, request.original, crop, request.mask)
-    return unpad(drawn, crop)
+        return paste_back(drawn, request.originals[-1], crop, request.mask)
+    shown, profile = unpad(drawn, crop), rgb_profile(request.originals[-1])
+    if profile is not None:
+        shown.info["icc_profile"] = profile
+    return shown
 
 
-def _result(
-    pipeline: Pipeline, job: Job, image: Image.Image, timings: Mapping[str, float], computed: int
-) -> Result:
-    return Result(
-        image=image,
-        crop=job.inputs.crops[-1] if job.inputs.crops else None,
-        seed=job.request.seed,
-        settings=_settings(pipeline, job.request, job.inputs),
-        timings=timings,
-        computed_steps=computed,
-    )
+@functools.cache
+def _fingerprint(folder: str) -> str:
+    return fingerprint(Path(folder))
 
 
 def _settings(pipeline: Pipeline, request: Request, inputs: Inputs) -> dict[str, Any]:

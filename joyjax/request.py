@@ -12,7 +12,7 @@ from PIL import Image
 from joyjax.errors import RequestError
 from joyjax.families.family import Request
 from joyjax.inputs.framing import FITS, Fit
-from joyjax.inputs.image import as_rgb, upright
+from joyjax.inputs.image import as_rgb
 from joyjax.inputs.mask import check_mask
 from joyjax.pipeline import Pipeline
 from joyjax.sampling.cache import KINDS, MOST_CHANGE, CacheRule
@@ -106,7 +106,7 @@ def check_request(
         fit=cast(Fit, fit),
         mask=mask,
         paste_back=_switch("paste_back", paste_back),
-        original=upright(originals[-1]) if originals else None,
+        originals=tuple(originals),
         vae_encode=cast(Mode, vae_encode),
         vae_decode=cast(Mode, vae_decode),
         guidance_until=_number("guidance_until", guidance_until),
@@ -133,13 +133,13 @@ def _with_effect(request: Request, steered: bool) -> Request:
     if request.exact_size and (request.height is None or request.width is None):
         raise RequestError("exact_size needs both height and width")
     for name, given in (("mask", request.mask is not None), ("paste_back", request.paste_back)):
-        if given and request.original is None:
+        if given and not request.originals:
             raise RequestError(f"{name} is given without a picture; it needs one to put the result into")
-    if request.fit == "pad" and request.original is None:
+    if request.fit == "pad" and not request.originals:
         raise RequestError("fit is 'pad', but there is no picture to fit")
     if request.mask is None:
         return request
-    return dataclasses.replace(request, mask=check_mask(request.mask, request.original))
+    return dataclasses.replace(request, mask=check_mask(request.mask, request.originals[-1]))
 
 
 def _sigmas(sigmas: Any) -> tuple[float, ...] | None:

@@ -206,3 +206,9 @@ def not_finite(pipeline: Pipeline, what: str) -> JoyJaxError:
         f"{what} are not finite in {pipeline.dtype}: the weights are damaged or do not belong to this model; "
         "check them with `joyjax info`, or try --dtype float32"
     )
+
+
+def device_kind(pipeline: Pipeline) -> str:
+    """Return the kind of device that a pipeline runs on, as JAX calls it."""
+    device = jax.devices()[0] if pipeline.mesh is None else pipeline.mesh.devices.flat[0]
+    return device.device_kind

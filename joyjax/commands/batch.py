@@ -1,16 +1,12 @@
 """`joyjax batch`: many edits with one warm model."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from joyjax.commands.options import DType, Linear, Linears, MeshAxes, Model
 from joyjax.errors import JoyJaxError
-
-if TYPE_CHECKING:
-    from joyjax.editing import Result
 
 Option = typer.Option
 
@@ -40,7 +36,6 @@ def command(
     import joyjax
     from joyjax.batching import read_rows, run_rows
     from joyjax.commands.progress import advising, loading, note, working
-    from joyjax.commands.results import write_result
     from joyjax.sharding.mesh import parse_mesh
 
     rows = read_rows(requests)
@@ -49,10 +44,6 @@ def command(
     with loading("loading") as advance:
         devices = None if mesh is None else parse_mesh(mesh)
         pipeline = joyjax.load(model, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
-
-    def write(result: "Result", path: Path, options: Mapping[str, Any]) -> None:
-        write_result(pipeline, result, path, options, metadata=not no_metadata)
-
     failed = skipped = 0
     with advising(), working(len(rows)) as (callback, advance_row):
         for done in run_rows(
@@ -60,9 +51,9 @@ def command(
             rows,
             requests.parent,
             output,
-            write=write,
             batch_size=batch_size,
             overwrite=overwrite,
+            metadata=not no_metadata,
             callback=callback,
         ):
             advance_row()

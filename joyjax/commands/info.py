@@ -1,8 +1,10 @@
-"""`joyjax info`: what a checkpoint holds and needs."""
+"""`joyjax info`: what a checkpoint holds and needs, or how a picture was made."""
 
 import dataclasses
 import json
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -10,7 +12,12 @@ Option = typer.Option
 
 
 def command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Diffusers folder, one of `convert`, or hub id.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL_OR_PNG", help="Diffusers folder, one of `convert`, or hub id; or a PNG that joyjax wrote."
+        ),
+    ],
     verified: Annotated[bool, Option("--verify", help="Read every weight, too, and check it.")] = False,
     mesh: Annotated[
         str | None,
@@ -19,10 +26,18 @@ def command(
     as_json: Annotated[bool, Option("--json", help="Print json.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Print what a checkpoint holds and needs.
+    """Tell what a checkpoint holds, or how a picture was made.
 
-    Its family, networks, sizes and dtypes, and the memory to run it. No weights are read without --verify.
+    Of a checkpoint its family, networks, sizes and dtypes, and the memory to run it; no weights are read without
+    --verify. Of a PNG file that joyjax wrote, its recipe.
     """
+    if Path(model).is_file() or (model.lower().endswith(".png") and not Path(model).exists()):
+        for option, given in (("--verify", verified), ("--mesh", mesh is not None)):
+            if given:
+                raise typer.BadParameter(f"is for a checkpoint, and {model} is a file", param_hint=option)
+        _show_recipe(Path(model), as_json)
+        return
+
     from joyjax.commands.progress import gibibytes, loading
     from joyjax.dtypes import NAMES
     from joyjax.info import describe, on_mesh, verify
@@ -62,3 +77,44 @@ def command(
         for held in meshes:
             parts = ", ".join(f"{name} {gibibytes(size)}" for name, size in held.component_bytes.items())
             typer.echo(f"  {held.dtype:9} {gibibytes(held.bytes):>11}  ({parts})")
+
+
+def _show_recipe(path: Path, as_json: bool) -> None:
+    from joyjax.recipe import read_recipe
+
+    recipe = read_recipe(path)
+    if as_json:
+        typer.echo(json.dumps(recipe, indent=2))  # in ASCII, so no letter in it has power over a terminal
+        return
+    made = f"{path}: made by joyjax {recipe['joyjax']} with JAX {recipe['jax']} on {recipe['device']}"
+    typer.echo(_printed(made, 4))
+    for name, value in _told(recipe):
+        typer.echo("  " + _printed(f"{name:16} {value}", 19).rstrip())
+
+
+def _printed(text: str, indent: int) -> str:
+    """Return a text whose further lines are set in, or one of them could pass for another row."""
+    from joyjax.inputs.files import printable
+
+    return printable(text).replace("\n", "\n" + " " * indent)
+
+
+def _told(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    settings, model = dict(recipe["settings"]), recipe["model"]
+    for name in ("prompt", "negative_prompt"):
+        yield name, settings.pop(name)
+    for number, source in enumerate(recipe["references"], 1):
+        yield f"reference {number}", _picture(source)
+    if recipe["mask"] is not None:
+        yield "mask", _picture(recipe["mask"])
+    source = "the bundled demo" if model["source"] is None else model["source"]
+    kind = f"{model['family']}, {model['dtype']}, linear maps {model['linear']}"
+    yield "model", f"{source}\n{kind}\n{model['fingerprint']}"
+    for name, value in settings.items():
+        yield name, value if isinstance(value, str) else json.dumps(value)
+
+
+def _picture(source: Mapping[str, Any]) -> str:
+    height, width = source["size"]
+    file = "not a file" if source["file"] is None else source["file"]
+    return f"{file}\n{width} × {height} pixels, {source['digest']}"

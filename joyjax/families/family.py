@@ -19,7 +19,7 @@ from joyjax.sampling.tiles import Mode
 class Request:
     """One edit with every default filled in and every value checked. See `joyjax.edit`.
 
-    `pictures` are RGB; `original` is the last of them as it was given, upright, and `mask` is in mode L. A list of
+    `originals` are the pictures as they were given and `pictures` their RGB forms; `mask` is in mode L. A list of
     `guidance_scale` has one number for each step; `sigmas` are as the user gave them, before the schedule shifts them.
     """
 
@@ -38,7 +38,7 @@ class Request:
     fit: Fit = "crop"
     mask: Image.Image | None = None
     paste_back: bool = False
-    original: Image.Image | None = None
+    originals: tuple[Image.Image, ...] = ()
     vae_encode: Mode = "exact"
     vae_decode: Mode = "exact"
     guidance_until: float = 1.0

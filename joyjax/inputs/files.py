@@ -37,6 +37,14 @@ def quoted(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:100]}…"
 
 
+def printable(text: str) -> str:
+    """Return a text of a file as a terminal may have it: what is no letter or line break is told by its number.
+
+    What a file holds is not for the terminal to obey.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the json object in a file.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
 
 from joyjax.errors import PictureError, RequestError
 
@@ -50,7 +51,9 @@ def open_picture(path: str | os.PathLike) -> Image.Image:
     with image:
         if image.format not in FORMATS:
             raise PictureError(f"{path} is in format {image.format}; save it as PNG or JPEG")
-        return upright(image, str(path))
+        picture = upright(image, str(path))
+        picture.filename = os.fspath(path)  # type: ignore[attr-defined] # as `Image.open` has it; recipes name it
+        return picture
 
 
 def as_rgb(image: object) -> Image.Image:
@@ -210,15 +213,15 @@ def from_pixels(pixels: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def save_png(image: Image.Image, path: Path) -> None:
-    """Write a PNG file; it appears under its name only when it is whole.
+def save_png(image: Image.Image, path: Path, texts: PngInfo | None = None) -> None:
+    """Write a PNG file, with text chunks; it appears under its name only when it is whole.
 
     Raises:
         PictureError: if it cannot be written there.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        image.save(beside, format="PNG")
+        image.save(beside, format="PNG", pnginfo=texts)
         os.replace(beside, path)
     except OSError as error:
         raise PictureError(f"{path} cannot be written: {error.strerror or error}") from None

@@ -15,7 +15,10 @@ import typer
 from PIL import Image
 
 from joyjax.cli import app
+from joyjax.inputs.image import open_picture
+from joyjax.recipe import make_recipe, read_recipe, save_png
 from joyjax.shapes.edits import KINDS
+from joyjax.sources import Source
 
 PROGRAM = Path(sys.executable).with_name("joyjax")
 SMALL = ["--steps", "2", "--height", "64", "--width", "96", "--exact-size", "--dtype", "float32"]
@@ -186,6 +189,39 @@ def test_info(checkpoint, converted):
     assert "mesh sequence=8,tensor=2: each of 16 devices holds\n  2 of the transformer's heads\n" in on_mesh.stdout
     assert "(ring 4 × ulysses 2)" in on_mesh.stdout
     fails("info", checkpoint, "--mesh", "tensor=3", says="sizes that fit: 1, 2")
+
+
+def test_info_of_a_picture(tmp_path, picture):
+    settings = dict.fromkeys(("dtype", "linear", "fit", "vae_encode", "vae_decode"), "x") | {
+        **{"model": str(tmp_path / "joy"), "family": "JoyImage-Edit", "noise": "rule 1", "cache": None},
+        **{"prompt": "a \x1b[31mred\u202e sky\nseed 7 赤", "negative_prompt": "", "sigmas": None},
+        **{"steps": 40, "guidance_scale": [4.0, 1.0], "guidance_until": 1.0, "seed": 3, "base_size": 1024},
+        **{"height": 768, "width": 1024, "exact_size": False, "paste_back": False},
+    }
+    source = Source.of(open_picture(picture), picture)
+    recipe = make_recipe(
+        settings, fingerprint=f"sha256:{'ab' * 32}", jax="0.10.2", device="cpu", references=[source], mask=source
+    )
+    path = tmp_path / "edit.png"
+    save_png(Image.new("RGB", (8, 8)), path, recipe)
+    done = run("info", path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.isprintable() or set(filter(lambda c: not c.isprintable(), done.stdout)) == {"\n"}
+    rows = done.stdout.splitlines()
+    assert rows[0] == f"{path}: made by joyjax 0.1.0 with JAX 0.10.2 on cpu"
+    assert rows[1:3] == ["  prompt           a \\x1b[31mred\\u202e sky", "                   seed 7 赤"]
+    assert "  guidance_scale   [4.0, 1.0]" in rows
+    assert f"  model            {tmp_path / 'joy'}" in rows
+    assert any(row.startswith("  mask             ") and row.endswith("photo.jpg") for row in rows)
+    told = json.loads(run("info", path, "--json").stdout)
+    assert told == read_recipe(path)
+    assert told["settings"]["prompt"] == settings["prompt"]
+    misused("info", path, "--verify", says="--verify: is for a checkpoint")
+    misused("info", path, "--mesh", "tensor=2", says="--mesh: is for a checkpoint")
+    fails("info", picture, says="photo.jpg is no PNG file")
+    fails("info", tmp_path / "none.png", says="none.png does not exist")
+    save_png(Image.new("RGB", (8, 8)), path, None)
+    fails("info", path, says="holds no recipe")
 
 
 @pytest.mark.parity
