@@ -150,7 +150,6 @@ def run_joyjax(arguments: argparse.Namespace, noise: np.ndarray | None, out: Pat
     from joyjax import running
     from joyjax.inputs.image import open_picture
     from joyjax.request import check_request
-    from joyjax.sampling import steps as stage
 
     started = time.perf_counter()
     pipeline = joyjax.load(arguments.model, dtype=arguments.dtype)
@@ -184,7 +183,6 @@ def run_joyjax(arguments: argparse.Namespace, noise: np.ndarray | None, out: Pat
         stages["vision patches"] = np.concatenate(valid)
         stages["reference latents"] = np.asarray(running.encode_references(pipeline, inputs))
     condition = pipeline.family.condition(inputs, txt, running.encode_references(pipeline, inputs))
-    config = pipeline.files.configs["transformer"]
     rows = np.tile(running.noise_tokens(pipeline, inputs), (len(names), 1, 1))
     velocity = pipeline.weights["transformer"].module()(rows, jnp.full(len(names), 1000.0, jnp.float32), condition)
     for n, name in enumerate(names):

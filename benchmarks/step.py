@@ -30,11 +30,11 @@ import numpy as np
 from full_size import JOYIMAGE, PASSES, REFERENCE, TARGET, TEXT
 from step_record import least_tflop
 
-from joyjax.benching import peak_bytes
 from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.families.joyimage import FLOAT8
 from joyjax.kernels import dispatch, modulate, qk_norm_rope
 from joyjax.layers.weights import Weights, leaves
+from joyjax.memory import peak_bytes
 from joyjax.models.joyimage import Condition, JoyImageConfig
 from joyjax.quantize import CAPABILITY, quantize_linears
 from joyjax.sampling.cache import cached_step, empty_cache

@@ -24,8 +24,10 @@ from joyjax.version import VERSION
 
 if TYPE_CHECKING:
     from joyjax import spatial
-    from joyjax.editing import Result, StepEvent, edit, edit_batch
+    from joyjax.editing import edit, edit_batch
     from joyjax.pipeline import Pipeline, load
+    from joyjax.result import Result
+    from joyjax.running import StepEvent
 
 __version__ = VERSION
 
@@ -51,8 +53,8 @@ __all__ = [
 _HOMES = {
     "edit": "joyjax.editing",
     "edit_batch": "joyjax.editing",
-    "Result": "joyjax.editing",
-    "StepEvent": "joyjax.editing",
+    "Result": "joyjax.result",
+    "StepEvent": "joyjax.running",
     "load": "joyjax.pipeline",
     "Pipeline": "joyjax.pipeline",
 }

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from joyjax.editing import Result, check_options, edit_batch
+from joyjax.editing import check_options, edit_batch
 from joyjax.errors import JoyJaxError, RequestError
 from joyjax.inputs.files import parse_json
 from joyjax.inputs.image import open_picture
 from joyjax.pipeline import Pipeline
+from joyjax.result import Result
 from joyjax.running import Callback, program
 
 NAME = re.compile(r"[\w][\w.-]{0,99}")

@@ -3,7 +3,6 @@
 import dataclasses
 import platform
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -14,9 +13,11 @@ import jax
 import numpy as np
 from PIL import Image
 
-from joyjax.editing import Result, edit
+from joyjax.editing import edit
 from joyjax.errors import AdviceWarning
+from joyjax.memory import peak_bytes
 from joyjax.pipeline import Pipeline
+from joyjax.result import Result
 from joyjax.shapes.draw import render
 from joyjax.shapes.scene import random_scene
 
@@ -82,19 +83,6 @@ def bench(
         seconds={name: tuple(result.timings[name] for result in results) for name in results[0].timings},
         peak_bytes=peak_bytes(),
     )
-
-
-def peak_bytes() -> int | None:
-    """Return the most memory that this process has held so far, on its fullest device, or on the host for a CPU."""
-    if jax.default_backend() == "cpu":
-        if sys.platform == "win32":
-            return None
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    told = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
-    return max((size for size in told if size is not None), default=None)
 
 
 def _device_name() -> str:

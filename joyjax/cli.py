@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from joyjax.commands import bench, convert, edit, info, score, train_demo
+from joyjax.commands import batch, bench, convert, edit, info, score, train_demo, warmup
 from joyjax.errors import Cancelled, JoyJaxError
 from joyjax.inputs.files import printable
 
@@ -25,9 +25,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("edit")(edit.command)
+app.command("batch")(batch.command)
 app.command("convert")(convert.command)
 app.command("info")(info.command)
 app.command("score")(score.command)
+app.command("warmup")(warmup.command)
 app.command("bench")(bench.command)
 app.command("train-demo")(train_demo.command)
 

@@ -2,12 +2,9 @@
 
 import contextlib
 import dataclasses
-import functools
-import os
 import time
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,16 +14,14 @@ from PIL import Image
 
 from joyjax.errors import AdviceWarning, JoyJaxError, RequestError
 from joyjax.families.family import Inputs, Request
-from joyjax.inputs.framing import Crop, Fit, paste_back, pasted_region, unpad
+from joyjax.inputs.framing import Fit, paste_back, pasted_region, unpad
 from joyjax.inputs.image import from_pixels, rgb_profile
-from joyjax.fingerprint import fingerprint
 from joyjax.pipeline import Pipeline
-from joyjax.recipe import make_recipe, save_png
 from joyjax.request import OPTIONS, check_request
+from joyjax.result import Result, settings
 from joyjax.running import (
     Callback,
     Job,
-    StepEvent,
     check_modes,
     decode,
     denoise,
@@ -35,50 +30,9 @@ from joyjax.running import (
     encode_references,
     program,
 )
-from joyjax.sampling.noise import NOISE_RULE
 from joyjax.sampling.tiles import Mode
 from joyjax.shapes.advice import advice
 from joyjax.sharding.hosts import losing_none
-from joyjax.sources import Source
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """A finished edit.
-
-    `crop` says what was kept of the picture that decided the size (the last reference; None without references),
-    `settings` is every value that the picture depends on, `timings` the seconds of each stage, and `computed_steps` how
-    many steps ran the whole transformer: all of them without a step cache. Edits that ran as one batch share timings.
-    """
-
-    image: Image.Image
-    crop: Crop | None
-    seed: int
-    settings: Mapping[str, Any]
-    timings: Mapping[str, float]
-    computed_steps: int
-    device: str
-    references: tuple[Source, ...] = ()
-    mask: Source | None = None
-
-    def save(self, path: str | os.PathLike, *, metadata: bool = True) -> None:
-        """Write the picture as a PNG file, with the recipe that makes it again unless `metadata` is False.
-
-        Raises:
-            PictureError: if it cannot be written there.
-            CheckpointError: if the model is no longer where it was loaded from.
-        """
-        recipe = None
-        if metadata:
-            recipe = make_recipe(
-                self.settings,
-                fingerprint=_fingerprint(self.settings["model"]),
-                jax=jax.__version__,
-                device=self.device,
-                references=self.references,
-                mask=self.mask,
-            )
-        save_png(self.image, Path(path), recipe)
 
 
 def edit(
@@ -205,7 +159,9 @@ def check_options(pipeline: Pipeline, options: Mapping[str, Any]) -> Request:
         RequestError: for one that `edit` does not have, a missing `prompt`, or as `edit` does.
     """
     if not isinstance(options, Mapping):
-        raise RequestError(f"a request is a {type(options).__name__}; expected the keyword arguments of edit, as a dict")
+        raise RequestError(
+            f"a request is a {type(options).__name__}; expected the keyword arguments of edit, as a dict"
+        )
     unknown = [name for name in options if name not in OPTIONS]
     if unknown:
         raise RequestError(f"{unknown[0]!r} is no argument of edit; choose from: {', '.join(OPTIONS)}")
@@ -236,17 +192,14 @@ def _run(
         read, encoded = None, None
         for numbers in _together([program(*pair) for pair in zip(requests, prepared, strict=True)], batch_size):
             timings = {"prepare": sum(seconds[number] for number in numbers), "prompt": 0.0, "references": 0.0}
-            jobs, told = [], {}
+            jobs = []
             for number in numbers:
                 request, inputs = requests[number], prepared[number]
                 seeded = dataclasses.replace(request, seed=0, noise=None)
                 if encoded is None or seeded != read:  # several seeds of one request are encoded once
                     read, encoded = seeded, _encode(pipeline, request, inputs, timings)
-                    sources = tuple(map(Source.of, request.originals))
-                    mask = None if request.mask is None else Source.of(request.mask)
                 condition = pipeline.family.condition(inputs, *encoded)
                 jobs.append(Job(request, inputs, condition, callbacks[number]))
-                told[number] = sources, mask
             with _timed(timings, "denoise"):
                 latents, computed = denoise(pipeline, jobs)
             with _timed(timings, "decode"):
@@ -260,12 +213,13 @@ def _run(
                     image=image,
                     crop=job.inputs.crops[-1] if job.inputs.crops else None,
                     seed=job.request.seed,
-                    settings=_settings(pipeline, job.request, job.inputs),
+                    settings=settings(pipeline, job.request, job.inputs),
                     timings=timings,
                     computed_steps=steps,
                     device=device_kind(pipeline),
-                    references=told[number][0],
-                    mask=told[number][1],
+                    crops=job.inputs.crops,
+                    references=job.request.sources,
+                    mask=job.request.mask_source,
                 )
     return [results[number] for number in range(len(requests))]
 
@@ -273,8 +227,8 @@ def _run(
 def _together(programs: Sequence[Hashable], batch_size: int) -> Iterator[list[int]]:
     """Give the numbers of edits that are denoised together: of one program, and no more than `batch_size`."""
     groups: dict[Hashable, list[int]] = {}
-    for number, program in enumerate(programs):
-        groups.setdefault(program, []).append(number)
+    for number, one in enumerate(programs):
+        groups.setdefault(one, []).append(number)
     for numbers in groups.values():
         for start in range(0, len(numbers), batch_size):
             yield numbers[start : start + batch_size]
@@ -314,37 +268,6 @@ def _picture(pixels: UInt8[np.ndarray, "h w 3"], job: Job) -> Image.Image:
     if profile is not None:
         shown.info["icc_profile"] = profile
     return shown
-
-
-@functools.cache
-def _fingerprint(folder: str) -> str:
-    return fingerprint(Path(folder))
-
-
-def _settings(pipeline: Pipeline, request: Request, inputs: Inputs) -> dict[str, Any]:
-    return {
-        "model": pipeline.source,
-        "family": pipeline.family.name,
-        "dtype": pipeline.dtype,
-        "linear": pipeline.linear,
-        "prompt": request.prompt,
-        "negative_prompt": request.negative_prompt,
-        "steps": request.steps,
-        "sigmas": None if request.sigmas is None else list(request.sigmas),
-        "guidance_scale": list(scale) if isinstance(scale := request.guidance_scale, tuple) else scale,
-        "seed": request.seed,
-        "height": inputs.height,
-        "width": inputs.width,
-        "exact_size": request.exact_size,
-        "base_size": request.base_size,
-        "fit": request.fit,
-        "paste_back": request.paste_back,
-        "noise": f"rule {NOISE_RULE}" if request.noise is None else "given",
-        "vae_encode": request.vae_encode,
-        "vae_decode": request.vae_decode,
-        "guidance_until": request.guidance_until,
-        "cache": None if request.cache is None else str(request.cache),
-    }
 
 
 @contextlib.contextmanager

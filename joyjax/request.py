@@ -17,6 +17,7 @@ from joyjax.inputs.mask import check_mask
 from joyjax.pipeline import Pipeline
 from joyjax.sampling.cache import KINDS, MOST_CHANGE, CacheRule
 from joyjax.sampling.tiles import MODES, Mode
+from joyjax.sources import Source
 
 SIDES = 16, 8192
 BASE_SIZES = (256, 512, 768, 1024)
@@ -107,12 +108,13 @@ def check_request(
         mask=mask,
         paste_back=_switch("paste_back", paste_back),
         originals=tuple(originals),
+        sources=tuple(map(Source.of, originals)),
         vae_encode=cast(Mode, vae_encode),
         vae_decode=cast(Mode, vae_decode),
         guidance_until=_number("guidance_until", guidance_until),
         cache=_cache(cache, pipeline),
     )
-    return _with_effect(request, negative_prompt is not None)
+    return _with_effect(request, request.negative_prompt != family.negative_prompt)
 
 
 OPTIONS = tuple(inspect.signature(check_request).parameters)[1:]
@@ -139,7 +141,8 @@ def _with_effect(request: Request, steered: bool) -> Request:
         raise RequestError("fit is 'pad', but there is no picture to fit")
     if request.mask is None:
         return request
-    return dataclasses.replace(request, mask=check_mask(request.mask, request.originals[-1]))
+    mask = check_mask(request.mask, request.originals[-1])
+    return dataclasses.replace(request, mask=mask, mask_source=Source.of(request.mask))
 
 
 def _sigmas(sigmas: Any) -> tuple[float, ...] | None:

@@ -138,9 +138,9 @@ def denoise(pipeline: Pipeline, jobs: Sequence[Job]) -> tuple[Float[np.ndarray, 
         seconds, before, found = time.perf_counter() - started, found, np.asarray(latents)
         for row, job in enumerate(jobs):
             if job.callback is not None:
-                own = [tokens[row : row + 1, : job.inputs.target_length] for tokens in (before, found)]
-                preview = functools.partial(_preview, pipeline, job, *own, levels[n : n + 2])
-                job.callback(StepEvent(n + 1, request.steps, seconds, own[1], preview))
+                old, new = (tokens[row : row + 1, : job.inputs.target_length] for tokens in (before, found))
+                preview = functools.partial(_preview, pipeline, job, old, new, levels[n : n + 2])
+                job.callback(StepEvent(n + 1, request.steps, seconds, new, preview))
     for job, row in zip(jobs, found, strict=True):
         if not np.isfinite(row[: job.inputs.target_length]).all():
             raise not_finite(pipeline, f"the latents after {request.steps} steps")

@@ -2,14 +2,19 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from joyjax.commands.options import BaseSize, Cache, DType, GuidanceUntil, Linear, Linears, VAEMode
+from joyjax.commands.options import GUIDANCE_UNTIL, LINEAR, BaseSize, Cache, DType, Fit, Linear, VAEMode
 from joyjax.errors import RequestError
 
+if TYPE_CHECKING:
+    from joyjax.result import Result
+    from joyjax.running import StepEvent
+
 Option = typer.Option
+MOST_IMAGES = 1000
 
 
 def command(
@@ -36,16 +41,28 @@ def command(
             help="Diffusers folder, or one that `convert` wrote.  [default: the demo]",
         ),
     ] = None,
+    recipe: Annotated[
+        Path | None,
+        Option("--from", metavar="FILE", help="Take everything from a PNG that joyjax wrote; options given win."),
+    ] = None,
     steps: Annotated[
         int | None, Option(metavar="N", min=1, max=1000, help="Denoising steps.  [default: the model's own, 40 or 30]")
     ] = None,
     guidance_scale: Annotated[
-        float | None, Option(metavar="X", help="Strength of guidance; 1 or less: none.  [default: the model's own, 4]")
+        str | None,
+        Option(
+            metavar="X",
+            help="Strength of guidance; 1 or less: none; a list, as in 4,4,1, for each step.  "
+            "[default: the model's own, 4]",
+        ),
     ] = None,
     negative_prompt: Annotated[
         str | None, Option(metavar="TEXT", help="What to steer away from.  [default: the model's own]")
     ] = None,
-    seed: Annotated[str, Option(help="A whole number, or `random`.", metavar="N|random")] = "0",
+    seed: Annotated[str | None, Option(help="A whole number, or `random`.  [default: 0]", metavar="N|random")] = None,
+    num_images: Annotated[
+        int, Option(metavar="N", min=1, max=MOST_IMAGES, help="Results: of the seed, and of those that follow it.")
+    ] = 1,
     height: Annotated[
         int | None,
         Option(metavar="N", min=16, max=8192, help="Of the result, in pixels; snapped to the nearest bucket."),
@@ -54,12 +71,26 @@ def command(
         int | None,
         Option(metavar="N", min=16, max=8192, help="Of the result, in pixels; snapped to the nearest bucket."),
     ] = None,
-    exact_size: Annotated[bool, Option("--exact-size", help="Use --height and --width as they are.")] = False,
+    exact_size: Annotated[bool | None, Option("--exact-size", help="Use --height and --width as they are.")] = None,
     base_size: Annotated[
         BaseSize | None, Option(help="Size of the buckets: side of the square.  [default: the model's own]")
     ] = None,
-    dtype: Annotated[DType, Option(help="Of parameters and matrix products.")] = DType.BFLOAT16,
-    linear: Linears = Linear.EXACT,
+    fit: Annotated[
+        Fit | None,
+        Option(help="How pictures come to their size: cut at the edges, or whole, on padding.  [default: crop]"),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="White where the picture may change; all else stays the picture's, bit by bit."),
+    ] = None,
+    paste_back: Annotated[
+        bool | None, Option("--paste-back", help="Put the result back into the picture, at its own resolution.")
+    ] = None,
+    sigmas: Annotated[
+        str | None, Option(metavar="X,…", help="Falling noise levels from at most 1, in place of the schedule's.")
+    ] = None,
+    dtype: Annotated[DType | None, Option(help="Of parameters and matrix products.  [default: bfloat16]")] = None,
+    linear: Annotated[Linear | None, LINEAR] = None,
     mesh: Annotated[
         str | None,
         Option(
@@ -70,14 +101,20 @@ def command(
         bool, Option("--distributed", help="Run with the same command on other hosts: docs/parallel.md.")
     ] = False,
     vae_encode: Annotated[
-        VAEMode, Option(help="How pictures become latents; all but `exact` are approximations: docs/parallel.md.")
-    ] = VAEMode.EXACT,
+        VAEMode | None,
+        Option(help="How pictures become latents; all but `exact` are approximations.  [default: exact]"),
+    ] = None,
     vae_decode: Annotated[
-        VAEMode, Option(help="How latents become a picture; `tiled` needs the least memory, `exact` is exact.")
-    ] = VAEMode.EXACT,
-    guidance_until: GuidanceUntil = 1.0,
+        VAEMode | None,
+        Option(help="How latents become a picture; `tiled` needs the least memory.  [default: exact]"),
+    ] = None,
+    guidance_until: Annotated[float | None, GUIDANCE_UNTIL] = None,
     cache: Cache = None,
-    timings: Annotated[bool, Option("--timings", help="Print what each stage took.")] = False,
+    preview_dir: Annotated[
+        Path | None, Option(metavar="DIR", help="Write what each step points at there; each costs a decoding.")
+    ] = None,
+    no_metadata: Annotated[bool, Option("--no-metadata", help="Leave the recipe out of the PNG file.")] = False,
+    timings: Annotated[bool, Option("--timings", help="Print what each stage took, and the peak of memory.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Edit a picture as the prompt says.
@@ -86,14 +123,32 @@ def command(
     """
     if prompt is not None and prompt_option is not None:
         raise typer.BadParameter("given twice, as an argument and as --prompt", param_hint="prompt")
-    text = prompt if prompt is not None else prompt_option
-    if text is None:
+    given: dict[str, Any] = {
+        "prompt": prompt if prompt is not None else prompt_option,
+        "negative_prompt": negative_prompt,
+        "steps": steps,
+        "guidance_scale": _numbers("--guidance-scale", guidance_scale),
+        "height": height,
+        "width": width,
+        "exact_size": exact_size,
+        "base_size": None if base_size is None else int(base_size.value),
+        "fit": fit and fit.value,
+        "paste_back": paste_back,
+        "sigmas": _numbers("--sigmas", sigmas, always_list=True),
+        "vae_encode": vae_encode and vae_encode.value,
+        "vae_decode": vae_decode and vae_decode.value,
+        "guidance_until": guidance_until,
+        "cache": cache,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if recipe is None and "prompt" not in given:
         raise typer.BadParameter(
             'missing: write what to change, as in joyjax edit "make the sky red"', param_hint="prompt"
         )
-    number = _seed(seed)
+    number = None if seed is None else _seed(seed)
 
-    from joyjax.commands.progress import advising, loading, note, stepping
+    from joyjax.commands.again import Again, read_again
+    from joyjax.commands.progress import advising, loading, note, peak, stepping
     from joyjax.inputs.image import open_picture, save_png
 
     first = True
@@ -103,57 +158,73 @@ def command(
         from joyjax.sharding.hosts import agree, is_first, join_hosts
 
         join_hosts()
-        number, first = agree(number) if seed == "random" else number, is_first()
-    pictures = [open_picture(path) for path in image or []]
-    target = _target(output) if first else None
+        number, first = agree(number) if seed == "random" and number is not None else number, is_first()
+    again = Again() if recipe is None else read_again(recipe, model, image, mask)
+    options = {"seed": 0, **again.options}
+    if "sigmas" in given and "steps" not in given:
+        options.pop("steps", None)  # they are as many
+    options |= given if number is None else {**given, "seed": number}
+    options["image"] = [open_picture(path) for path in image or again.image]
+    if mask or again.mask:
+        options["mask"] = open_picture(mask or again.mask or "")
+    targets = _targets(output, num_images) if first else []
+    if preview_dir is not None and first:
+        _check_folder(preview_dir)
 
     import joyjax
     from joyjax.sharding.mesh import parse_mesh
 
     with loading("loading") as advance:
         devices = None if mesh is None else parse_mesh(mesh)
-        pipeline = joyjax.load(model, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
-    if model is None and first:
+        pipeline = joyjax.load(
+            model or again.model,
+            dtype=dtype.value if dtype else again.dtype,
+            mesh=devices,
+            linear=linear.value if linear else again.linear,
+            progress=advance,
+        )
+    if pipeline.native.learned == "shapes" and first:
         from joyjax.shapes.advice import ABOUT
 
         note(ABOUT)
-    with advising(), stepping() as callback:
-        result = joyjax.edit(
-            pipeline,
-            pictures,
-            text,
-            negative_prompt=negative_prompt,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            seed=number,
-            height=height,
-            width=width,
-            exact_size=exact_size,
-            base_size=None if base_size is None else int(base_size.value),
-            vae_encode=vae_encode.value,
-            vae_decode=vae_decode.value,
-            guidance_until=guidance_until,
-            cache=cache,
-            callback=callback,
-        )
-    if target is None:  # the first process writes and speaks
+
+    def watch(target: Path) -> Any:
+        def step(event: "StepEvent") -> None:
+            advance_step(event)
+            if preview_dir is not None and first:
+                save_png(event.preview(), preview_dir / f"{target.stem}-step-{event.step:03}.png")
+
+        return step
+
+    with advising(), stepping() as advance_step:
+        rows = [
+            {**options, "seed": options["seed"] + n, "callback": watch(targets[n] if first else Path())}
+            for n in range(num_images)
+        ]
+        results = joyjax.edit_batch(pipeline, rows, batch_size=1)
+    if not first:  # the first process writes and speaks
         return
-    if result.crop is not None and result.crop.lost > 0.005:
-        left, top, right, bottom = (round(side) for side in result.crop.box)
-        height, width = result.crop.source
-        note(
-            f"cropped: {result.crop.lost:.1%} of the picture ({width} × {height}) is lost to fit the size; "
-            f"columns {left} to {right} and rows {top} to {bottom} are left"
-        )
-    if cache is not None:
-        note(f"cache: {result.computed_steps} of {result.settings['steps']} steps computed in full")
-    if seed == "random":
-        note(f"seed {number}")
-    save_png(result.image, target)
-    if timings:
-        for stage, seconds in result.timings.items():
-            note(f"{stage:>12} {seconds:8.2f} s")
-    typer.echo(target)
+    for crop in results[0].crops:
+        if crop.source != crop.size:
+            note(str(crop))
+    for result, target in zip(results, targets, strict=True):
+        if result.settings["cache"] is not None:
+            note(f"cache: {result.computed_steps} of {result.settings['steps']} steps computed in full")
+        if seed == "random" or num_images > 1:
+            note(f"seed {result.seed}: {target}")
+        result.save(target, metadata=not no_metadata)
+        if timings:
+            _tell_times(result)
+        typer.echo(target)
+    if timings and (most := peak()) is not None:
+        note(most)
+
+
+def _tell_times(result: "Result") -> None:
+    from joyjax.commands.progress import note
+
+    for stage, seconds in result.timings.items():
+        note(f"{stage:>12} {seconds:8.2f} s")
 
 
 def _seed(text: str) -> int:
@@ -166,22 +237,47 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def _target(output: Path | None) -> Path:
-    """Return where the result goes, checked before the work begins; only a named file is ever overwritten."""
+def _numbers(option: str, text: str | None, *, always_list: bool = False) -> float | list[float] | None:
+    """Read a number, or several with commas between them."""
+    if text is None:
+        return None
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no number, nor numbers with commas between", param_hint=option) from None
+    return values if always_list or len(values) > 1 else values[0]
+
+
+def _targets(output: Path | None, count: int) -> list[Path]:
+    """Return where the results go, checked before the work begins; only a named file is ever overwritten."""
     if output is None:
-        number = 1
-        while (path := Path("edit.png" if number == 1 else f"edit-{number}.png")).exists():
-            number += 1
-        _check_writable(path)
-        return path
+        first, free = Path("edit.png"), True
+    else:
+        _check_output(output)
+        first, free = output, False
+    targets, number = ([] if free else [first]), 1 if free else 2
+    while len(targets) < count:
+        path = first if number == 1 else first.with_name(f"{first.stem}-{number}{first.suffix}")
+        if not path.exists():
+            targets.append(path)
+        number += 1
+    _check_writable(first)
+    return targets
+
+
+def _check_output(output: Path) -> None:
     if output.suffix.lower() != ".png":
         raise RequestError(f"--output is {output}; results are PNG files: give a name that ends in .png")
     if output.is_dir():
         raise RequestError(f"--output is {output}, which is a folder; give the name of a file")
     if not output.parent.is_dir():
         raise RequestError(f"--output is {output}; the folder {output.parent} does not exist: make it first")
-    _check_writable(output)
-    return output
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise RequestError(f"--preview-dir is {folder}, which is a file; name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _check_writable(path: Path) -> None:

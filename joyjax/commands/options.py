@@ -29,6 +29,13 @@ class BaseSize(enum.StrEnum):
     P1024 = "1024"
 
 
+class Fit(enum.StrEnum):
+    """How pictures come to their size."""
+
+    CROP = "crop"
+    PAD = "pad"
+
+
 class VAEMode(enum.StrEnum):
     """How the autoencoder goes over a picture."""
 
@@ -51,14 +58,14 @@ GuidanceScale = Annotated[
     typer.Option(metavar="X", help="Strength of guidance; 1 or less: none.  [default: the model's own]"),
 ]
 MeshAxes = Annotated[str | None, typer.Option(help="Split over devices, as in tensor=4.", metavar="AXES")]
-Linears = Annotated[
-    Linear,
-    typer.Option(help="The transformer's linear maps: `float8` halves their memory; an approximation: docs/speed.md."),
-]
-GuidanceUntil = Annotated[
-    float,
-    typer.Option(metavar="X", help="Share of the steps, the first ones, that have guidance; an approximation."),
-]
+LINEAR = typer.Option(
+    help="The transformer's linear maps: `float8` halves their memory; an approximation: docs/speed.md."
+)
+Linears = Annotated[Linear, LINEAR]
+GUIDANCE_UNTIL = typer.Option(
+    metavar="X", help="Share of the steps, the first ones, that have guidance; an approximation."
+)
+GuidanceUntil = Annotated[float, GUIDANCE_UNTIL]
 Cache = Annotated[
     str | None,
     typer.Option(

@@ -21,7 +21,7 @@ from rich.progress import (
 from joyjax.errors import AdviceWarning, Cancelled
 
 if TYPE_CHECKING:
-    from joyjax.editing import StepEvent
+    from joyjax.running import StepEvent
 
 
 def console() -> Console:
@@ -82,6 +82,34 @@ def stepping() -> Iterator[Callable[["StepEvent"], None]]:
     Ctrl-C ends the edit after the step that is running: JAX does not always survive being interrupted within one. A
     second Ctrl-C does not wait.
     """
+    with stopping() as check, _bars() as progress:
+        task = progress.add_task("compiling", total=None, speed="the first run of a size takes longer")
+
+        def advance(event: "StepEvent") -> None:
+            check()
+            speed = f"{event.seconds:.2f} s/step"
+            progress.update(task, description="editing", completed=event.step, total=event.steps, speed=speed)
+
+        yield advance
+
+
+@contextlib.contextmanager
+def working(total: int) -> Iterator[tuple[Callable[["StepEvent"], None], Callable[[], None]]]:
+    """Show a bar of edits done; yields the callback for each edit, and what to call after each.
+
+    Ctrl-C is as in `stepping`.
+    """
+    with stopping() as check, _bars() as progress:
+        task = progress.add_task("editing", total=total, speed="")
+
+        def step(event: "StepEvent") -> None:
+            check()
+            progress.update(task, speed=f"step {event.step} of {event.steps}, {event.seconds:.2f} s/step")
+
+        yield step, lambda: progress.advance(task)
+
+
+def _bars() -> Progress:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -89,6 +117,12 @@ def stepping() -> Iterator[Callable[["StepEvent"], None]]:
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
     )
+    return Progress(*columns, console=console(), disable=not console().is_terminal)
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[Callable[[], None]]:
+    """Have Ctrl-C ask to stop; yields what to call between steps, which raises Cancelled once it was pressed."""
     stop = threading.Event()
     before = signal.getsignal(signal.SIGINT)
 
@@ -97,20 +131,23 @@ def stepping() -> Iterator[Callable[["StepEvent"], None]]:
         signal.signal(signal.SIGINT, before)
         note("stopping after this step; Ctrl-C again stops at once")
 
+    def check() -> None:
+        if stop.is_set():
+            raise Cancelled
+
     signal.signal(signal.SIGINT, ask_to_stop)
     try:
-        with Progress(*columns, console=console(), disable=not console().is_terminal) as progress:
-            task = progress.add_task("compiling", total=None, speed="the first run of a size takes longer")
-
-            def advance(event: "StepEvent") -> None:
-                if stop.is_set():
-                    raise Cancelled
-                speed = f"{event.seconds:.2f} s/step"
-                progress.update(task, description="editing", completed=event.step, total=event.steps, speed=speed)
-
-            yield advance
+        yield check
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def peak() -> str | None:
+    """Say the most memory that was held; None where the device does not tell."""
+    from joyjax.memory import peak_bytes
+
+    size = peak_bytes()
+    return None if size is None else f"peak of memory: {gibibytes(size)}"
 
 
 def gibibytes(size: int) -> str:

@@ -13,14 +13,16 @@ from joyjax.convert.component import Component
 from joyjax.inputs.framing import Crop, Fit
 from joyjax.sampling.cache import CacheRule
 from joyjax.sampling.tiles import Mode
+from joyjax.sources import Source
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
     """One edit with every default filled in and every value checked. See `joyjax.edit`.
 
-    `originals` are the pictures as they were given and `pictures` their RGB forms; `mask` is in mode L. A list of
-    `guidance_scale` has one number for each step; `sigmas` are as the user gave them, before the schedule shifts them.
+    `originals` are the pictures as they were given and `pictures` their RGB forms; `mask` is in mode L; `sources` and
+    `mask_source` tell them for a recipe. A list of `guidance_scale` has one number for each step; `sigmas` are as the
+    user gave them, before the schedule shifts them.
     """
 
     prompt: str
@@ -39,6 +41,8 @@ class Request:
     mask: Image.Image | None = None
     paste_back: bool = False
     originals: tuple[Image.Image, ...] = ()
+    sources: tuple[Source, ...] = ()
+    mask_source: Source | None = None
     vae_encode: Mode = "exact"
     vae_decode: Mode = "exact"
     guidance_until: float = 1.0

@@ -1,6 +1,7 @@
 """Between pixels, latent pixels and transformer tokens. A token is a patch, flattened rows first and channels last."""
 
-import numpy as np
+from typing import Any
+
 from einops import rearrange
 from jaxtyping import Array, Float, Shaped, UInt8
 
@@ -12,9 +13,7 @@ def pixels_to_unit(pixels: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]
     return pixels.astype(ISLAND) / 127.5 - 1
 
 
-def patchify(
-    x: Shaped[Array | np.ndarray, "b y x c"], size: tuple[int, int]
-) -> Shaped[Array | np.ndarray, "b L P"]:
+def patchify(x: Shaped[Any, "b y x c"], size: tuple[int, int]) -> Shaped[Any, "b L P"]:
     """Cut `[b, h·q, w·r, c]` into `[b, (h w), (q r c)]`, on the host or on devices."""
     return rearrange(x, "b (h q) (w r) c -> b (h w) (q r c)", q=size[0], r=size[1])
 

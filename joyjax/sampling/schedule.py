@@ -48,8 +48,8 @@ class ScheduleConfig:
 def sigmas(steps: int, config: ScheduleConfig, given: Sequence[float] | None = None) -> np.ndarray:
     """Return `steps` falling levels from 1 and a final 0, float32; or `given` ones, shifted, and a final 0.
 
-    Where none are given, the lowest level is shifted twice, once when the range is set and once with all the others; the model was trained
-    and is used that way.
+    Where none are given, the lowest level is shifted twice, once when the range is set and once with all the others;
+    the model was trained and is used that way.
     """
     lowest = np.float32(1) / np.float32(config.num_train_timesteps)
     shift = np.float32(config.shift)

@@ -86,7 +86,8 @@ class Edit:
 
     @functools.cached_property
     def latents(self) -> jax.Array:
-        return running.denoise(self.pipeline, [running.Job(self.request, self.inputs, self.condition)])[0][:, : self.inputs.target_length]
+        job = running.Job(self.request, self.inputs, self.condition)
+        return running.denoise(self.pipeline, [job])[0][:, : self.inputs.target_length]
 
     @functools.cached_property
     def picture(self) -> np.ndarray:
