@@ -121,7 +121,7 @@ def edit(
         cache=cache,
         callback=callback,
     )
-    [result] = _run(pipeline, [request], [callback], batch_size=1)
+    [(_, result)] = _run(pipeline, [request], [callback], batch_size=1)
     return result
 
 
@@ -140,6 +140,14 @@ def edit_batch(
         RequestError: for the first request that cannot be honoured, by its number; then nothing runs.
         Cancelled: if a callback raises it. All edits end.
     """
+    results = dict(edit_each(pipeline, requests, batch_size=batch_size))
+    return [results[number] for number in range(len(results))]
+
+
+def edit_each(
+    pipeline: Pipeline, requests: Sequence[Mapping[str, Any]], *, batch_size: int | None = None
+) -> Iterator[tuple[int, Result]]:
+    """Give the results of `edit_batch` as they come, each with the number of its request."""
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise RequestError(f"batch_size is {batch_size!r}; expected a whole number from 1, or None")
     checked = []
@@ -147,9 +155,9 @@ def edit_batch(
         try:
             checked.append(check_options(pipeline, options))
         except JoyJaxError as error:
-            raise type(error)(f"request {number}: {error}") from None
+            raise type(error)(f"request {number}: {error}" if len(requests) > 1 else str(error)) from None
     callbacks = [options.get("callback") for options in requests]
-    return _run(pipeline, checked, callbacks, batch_size or len(checked))
+    yield from _run(pipeline, checked, callbacks, batch_size or len(checked))
 
 
 def check_options(pipeline: Pipeline, options: Mapping[str, Any]) -> Request:
@@ -172,27 +180,26 @@ def check_options(pipeline: Pipeline, options: Mapping[str, Any]) -> Request:
 
 def _run(
     pipeline: Pipeline, requests: Sequence[Request], callbacks: Sequence[Callback | None], batch_size: int
-) -> list[Result]:
-    """Run checked requests, those of one program together."""
-    for request in requests:
-        if pipeline.native.learned == "shapes":
-            for text in advice(request.prompt, request.pictures):
-                warnings.warn(text, AdviceWarning, stacklevel=3)
-    results: dict[int, Result] = {}
-    with losing_none(), jax.set_mesh(pipeline.mesh) if pipeline.mesh is not None else contextlib.nullcontext():
-        prepared, seconds = [], []
+) -> Iterator[tuple[int, Result]]:
+    """Prepare all requests, so that what cannot be honoured is told first, then run those of one program together."""
+    prepared, seconds = [], []
+    told = dict.fromkeys(text for request in requests for text in _advice(pipeline, request))
+    with _on_devices(pipeline):
         for request in requests:
             started = time.perf_counter()
-            prepared.append(pipeline.family.prepare(request, pipeline.files))
-            check_modes(pipeline, request, prepared[-1])
-            _check_return(request, prepared[-1])
+            inputs = pipeline.family.prepare(request, pipeline.files)
+            check_modes(pipeline, request, inputs)
+            _check_return(request, inputs)
             seconds.append(time.perf_counter() - started)
-        for text in dict.fromkeys(text for inputs in prepared for text in inputs.advice):
-            warnings.warn(text, AdviceWarning, stacklevel=3)
-        read, encoded = None, None
-        for numbers in _together([program(*pair) for pair in zip(requests, prepared, strict=True)], batch_size):
-            timings = {"prepare": sum(seconds[number] for number in numbers), "prompt": 0.0, "references": 0.0}
-            jobs = []
+            prepared.append(inputs)
+            told |= dict.fromkeys(inputs.advice)
+    for text in told:
+        warnings.warn(text, AdviceWarning, stacklevel=3)
+    read, encoded = None, None
+    for numbers in _together([program(*pair) for pair in zip(requests, prepared, strict=True)], batch_size):
+        timings = {"prepare": sum(seconds[number] for number in numbers), "prompt": 0.0, "references": 0.0}
+        jobs = []
+        with _on_devices(pipeline):
             for number in numbers:
                 request, inputs = requests[number], prepared[number]
                 seeded = dataclasses.replace(request, seed=0, noise=None)
@@ -200,28 +207,46 @@ def _run(
                     read, encoded = seeded, _encode(pipeline, request, inputs, timings)
                 condition = pipeline.family.condition(inputs, *encoded)
                 jobs.append(Job(request, inputs, condition, callbacks[number]))
-            with _timed(timings, "denoise"):
-                latents, computed = denoise(pipeline, jobs)
-            with _timed(timings, "decode"):
-                images = [
-                    _picture(decode(pipeline, job.inputs, row[None], job.request.vae_decode), job)
-                    for job, row in zip(jobs, latents, strict=True)
-                ]
-            timings["total"] = sum(timings.values())
-            for number, job, image, steps in zip(numbers, jobs, images, computed, strict=True):
-                results[number] = Result(
-                    image=image,
-                    crop=job.inputs.crops[-1] if job.inputs.crops else None,
-                    seed=job.request.seed,
-                    settings=settings(pipeline, job.request, job.inputs),
-                    timings=timings,
-                    computed_steps=steps,
-                    device=device_kind(pipeline),
-                    crops=job.inputs.crops,
-                    references=job.request.sources,
-                    mask=job.request.mask_source,
-                )
-    return [results[number] for number in range(len(requests))]
+            results = _finish(pipeline, jobs, timings)
+        yield from zip(numbers, results, strict=True)
+
+
+@contextlib.contextmanager
+def _on_devices(pipeline: Pipeline) -> Iterator[None]:
+    """Put the pipeline's mesh in force, and tell the user if another process of the run is gone."""
+    with losing_none(), jax.set_mesh(pipeline.mesh) if pipeline.mesh is not None else contextlib.nullcontext():
+        yield
+
+
+def _advice(pipeline: Pipeline, request: Request) -> list[str]:
+    return advice(request.prompt, request.pictures) if pipeline.native.learned == "shapes" else []
+
+
+def _finish(pipeline: Pipeline, jobs: Sequence[Job], timings: dict[str, float]) -> list[Result]:
+    """Denoise edits together, and draw each."""
+    with _timed(timings, "denoise"):
+        latents, computed = denoise(pipeline, jobs)
+    with _timed(timings, "decode"):
+        images = [
+            _picture(decode(pipeline, job.inputs, row[None], job.request.vae_decode), job)
+            for job, row in zip(jobs, latents, strict=True)
+        ]
+    timings["total"] = sum(timings.values())
+    return [
+        Result(
+            image=image,
+            crop=job.inputs.crops[-1] if job.inputs.crops else None,
+            seed=job.request.seed,
+            settings=settings(pipeline, job.request, job.inputs),
+            timings=timings,
+            computed_steps=steps,
+            device=device_kind(pipeline),
+            crops=job.inputs.crops,
+            references=job.request.sources,
+            mask=job.request.mask_source,
+        )
+        for job, image, steps in zip(jobs, images, computed, strict=True)
+    ]
 
 
 def _together(programs: Sequence[Hashable], batch_size: int) -> Iterator[list[int]]:
@@ -264,7 +289,8 @@ def _picture(pixels: UInt8[np.ndarray, "h w 3"], job: Job) -> Image.Image:
     crop = job.inputs.crops[-1]
     if request.returned:
         return paste_back(drawn, request.originals[-1], crop, request.mask)
-    shown, profile = unpad(drawn, crop), rgb_profile(request.originals[-1])
+    shown = unpad(drawn, crop) if crop.size == (job.inputs.height, job.inputs.width) else drawn
+    profile = rgb_profile(request.originals[-1])
     if profile is not None:
         shown.info["icc_profile"] = profile
     return shown

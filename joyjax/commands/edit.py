@@ -172,6 +172,7 @@ def command(
         _check_folder(preview_dir)
 
     import joyjax
+    from joyjax.editing import edit_each
     from joyjax.sharding.mesh import parse_mesh
 
     with loading("loading") as advance:
@@ -201,22 +202,21 @@ def command(
             {**options, "seed": options["seed"] + n, "callback": watch(targets[n] if first else Path())}
             for n in range(num_images)
         ]
-        results = joyjax.edit_batch(pipeline, rows, batch_size=1)
-    if not first:  # the first process writes and speaks
-        return
-    for crop in results[0].crops:
-        if crop.source != crop.size:
-            note(str(crop))
-    for result, target in zip(results, targets, strict=True):
-        if result.settings["cache"] is not None:
-            note(f"cache: {result.computed_steps} of {result.settings['steps']} steps computed in full")
-        if seed == "random" or num_images > 1:
-            note(f"seed {result.seed}: {target}")
-        result.save(target, metadata=not no_metadata)
-        if timings:
-            _tell_times(result)
-        typer.echo(target)
-    if timings and (most := peak()) is not None:
+        for n, result in edit_each(pipeline, rows, batch_size=1):
+            if not first:  # the first process writes and speaks
+                continue
+            for crop in result.crops if n == 0 else ():
+                if crop.source != crop.size:
+                    note(str(crop))
+            if result.settings["cache"] is not None:
+                note(f"cache: {result.computed_steps} of {result.settings['steps']} steps computed in full")
+            if seed == "random" or num_images > 1:
+                note(f"seed {result.seed}: {targets[n]}")
+            result.save(targets[n], metadata=not no_metadata)
+            if timings:
+                _tell_times(result)
+            typer.echo(targets[n])
+    if timings and first and (most := peak()) is not None:
         note(most)
 
 
