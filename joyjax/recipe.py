@@ -278,7 +278,11 @@ def edit_arguments(recipe: Mapping[str, Any]) -> dict[str, Any]:
             f"the recipe, written by joyjax {recipe['joyjax']}, has the noise {quoted(settings['noise'])}; joyjax "
             f"{VERSION} draws it by rule {NOISE_RULE}: use the version that wrote it"
         )
-    return {name: value for name, value in settings.items() if name != "noise"}
+    scale = settings["guidance_scale"]
+    guided = max(scale if isinstance(scale, list) else [scale], default=0) > 1
+    # `edit` refuses a negative prompt that would do nothing; so without guidance it was the model's own
+    left_out = {"noise"} if guided else {"noise", "negative_prompt"}
+    return {name: value for name, value in settings.items() if name not in left_out}
 
 
 def _chunk(path: str | os.PathLike) -> str:

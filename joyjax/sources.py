@@ -1,6 +1,5 @@
 """The pictures that went into an edit, told so that they are found again and known again."""
 
-import contextlib
 import dataclasses
 import hashlib
 import os
@@ -8,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from joyjax.errors import PictureError, RequestError
-from joyjax.inputs.image import Size, as_rgb, open_picture
+from joyjax.inputs.image import Size, alpha_channel, as_rgb, open_picture, upright
 
 
 def digest(picture: Image.Image) -> str:
@@ -25,12 +24,9 @@ def digest(picture: Image.Image) -> str:
     rgb = as_rgb(picture)
     found = hashlib.sha256(f"{rgb.height} × {rgb.width} RGB".encode())
     found.update(rgb.tobytes())
-    if picture.has_transparency_data and not picture.mode.startswith("I"):
-        with contextlib.suppress(Exception):  # EXIF data that nobody can read rotates nothing, in `as_rgb` too
-            picture = ImageOps.exif_transpose(picture)
-        alpha = picture.convert("RGBA").getchannel("A")
-        if alpha.getextrema() != (255, 255):  # what hides nothing is not there
-            found.update(alpha.tobytes())
+    alpha = alpha_channel(upright(picture))
+    if alpha is not None and alpha.getextrema() != (255, 255):  # what hides nothing is not there
+        found.update(alpha.tobytes())
     return f"sha256:{found.hexdigest()}"
 
 
@@ -46,7 +42,7 @@ class Source:
     def of(cls, picture: Image.Image, file: str | os.PathLike | None = None) -> "Source":
         """Describe a picture as it was given; `file` is where it came from, unless the picture says so itself."""
         rgb, file = as_rgb(picture), file or getattr(picture, "filename", None)
-        return cls(Path(file) if file else None, digest(picture), (rgb.height, rgb.width))
+        return cls(Path(os.fsdecode(file)) if file else None, digest(picture), (rgb.height, rgb.width))
 
     def plain(self, folder: Path) -> dict[str, Any]:
         """Return it as JSON has it, the file's name relative to `folder`."""

@@ -40,7 +40,7 @@ def move(image: Image.Image, object: str, box: Sequence[int]) -> tuple[Image.Ima
         PictureError: for a picture that cannot be used.
     """
     prompt = f"Move the {_object(object)} into the red box and finally remove the red box."
-    picture = as_rgb(image).copy()
+    picture = as_rgb(image)
     width = max(1, round(math.sqrt(picture.width * picture.height) / LINES_ACROSS))
     left, top, right, bottom = _box(box, picture.width, picture.height, 2 * width + 1)
     ImageDraw.Draw(picture).rectangle((left, top, right - 1, bottom - 1), outline=RED, width=width)

@@ -1,7 +1,7 @@
 """A user's mask: white where the picture may change, black where it must not."""
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 from joyjax.errors import PictureError, RequestError
 from joyjax.inputs.image import alpha_channel, as_rgb, upright
@@ -36,12 +36,13 @@ def check_mask(mask: object, picture: Image.Image) -> Image.Image:
         raise RequestError(
             f"the mask is partly transparent, which says nothing here: {MEANING}; save it in black and white, opaque"
         )
-    values = np.asarray(rgb)
-    spread = int((values.max(axis=-1) - values.min(axis=-1)).max())
-    if spread > COLOURFUL:
+    red, green, blue = rgb.split()
+    high = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+    low = ImageChops.darker(ImageChops.darker(red, green), blue)
+    if np.asarray(ImageChops.subtract(high, low)).max() > COLOURFUL:
         raise RequestError(f"the mask has colours; {MEANING}: save it in black, white and grey")
     grey = rgb.convert("L")
-    brightest = int(values.max())
+    brightest = int(np.asarray(grey).max())
     if not brightest:
         raise RequestError(f"the mask is black all over, so nothing may change; {MEANING}")
     if brightest == 1:

@@ -213,7 +213,9 @@ def test_info_of_a_picture(tmp_path, picture):
     assert "  guidance_scale   [4.0, 1.0]" in rows
     assert f"  model            {tmp_path / 'joy'}" in rows
     assert any(row.startswith("  mask             ") and row.endswith("photo.jpg") for row in rows)
-    told = json.loads(run("info", path, "--json").stdout)
+    done = run("info", path, "--json")
+    assert done.stdout.isascii()
+    told = json.loads(done.stdout)
     assert told == read_recipe(path)
     assert told["settings"]["prompt"] == settings["prompt"]
     misused("info", path, "--verify", says="--verify: is for a checkpoint")

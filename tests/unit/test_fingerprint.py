@@ -58,6 +58,7 @@ def test_the_same_weights_in_another_place_and_other_files(checkpoint, reference
     import random_checkpoint
 
     (copy / "README.md").write_text("# a model")
+    (copy / "tokenizer" / "README.md").write_text("# a tokenizer")
     (copy / "vae" / "notes.json").write_text("{}")  # nothing reads it
     assert fingerprint(copy) == fingerprint(checkpoint)
     sharded = random_checkpoint.save(reference, tmp_path / "sharded", shard_size="100KB")

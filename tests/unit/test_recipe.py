@@ -5,6 +5,7 @@ import os
 import shutil
 import struct
 import sys
+import warnings
 import zlib
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from joyjax.errors import JoyJaxError, PictureError, RequestError
+import joyjax
+from joyjax.errors import AdviceWarning, JoyJaxError, PictureError, RequestError
+from joyjax.fingerprint import check_model
 from joyjax.inputs.image import open_picture
 from joyjax.inputs.model import DEMO
 from joyjax.recipe import (
@@ -153,6 +156,12 @@ def test_the_arguments_of_an_edit(tmp_path):
     assert [type(found[name]) for name in expected] == [type(value) for value in expected.values()]
 
 
+@pytest.mark.parametrize(("scale", "steered"), [(4.0, True), ((1.0, 1.5), True), (1.0, False), ((1.0, 0.5), False)])
+def test_a_negative_prompt_goes_with_guidance(tmp_path, scale, steered):
+    save_png(picture(), tmp_path / "edit.png", recipe_of(guidance_scale=scale))
+    assert ("negative_prompt" in edit_arguments(read_recipe(tmp_path / "edit.png"))) is steered
+
+
 @pytest.mark.parametrize(
     ("noise", "says"),
     [("given", "no recipe holds that"), ("rule 2", "'rule 2'; joyjax .* draws it by rule 1"), ("", "has the noise ''")],
@@ -258,6 +267,27 @@ def test_a_digest_is_of_the_picture(tmp_path):
     assert digest(grey) == digest(grey.convert("RGB"))
     with pytest.raises(PictureError):
         digest(np.zeros((4, 4, 3)))
+
+
+def test_a_digest_is_the_same_before_and_after_reading(tmp_path):
+    """A picture that was opened by Pillow alone is known again when joyjax opens its file."""
+    for name, image in {
+        "palette.png": picture().quantize(8),
+        "grey.png": Image.new("L", (5, 4), 9),
+        "one_bit.png": Image.new("1", (5, 4), 1),
+        "deep.png": Image.fromarray(np.arange(20, dtype=np.uint16).reshape(4, 5) * 3000),
+        "clear.png": picture().convert("RGBA"),
+        "grey_and_clear.png": Image.new("LA", (5, 4), (9, 100)),
+    }.items():
+        image.putalpha(77) if name == "clear.png" else None
+        exif = Image.Exif()
+        exif[0x0112] = 8
+        image.save(tmp_path / name, exif=exif)
+        with Image.open(tmp_path / name) as opened:
+            assert digest(opened) == digest(open_picture(tmp_path / name)), name
+    picture().save(tmp_path / "a.png")
+    with Image.open(os.fsencode(tmp_path / "a.png")) as opened:
+        assert Source.of(opened).file == tmp_path / "a.png"
 
 
 def test_references_are_found(saved):
@@ -482,3 +512,28 @@ def test_files_that_are_no_png(saved, tmp_path):
             assert read_recipe(tmp_path / "flipped.png") == read_recipe(saved)
         except JoyJaxError:
             pass
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps": 2, "seed": 5, "guidance_scale": 2.0, "guidance_until": 0.5, "negative_prompt": "blue"},
+        {"sigmas": [1.0, 0.6, 0.3], "guidance_scale": [2.0, 1.5, 1.0]},
+        {"fit": "pad", "paste_back": True},
+    ],
+)
+def test_the_demo_makes_a_picture_again(tmp_path, options):
+    """Everything that `edit` reports of itself is what a recipe holds, and the same pixels come of it."""
+    pipeline = joyjax.load(dtype="float32")
+    file = tmp_path / "shapes.png"
+    Image.open(Path(__file__).parents[2] / "examples" / "shapes.png").convert("RGB").resize((128, 112)).save(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AdviceWarning)
+        first = joyjax.edit(pipeline, open_picture(file), "make the red circle blue", **options)
+        first.save(tmp_path / "edit.png")
+        recipe = read_recipe(tmp_path / "edit.png")
+        check_model(recipe, Path(pipeline.source))
+        pictures = [open_picture(path) for path in find_references(recipe, tmp_path)]
+        again = joyjax.edit(pipeline, pictures, **edit_arguments(recipe))
+    assert again.settings == first.settings
+    np.testing.assert_array_equal(np.asarray(again.image), np.asarray(open_picture(tmp_path / "edit.png")))
