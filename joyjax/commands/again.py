@@ -27,20 +27,38 @@ def read_again(file: Path, model: str | None, image: Sequence[Path] | None, mask
     from joyjax.commands.progress import note
     from joyjax.fingerprint import check_model, fingerprint
     from joyjax.inputs.model import model_folder
+    from joyjax.inputs.image import nearest_bucket
     from joyjax.recipe import edit_arguments, read_recipe
     from joyjax.sources import find_mask, find_references
 
     recipe = read_recipe(file)
-    used = recipe["model"]
+    used, options = recipe["model"], edit_arguments(recipe)
     if model is None:
         check_model(recipe, model_folder(used["source"]))
     elif fingerprint(model_folder(model)) != used["fingerprint"]:
         note("the model is another one than the recipe's: the result will not be the same")
+    if image and not options["exact_size"]:
+        size = recipe["references"][-1]["size"] if recipe["references"] else (1, 1)
+        if (options["height"], options["width"]) == nearest_bucket(*size, options["base_size"]):
+            del options["height"], options["width"]  # they were the picture's; another one brings its own
     return Again(
-        options=edit_arguments(recipe),
+        options=options,
         image=() if image else tuple(find_references(recipe, file.parent)),
         mask=None if mask else find_mask(recipe, file.parent),
         model=used["source"],
         dtype=used["dtype"],
         linear=used["linear"],
     )
+
+
+def overridden(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe's options without those that would contradict, or be without effect beside, what is given."""
+    kept = dict(options)
+    for name, other in (("steps", "sigmas"), ("sigmas", "steps")):  # there are as many sigmas as steps
+        if name in given and kept.get(other) is not None:
+            del kept[other]
+    scale = given.get("guidance_scale")
+    if scale is not None and max(scale if isinstance(scale, list) else [scale]) <= 1:
+        kept.pop("negative_prompt", None)
+        kept.pop("guidance_until", None)
+    return kept

@@ -1,26 +1,29 @@
 """`joyjax batch`: many edits with one warm model."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from joyjax.commands.options import DType, Linear, Linears, MeshAxes, Model
-from joyjax.errors import JoyJaxError
+from joyjax.errors import Cancelled, JoyJaxError
 
 Option = typer.Option
 
 
 def command(
     requests: Annotated[
-        Path, typer.Argument(metavar="REQUESTS.jsonl", help="One JSON object in each line: options of an edit.")
+        Path, typer.Argument(metavar="REQUESTS.jsonl", help="One JSON object in each line: the options of one edit.")
     ],
     output: Annotated[Path, Option("--output", "-o", metavar="DIR", help="Folder for the results; made if missing.")],
     model: Model = None,
     batch_size: Annotated[
-        int, Option(metavar="N", min=1, help="Edits denoised together, where their shapes agree.")
+        int, Option(metavar="N", min=1, max=1024, help="Edits denoised together, where their shapes agree.")
     ] = 1,
-    overwrite: Annotated[bool, Option("--overwrite", help="Replace results of other requests in DIR.")] = False,
+    overwrite: Annotated[
+        bool, Option("--overwrite", help="Replace results in DIR that are of other rows or another model.")
+    ] = False,
     no_metadata: Annotated[bool, Option("--no-metadata", help="Leave the recipe out of the PNG files.")] = False,
     dtype: Annotated[DType, Option(help="Of parameters and matrix products.")] = DType.BFLOAT16,
     linear: Linears = Linear.EXACT,
@@ -29,41 +32,68 @@ def command(
 ) -> None:
     """Run many edits with one warm model.
 
-    A row is like {"id": "sky", "image": "photo.jpg", "prompt": "make the sky red", "seed": 3}; its files are relative
-    to the file of requests. Each row gives DIR/ID.png and DIR/ID.json; a row that fails gives its error in DIR/ID.json,
-    and the others go on. The same command again does what is missing. Prints the path of each result.
+    A row is like {"id": "sky", "image": "photo.jpg", "prompt": "make the sky red", "seed": 3}. It needs a prompt; the
+    other names are the arguments of joyjax.edit in Python, which are the options of `joyjax edit` with _ for -. "image"
+    is a file or a list of files, "mask" a file, both relative to the folder of REQUESTS.jsonl. Without an id the
+    number of the line, as in 0007, is the row's name.
+
+    A row gives DIR/ID.png, and DIR/ID.json with what was done. A row that fails gives its error in DIR/ID.json; the
+    others go on, and the exit status is 1. If the run is stopped, the same command does what is missing, and what
+    failed once more. A row counts as done by its text: what its files hold is not looked at again.
+
+    Prints the path of each result.
     """
-    import joyjax
-    from joyjax.batching import read_rows, run_rows
-    from joyjax.commands.progress import advising, loading, note, working
-    from joyjax.sharding.mesh import parse_mesh
+    from joyjax.batching import Model as Used
+    from joyjax.batching import check_folder, read_rows, refuse_others, run_rows
+    from joyjax.commands.progress import loading, note, peak, working
+    from joyjax.inputs.model import model_folder
 
     rows = read_rows(requests)
-    if output.exists() and not output.is_dir():
-        raise JoyJaxError(f"--output is {output}, which is a file; name a folder")
+    folder = model_folder(model)
+    used = Used.of(folder, dtype.value, linear.value)
+    states = Counter(check_folder(output, rows, used).values())
+    if not overwrite:
+        refuse_others(output, rows, used)  # before a large model is loaded in vain
+    output.mkdir(parents=True, exist_ok=True)
+
+    import joyjax
+    from joyjax.sharding.mesh import parse_mesh
+
     with loading("loading") as advance:
         devices = None if mesh is None else parse_mesh(mesh)
-        pipeline = joyjax.load(model, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
-    failed = skipped = 0
-    with advising(), working(len(rows)) as (callback, advance_row):
-        for done in run_rows(
-            pipeline,
-            rows,
-            requests.parent,
-            output,
-            batch_size=batch_size,
-            overwrite=overwrite,
-            metadata=not no_metadata,
-            callback=callback,
-        ):
-            advance_row()
-            if done.error is not None:
-                failed += 1
-                note(f"{done.row.name}: {done.error}")
-            elif done.skipped:
-                skipped += 1
-            else:
-                typer.echo(done.picture)
-    note(f"{len(rows) - failed - skipped} done, {skipped} there already, {failed} failed")
+        pipeline = joyjax.load(folder, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
+    if pipeline.native.learned == "shapes":
+        from joyjax.shapes.advice import ABOUT
+
+        note(ABOUT)
+    if states["done"]:
+        note(f"{states['done']} of {len(rows)} are there already")
+    done = failed = 0
+    try:
+        with working(len(rows)) as (callback, advance_row):
+            for one in run_rows(
+                pipeline,
+                rows,
+                requests.parent,
+                output,
+                batch_size=batch_size,
+                overwrite=overwrite,
+                metadata=not no_metadata,
+                callback=callback,
+            ):
+                advance_row()
+                for text in one.notes:
+                    note(f"{one.row.name}: {text}")
+                if one.error is not None:
+                    failed += 1
+                    note(f"{one.row.name}: failed: {one.error}")
+                elif not one.skipped:
+                    done += 1
+                    typer.echo(one.picture)
+    except Cancelled:
+        note(f"{done} done, {failed} failed; the same command goes on from here")
+        raise
+    most = peak()
+    note(f"{done} done, {states['done']} there already, {failed} failed" + ("" if most is None else f"; {most}"))
     if failed:
         raise JoyJaxError(f"{failed} of {len(rows)} requests failed; each error is in its .json file in {output}")

@@ -1,12 +1,26 @@
 """`joyjax edit`: one edit from the command line."""
 
+import itertools
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from joyjax.commands.options import GUIDANCE_UNTIL, LINEAR, BaseSize, Cache, DType, Fit, Linear, VAEMode
+from joyjax.commands.options import (
+    GUIDANCE_UNTIL,
+    LINEAR,
+    VAE_DECODE,
+    VAE_ENCODE,
+    BaseSize,
+    Cache,
+    DType,
+    Fit,
+    Linear,
+    VAEMode,
+)
 from joyjax.errors import RequestError
 
 if TYPE_CHECKING:
@@ -15,6 +29,7 @@ if TYPE_CHECKING:
 
 Option = typer.Option
 MOST_IMAGES = 1000
+DEFAULT = Path("edit.png")
 
 
 def command(
@@ -37,13 +52,13 @@ def command(
         Option(
             "--model",
             "-m",
-            metavar="FOLDER",
-            help="Diffusers folder, or one that `convert` wrote.  [default: the demo]",
+            metavar="MODEL",
+            help="Diffusers folder, one that `convert` wrote, or a hub id.  [default: the demo]",
         ),
     ] = None,
     recipe: Annotated[
         Path | None,
-        Option("--from", metavar="FILE", help="Take everything from a PNG that joyjax wrote; options given win."),
+        Option("--from", metavar="FILE", help="Make the picture of a PNG that joyjax wrote again; options given here win over its own."),
     ] = None,
     steps: Annotated[
         int | None, Option(metavar="N", min=1, max=1000, help="Denoising steps.  [default: the model's own, 40 or 30]")
@@ -52,7 +67,7 @@ def command(
         str | None,
         Option(
             metavar="X",
-            help="Strength of guidance; 1 or less: none; a list, as in 4,4,1, for each step.  "
+            help="Strength of guidance; 1 or less: none. Or one for each step, as in 4,4,1.  "
             "[default: the model's own, 4]",
         ),
     ] = None,
@@ -61,33 +76,45 @@ def command(
     ] = None,
     seed: Annotated[str | None, Option(help="A whole number, or `random`.  [default: 0]", metavar="N|random")] = None,
     num_images: Annotated[
-        int, Option(metavar="N", min=1, max=MOST_IMAGES, help="Results: of the seed, and of those that follow it.")
+        int, Option(metavar="N", min=1, max=MOST_IMAGES, help="How many results, each with the next seed.")
     ] = 1,
     height: Annotated[
         int | None,
-        Option(metavar="N", min=16, max=8192, help="Of the result, in pixels; snapped to the nearest bucket."),
+        Option(
+            metavar="N",
+            min=16,
+            max=8192,
+            help="Of the result, in pixels, with --width; snapped to the nearest bucket.  [default: the picture's]",
+        ),
     ] = None,
     width: Annotated[
         int | None,
-        Option(metavar="N", min=16, max=8192, help="Of the result, in pixels; snapped to the nearest bucket."),
+        Option(metavar="N", min=16, max=8192, help="Likewise, with --height."),
     ] = None,
-    exact_size: Annotated[bool | None, Option("--exact-size", help="Use --height and --width as they are.")] = None,
+    exact_size: Annotated[bool | None, Option("--exact-size", help="Use --height and --width as they are; multiples of 16.")] = None,
     base_size: Annotated[
         BaseSize | None, Option(help="Size of the buckets: side of the square.  [default: the model's own]")
     ] = None,
     fit: Annotated[
         Fit | None,
-        Option(help="How pictures come to their size: cut at the edges, or whole, on padding.  [default: crop]"),
+        Option(
+            help="How pictures come to their size: cut at the edges, or whole with padding that the result loses "
+            "again.  [default: crop]"
+        ),
     ] = None,
     mask: Annotated[
         Path | None,
-        Option(metavar="FILE", help="White where the picture may change; all else stays the picture's, bit by bit."),
+        Option(
+            metavar="FILE",
+            help="White where the picture may change, black where not a bit of it may; as large as the picture.",
+        ),
     ] = None,
     paste_back: Annotated[
         bool | None, Option("--paste-back", help="Put the result back into the picture, at its own resolution.")
     ] = None,
     sigmas: Annotated[
-        str | None, Option(metavar="X,…", help="Falling noise levels from at most 1, in place of the schedule's.")
+        str | None,
+        Option(metavar="X,…", help="Noise levels, falling from at most 1, one for each step, as in 1,0.7,0.3."),
     ] = None,
     dtype: Annotated[DType | None, Option(help="Of parameters and matrix products.  [default: bfloat16]")] = None,
     linear: Annotated[Linear | None, LINEAR] = None,
@@ -100,26 +127,22 @@ def command(
     distributed: Annotated[
         bool, Option("--distributed", help="Run with the same command on other hosts: docs/parallel.md.")
     ] = False,
-    vae_encode: Annotated[
-        VAEMode | None,
-        Option(help="How pictures become latents; all but `exact` are approximations.  [default: exact]"),
-    ] = None,
-    vae_decode: Annotated[
-        VAEMode | None,
-        Option(help="How latents become a picture; `tiled` needs the least memory.  [default: exact]"),
-    ] = None,
+    vae_encode: Annotated[VAEMode | None, VAE_ENCODE] = None,
+    vae_decode: Annotated[VAEMode | None, VAE_DECODE] = None,
     guidance_until: Annotated[float | None, GUIDANCE_UNTIL] = None,
     cache: Cache = None,
     preview_dir: Annotated[
-        Path | None, Option(metavar="DIR", help="Write what each step points at there; each costs a decoding.")
+        Path | None,
+        Option(metavar="DIR", help="Write a picture of what each step points at there; each costs a decoding."),
     ] = None,
     no_metadata: Annotated[bool, Option("--no-metadata", help="Leave the recipe out of the PNG file.")] = False,
-    timings: Annotated[bool, Option("--timings", help="Print what each stage took, and the peak of memory.")] = False,
+    timings: Annotated[bool, Option("--timings", help="Tell what each stage took, and the peak of memory.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Edit a picture as the prompt says.
 
-    Prints the path of the result.
+    Prints the path of each result; what was done to the picture is told on standard error. Ctrl-C ends the edit after
+    the step that is running, and results that are finished stay.
     """
     if prompt is not None and prompt_option is not None:
         raise typer.BadParameter("given twice, as an argument and as --prompt", param_hint="prompt")
@@ -147,7 +170,7 @@ def command(
         )
     number = None if seed is None else _seed(seed)
 
-    from joyjax.commands.again import Again, read_again
+    from joyjax.commands.again import Again, overridden, read_again
     from joyjax.commands.progress import advising, loading, note, peak, stepping
     from joyjax.inputs.image import open_picture, save_png
 
@@ -160,10 +183,9 @@ def command(
         join_hosts()
         number, first = agree(number) if seed == "random" and number is not None else number, is_first()
     again = Again() if recipe is None else read_again(recipe, model, image, mask)
-    options = {"seed": 0, **again.options}
-    if "sigmas" in given and "steps" not in given:
-        options.pop("steps", None)  # they are as many
-    options |= given if number is None else {**given, "seed": number}
+    if number is not None:
+        given["seed"] = number
+    options = {"seed": 0, **overridden(again.options, given), **given}
     options["image"] = [open_picture(path) for path in image or again.image]
     if mask or again.mask:
         options["mask"] = open_picture(mask or again.mask or "")
@@ -175,6 +197,7 @@ def command(
     from joyjax.editing import edit_each
     from joyjax.sharding.mesh import parse_mesh
 
+    started = time.perf_counter()
     with loading("loading") as advance:
         devices = None if mesh is None else parse_mesh(mesh)
         pipeline = joyjax.load(
@@ -184,6 +207,8 @@ def command(
             linear=linear.value if linear else again.linear,
             progress=advance,
         )
+    if timings and first:
+        note(f"{'load':>12} {time.perf_counter() - started:8.2f} s")
     if pipeline.native.learned == "shapes" and first:
         from joyjax.shapes.advice import ABOUT
 
@@ -210,12 +235,15 @@ def command(
                     note(str(crop))
             if result.settings["cache"] is not None:
                 note(f"cache: {result.computed_steps} of {result.settings['steps']} steps computed in full")
+            target = targets[n]
+            if target != output and target.exists():  # another edit has written there meanwhile
+                target = next(_free(output, targets))
+            result.save(target, metadata=not no_metadata)
             if seed == "random" or num_images > 1:
-                note(f"seed {result.seed}: {targets[n]}")
-            result.save(targets[n], metadata=not no_metadata)
+                note(f"seed {result.seed}: {target}")
             if timings:
                 _tell_times(result)
-            typer.echo(targets[n])
+            typer.echo(target)
     if timings and first and (most := peak()) is not None:
         note(most)
 
@@ -224,7 +252,8 @@ def _tell_times(result: "Result") -> None:
     from joyjax.commands.progress import note
 
     for stage, seconds in result.timings.items():
-        note(f"{stage:>12} {seconds:8.2f} s")
+        each = f", {seconds / result.settings['steps']:.3f} s a step" if stage == "denoise" else ""
+        note(f"{stage:>12} {seconds:8.2f} s{each}")
 
 
 def _seed(text: str) -> int:
@@ -250,19 +279,18 @@ def _numbers(option: str, text: str | None, *, always_list: bool = False) -> flo
 
 def _targets(output: Path | None, count: int) -> list[Path]:
     """Return where the results go, checked before the work begins; only a named file is ever overwritten."""
-    if output is None:
-        first, free = Path("edit.png"), True
-    else:
+    if output is not None:
         _check_output(output)
-        first, free = output, False
-    targets, number = ([] if free else [first]), 1 if free else 2
-    while len(targets) < count:
-        path = first if number == 1 else first.with_name(f"{first.stem}-{number}{first.suffix}")
-        if not path.exists():
-            targets.append(path)
-        number += 1
-    _check_writable(first)
-    return targets
+    _check_writable(output or DEFAULT)
+    named = [] if output is None else [output]
+    return [*named, *itertools.islice(_free(output, named), count - len(named))]
+
+
+def _free(output: Path | None, taken: list[Path]) -> Iterator[Path]:
+    """Give edit.png, edit-2.png and so on, but for what exists or is taken."""
+    first = output or DEFAULT
+    numbered = (first.with_name(f"{first.stem}-{number}{first.suffix}") for number in itertools.count(2))
+    return (path for path in itertools.chain([first], numbered) if path not in taken and not path.exists())
 
 
 def _check_output(output: Path) -> None:

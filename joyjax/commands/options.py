@@ -47,7 +47,7 @@ class VAEMode(enum.StrEnum):
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", metavar="FOLDER", help="Diffusers or converted folder.  [default: the demo]"),
+    typer.Option("--model", "-m", metavar="MODEL", help="Folder or hub id, as for edit.  [default: the demo]"),
 ]
 Steps = Annotated[
     int | None,
@@ -66,6 +66,11 @@ GUIDANCE_UNTIL = typer.Option(
     metavar="X", help="Share of the steps, the first ones, that have guidance; an approximation."
 )
 GuidanceUntil = Annotated[float, GUIDANCE_UNTIL]
+VAE_ENCODE = typer.Option(help="How pictures become latents; all but `exact` are approximations.  [default: exact]")
+VAE_DECODE = typer.Option(
+    help="How latents become a picture; all but `exact` are approximations, and `tiled` needs the least memory.  "
+    "[default: exact]"
+)
 Cache = Annotated[
     str | None,
     typer.Option(

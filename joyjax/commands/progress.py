@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,12 +14,14 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 
 from joyjax.errors import AdviceWarning, Cancelled
+from joyjax.inputs.files import printable
 
 if TYPE_CHECKING:
     from joyjax.running import StepEvent
@@ -30,8 +33,14 @@ def console() -> Console:
 
 
 def note(text: str) -> None:
-    """Say something to the user that is not a result."""
-    console().print(text, markup=False)
+    """Say something to the user that is not a result; it may quote a file."""
+    console().print(printable(text), markup=False)
+
+
+def _bars(*columns: ProgressColumn) -> Progress:
+    shown = console()
+    # Rich writes what is printed meanwhile above the bar, on standard error; results that go elsewhere must get there.
+    return Progress(*columns, console=shown, disable=not shown.is_terminal, redirect_stdout=sys.stdout.isatty())
 
 
 @contextlib.contextmanager
@@ -61,7 +70,7 @@ def loading(title: str) -> Iterator[Callable[[int, int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console(), disable=not console().is_terminal) as progress:
+    with _bars(*columns) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
@@ -70,7 +79,7 @@ def loading(title: str) -> Iterator[Callable[[int, int], None]]:
 def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
     """Show a bar of things done; yields what to call after each."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console(), disable=not console().is_terminal) as progress:
+    with _bars(*columns) as progress:
         task = progress.add_task(title, total=total)
         yield lambda: progress.advance(task)
 
@@ -82,7 +91,7 @@ def stepping() -> Iterator[Callable[["StepEvent"], None]]:
     Ctrl-C ends the edit after the step that is running: JAX does not always survive being interrupted within one. A
     second Ctrl-C does not wait.
     """
-    with stopping() as check, _bars() as progress:
+    with stopping() as check, _step_bars() as progress:
         task = progress.add_task("compiling", total=None, speed="the first run of a size takes longer")
 
         def advance(event: "StepEvent") -> None:
@@ -99,7 +108,7 @@ def working(total: int) -> Iterator[tuple[Callable[["StepEvent"], None], Callabl
 
     Ctrl-C is as in `stepping`.
     """
-    with stopping() as check, _bars() as progress:
+    with stopping() as check, _step_bars() as progress:
         task = progress.add_task("editing", total=total, speed="")
 
         def step(event: "StepEvent") -> None:
@@ -109,15 +118,14 @@ def working(total: int) -> Iterator[tuple[Callable[["StepEvent"], None], Callabl
         yield step, lambda: progress.advance(task)
 
 
-def _bars() -> Progress:
-    columns = (
+def _step_bars() -> Progress:
+    return _bars(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=console(), disable=not console().is_terminal)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,339 @@
+"""`joyjax batch`: rows good and bad, what it refuses, and going on after it was stopped."""
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from invoke import invoke, start, succeed
+from PIL import Image
+
+import joyjax
+from joyjax import batching
+from joyjax.batching import read_rows
+from joyjax.errors import Cancelled, RequestError
+from joyjax.inputs.image import open_picture
+from joyjax.recipe import read_recipe
+
+PROMPT = "make the red circle blue"
+ROW = {"image": "shapes.png", "prompt": PROMPT, "steps": 2}
+EXAMPLE = Path(__file__).parents[2] / "examples" / "shapes.png"
+FLOAT32 = ["--dtype", "float32"]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    Image.open(EXAMPLE).save(tmp_path / "shapes.png")
+    Image.open(EXAMPLE).resize((200, 96)).save(tmp_path / "wide.png")
+    return tmp_path
+
+
+def write(path: Path, *rows: object) -> Path:
+    """Write rows, each an object for JSON or bytes as they are."""
+    path.write_bytes(b"\n".join(row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows) + b"\n")
+    return path
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"), np.int16)
+
+
+def told(folder: Path, name: str) -> dict:
+    return json.loads((folder / f"{name}.json").read_bytes())
+
+
+BAD = {
+    "missing": (b'{"prompt": "x", "image": "none.png"}', "none.png does not exist"),
+    "a folder": (b'{"prompt": "x", "image": "."}', "is not a file"),
+    "no name": (b'{"prompt": "x", "image": ""}', "image is ''; expected the name of a file"),
+    "a number": (b'{"prompt": "x", "image": [3]}', "image is [3]; expected the name of a file"),
+    "two masks": (b'{"prompt": "x", "image": "shapes.png", "mask": ["a", "b"]}', "mask is ['a', 'b']; expected"),
+    "broken": (b'{"prompt": "x"', "line {line} is not valid JSON"),
+    "a list": (b'["prompt"]', "line {line} holds a json list; expected a JSON object"),
+    "twice": (b'{"prompt": "x", "prompt": "y"}', "'prompt' is there twice"),
+    "not UTF-8": (b'{"prompt": "\xff"}', "line {line} is not valid JSON: 'utf-8' codec"),
+    "NaN": (b'{"prompt": "x", "guidance_scale": NaN}', "line {line} is not valid JSON: Out of range"),
+    "infinite": (b'{"prompt": "x", "guidance_scale": 1e999}', "line {line} is not valid JSON: Out of range"),
+    "long": (b'{"prompt": "' + b"x" * 2**21 + b'"}', "it has 2097166 bytes; 1048576 at most"),
+    "deep": (b'{"prompt": ' + b"[" * 5000 + b"]" * 5000 + b"}", "nested too deeply"),
+    "no prompt": (b'{"image": "shapes.png"}', "prompt is missing"),
+    "unknown": (b'{"prompt": "x", "cfg": 4}', "'cfg' is no argument of edit"),
+    "steps": (b'{"prompt": "x", "steps": 0}', "steps is 0; expected a number from 1"),
+    "half": (b'{"prompt": "\\ud800"}', "U+D800"),
+    "noise": (b'{"prompt": "x", "noise": [[0]]}', "noise cannot be given in a file of requests"),
+    "slash": (b'{"prompt": "x", "id": "../x"}', "id is '../x'; expected up to 100 letters"),
+    "dots": (b'{"prompt": "x", "id": ".."}', "id is '..'; expected"),
+    "hidden": (b'{"prompt": "x", "id": ".x"}', "id is '.x'; expected"),
+    "true": (b'{"prompt": "x", "id": true}', "id is True; expected"),
+    "wide id": (json.dumps({"prompt": "x", "id": "赤" * 90}).encode(), "; expected up to 100 letters"),
+}
+
+
+def test_bad_rows_do_not_stop_the_others(folder):
+    """Every kind of bad row has its error in its file and on standard error, good ones run, and the status is 1."""
+    good = {"id": "good-1.b", **ROW}
+    lines = [good, *(line for line, _ in BAD.values()), b"", {**ROW, "seed": 1}]
+    requests, output = write(folder / "r.jsonl", *lines), folder / "new" / "out"
+    done = invoke("batch", requests, "-o", output, *FLOAT32)
+    last = f"{len(lines):04}"
+    assert done.stdout.split() == [str(output / "good-1.b.png"), str(output / f"{last}.png")], done.stderr
+    assert isinstance(done.exception, joyjax.JoyJaxError)
+    assert str(done.exception).startswith(f"{len(BAD)} of {len(BAD) + 2} requests failed")
+    for number, (kind, (_, says)) in enumerate(BAD.items(), 2):
+        name = f"{number:04}"
+        expected = says.format(line=number)
+        assert expected in told(output, name)["error"], kind
+        assert f"{name}: failed: " in done.stderr, kind
+        assert not (output / f"{name}.png").exists()
+    assert "\x1b" not in done.stderr
+    names = {f"{number:04}.json" for number in range(2, len(BAD) + 2)}
+    assert {path.name for path in output.iterdir()} == names | {
+        *("good-1.b.png", "good-1.b.json", f"{last}.png", f"{last}.json")
+    }
+    held = told(output, "good-1.b")
+    assert (held["id"], held["row"], held["picture"]) == ("good-1.b", ROW, "good-1.b.png")
+    assert held["timings"]["total"] > 0
+    assert read_recipe(output / f"{last}.png")["settings"]["seed"] == 1
+
+
+def test_what_no_row_can_mend(folder):
+    (folder / "file").touch()
+    for text, says in (
+        (b"", "holds no request"),
+        (b"\n  \n", "holds no request"),
+        ('{"prompt": "x"}'.encode("utf-16"), "is in UTF-16; save it as UTF-8"),
+        (b'{"id": "a", "prompt": "x"}\n{"id": "A", "prompt": "y"}', "lines 1 and 2 are both named 'A'"),
+        (b'{"prompt": "x"}\n{"id": "0001", "prompt": "y"}', "lines 1 and 2 are both named '0001'"),
+    ):
+        (folder / "r.jsonl").write_bytes(text)
+        with pytest.raises(RequestError, match=says):
+            read_rows(folder / "r.jsonl")
+    for arguments, says in (
+        ((folder / "none.jsonl", "-o", folder / "out"), "none.jsonl cannot be read"),
+        ((folder, "-o", folder / "out"), "cannot be read: Is a directory"),
+        ((write(folder / "r.jsonl", ROW), "-o", folder / "file"), "file is not a folder"),
+        ((folder / "r.jsonl", "-o", folder / "out", "-m", folder), "model_index.json is missing"),
+    ):
+        assert says in str(invoke("batch", *arguments).exception)
+        assert not (folder / "out").exists()
+    assert invoke("batch", folder / "r.jsonl").exit_code == 2
+    assert [row.name for row in read_rows(write(folder / "r.jsonl", b"\xef\xbb\xbf" + json.dumps(ROW).encode()))]
+
+
+def test_resuming_and_refusing(folder):
+    """What is there is not done again; of other rows, models or hands it is not replaced unless --overwrite says so."""
+    requests, output = folder / "r.jsonl", folder / "out"
+    batch = ["batch", requests, "-o", output, *FLOAT32]
+    write(requests, {"id": "a", **ROW}, {"id": "b", **ROW, "image": "later.png"})
+    assert invoke(*batch).exit_code == 1
+    first = (output / "a.png").read_bytes()
+    Image.open(EXAMPLE).save(folder / "later.png")
+    done = succeed(*batch)  # what failed is tried again
+    assert done.stdout.split() == [str(output / "b.png")]
+    assert "1 of 2 are there already" in done.stderr
+    assert "error" not in told(output, "b")
+    assert succeed(*batch).stdout == ""
+
+    def refused(*more: object, says: str) -> None:
+        before = {path.name: path.read_bytes() for path in output.iterdir()}
+        done = invoke(*batch, *more)
+        assert isinstance(done.exception, RequestError)
+        assert says in str(done.exception)
+        assert "--overwrite" in str(done.exception)
+        assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+
+    refused("--dtype", "bfloat16", says="made by another model")
+    held = told(output, "b")
+    (output / "b.json").write_text(json.dumps({**held, "model": {**held["model"], "fingerprint": "sha256:0"}}))
+    refused(says="b.png was made by another model")
+    (output / "b.json").write_text(json.dumps(held))
+    write(requests, {"id": "a", **ROW, "seed": 5}, {"id": "b", **ROW, "image": "later.png"})
+    refused(says="a.png is of a row that was another then; name another folder")
+    (output / "c.png").write_bytes(b"mine")
+    write(requests, {"id": "a", **ROW}, {"id": "c", **ROW})
+    refused(says="c.png is there and not from these requests")
+    (output / "c.json").write_text("mine")
+    refused(says="c.json is there and not from `joyjax batch`")
+
+    write(requests, {"id": "a", **ROW, "seed": 5}, {"id": "c", **ROW, "steps": 0})
+    assert invoke(*batch, "--overwrite").exit_code == 1
+    assert (output / "a.png").read_bytes() != first
+    assert "steps is 0" in told(output, "c")["error"]
+    assert not (output / "c.png").exists()  # an error and a picture of another row do not lie side by side
+
+
+def test_stopped_between_picture_and_note(folder, monkeypatch):
+    """The worst moment: the picture is whole, and its note does not say so yet. The row is then done again."""
+    requests, output = write(folder / "r.jsonl", {"id": "a", **ROW}), folder / "out"
+    batch = ["batch", requests, "-o", output, *FLOAT32]
+    note = batching._Writer._note
+
+    def killed(self, row, outcome):
+        if outcome:
+            raise KeyboardInterrupt
+        note(self, row, outcome)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batching._Writer, "_note", killed)
+        assert invoke(*batch).exit_code != 0
+    assert (output / "a.png").exists()
+    (output / ".a.png.12345.part").write_bytes(b"half")
+    assert succeed(*batch).stdout.split() == [str(output / "a.png")]
+    assert sorted(path.name for path in output.iterdir()) == ["a.json", "a.png"]
+
+
+def test_rows_of_one_shape_run_together(folder, monkeypatch):
+    """--batch-size gives the pictures that one by one gives, to a level of 255, and groups what can be grouped."""
+    rows = [
+        {"id": "a", **ROW},
+        {"id": "b", **ROW, "seed": 1, "prompt": "remove the yellow star, please, and leave all else as it is"},
+        {"id": "wide", **ROW, "image": "wide.png"},
+        {"id": "more", **ROW, "steps": 3},
+        {"id": "bad", **ROW, "image": "wide.png", "mask": "shapes.png"},
+        {"id": "mask", **ROW, "mask": "mask.png"},
+    ]
+    white = np.zeros((128, 128), np.uint8)
+    white[:, 64:] = 255
+    Image.fromarray(white).save(folder / "mask.png")
+    requests = write(folder / "r.jsonl", *rows)
+    sizes, together = [], batching.edit_batch
+
+    def counted(pipeline, requests):
+        sizes.append(len(requests))
+        return together(pipeline, requests)
+
+    monkeypatch.setattr(batching, "edit_batch", counted)
+    loads, load = [], joyjax.load
+    monkeypatch.setattr(joyjax, "load", lambda *args, **options: loads.append(args) or load(*args, **options))
+    alone = invoke("batch", requests, "-o", folder / "alone", *FLOAT32)
+    assert "1 of 6 requests failed" in str(alone.exception)
+    assert sizes == [1] * len(sizes)
+    assert len(loads) == 1
+    del sizes[:]
+    done = invoke("batch", requests, "-o", folder / "two", "--batch-size", 2, *FLOAT32)
+    assert "1 of 6 requests failed" in str(done.exception)
+    assert "mask" in told(folder / "two", "bad")["error"]
+    assert sizes == [2, 2, 1]  # a and b; wide and mask, of another bucket but as many tokens; more, by itself
+    for row in rows:
+        if row["id"] != "bad":
+            one, two = (pixels(folder / out / f"{row['id']}.png") for out in ("alone", "two"))
+            assert np.abs(one - two).max() <= 1, row["id"]
+    outside = pixels(folder / "two" / "mask.png")[:, :64]
+    np.testing.assert_array_equal(outside, pixels(EXAMPLE)[:, :64])
+    assert np.abs(pixels(folder / "two" / "a.png") - pixels(EXAMPLE)).max() > 50
+
+
+def test_a_group_that_fails_is_run_one_by_one(folder, monkeypatch):
+    """An error of the devices, too, is its row's alone."""
+    requests = write(folder / "r.jsonl", *({"id": name, **ROW, "seed": n} for n, name in enumerate("abc")))
+    together = batching.edit_batch
+
+    def fails(pipeline, requests):
+        if any(request["seed"] == 1 for request in requests):
+            raise MemoryError("out of memory")
+        return together(pipeline, requests)
+
+    monkeypatch.setattr(batching, "edit_batch", fails)
+    done = invoke("batch", requests, "-o", folder / "out", "--batch-size", 3, *FLOAT32)
+    assert [Path(line).stem for line in done.stdout.split()] == ["a", "c"]
+    assert told(folder / "out", "b")["error"] == "internal error, MemoryError: out of memory"
+
+
+def test_cancelling_stops_all_rows(folder):
+    rows = read_rows(write(folder / "r.jsonl", {"id": "a", **ROW}, {"id": "b", **ROW}))
+    pipeline = joyjax.load(dtype="float32")
+    steps = []
+
+    def cancel(event):
+        steps.append(event.step)
+        if len(steps) == 3:
+            raise Cancelled
+
+    done = []
+    with pytest.raises(Cancelled):
+        done.extend(batching.run_rows(pipeline, rows, folder, folder / "out", callback=cancel))
+    assert steps == [1, 2, 1]
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.json", "a.png"]
+
+
+def test_notes_name_their_row(folder):
+    rows = [{"id": "sky", **ROW, "prompt": "make the sky red", "image": "wide.png", "fit": "pad"}, {"id": "a", **ROW}]
+    done = succeed("batch", write(folder / "r.jsonl", *rows), "-o", folder / "out", "--no-metadata", *FLOAT32)
+    notes = [line for line in done.stderr.splitlines() if line.startswith("sky: ")]
+    assert any("never saw the words 'sky'" in line for line in notes)
+    assert any("picture 200 × 96 → " in line and "padding" in line for line in notes)
+    assert not [line for line in done.stderr.splitlines() if line.startswith("a: ")]
+    assert Image.open(folder / "out" / "a.png").text == {}
+
+
+@pytest.mark.parity
+def test_several_references_in_a_row(folder, tmp_path_factory):
+    import random_checkpoint
+
+    plus = random_checkpoint.save(random_checkpoint.make_pipeline("tiny", plus=True), tmp_path_factory.mktemp("plus"))
+    small = {"prompt": "x", "height": 64, "width": 64, "exact_size": True, "steps": 1}
+    rows = [
+        {"id": "two", **small, "image": ["shapes.png", "wide.png"]},
+        {"id": "none", **small},
+        {"id": "six", **small, "image": ["shapes.png"] * 6},
+        {"id": "gone", **small, "image": ["shapes.png", "none.png"]},
+    ]
+    done = invoke("batch", write(folder / "r.jsonl", *rows), "-o", folder / "out", "--model", plus, *FLOAT32)
+    assert [Path(line).stem for line in done.stdout.split()] == ["two", "none"]
+    assert len(read_recipe(folder / "out" / "two.png")["references"]) == 2
+    assert "takes 5 at most" in told(folder / "out", "six")["error"]
+    assert "none.png does not exist" in told(folder / "out", "gone")["error"]
+    pipeline = joyjax.load(plus, dtype="float32")
+    pictures = [open_picture(folder / name) for name in ("shapes.png", "wide.png")]
+    result = joyjax.edit(pipeline, pictures, "x", height=64, width=64, exact_size=True, steps=1)
+    np.testing.assert_array_equal(np.asarray(result.image), pixels(folder / "out" / "two.png"))
+
+
+def test_killed_and_interrupted_runs_go_on(folder):
+    """SIGKILL, then Ctrl-C, in the middle of a row: nothing is half-written, and the same command ends the work."""
+    rows = [{"id": f"row{n}", **ROW, "steps": 60, "seed": n} for n in range(5)]
+    wrong = {"steps": {"prompt": "x", "steps": "4"}, "text": {"prompt": 4}, "image": {"prompt": "x", "image": 5}}
+    rows += [{"id": name, **row} for name, row in wrong.items()]  # of wrong types, told without the checks of tests
+    requests, output = write(folder / "r.jsonl", *rows), folder / "out"
+    batch = ["batch", requests, "-o", output]
+
+    def stopped(sign: signal.Signals) -> tuple[int, str]:
+        process = start(*batch)
+        first = process.stdout.readline()  # now the next row runs
+        process.send_signal(sign)
+        rest, said = process.communicate(timeout=120)
+        assert first.startswith(str(output)), said
+        for path in output.glob("*.png"):
+            Image.open(path).load()
+        for path in output.glob("*.json"):
+            json.loads(path.read_bytes())
+        return process.returncode, said
+
+    status, _ = stopped(signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    there = len(list(output.glob("*.png")))
+    assert 1 <= there < 5
+    times = {path: path.stat().st_mtime_ns for path in output.glob("*.png")}
+
+    status, said = stopped(signal.SIGINT)
+    assert status == 1
+    assert "stopping after this step" in said
+    assert f"{there} of 8 are there already" in said
+    assert "the same command goes on from here" in said
+    assert said.endswith("joyjax: cancelled\n")
+    assert "Traceback" not in said
+    assert not list(output.glob(".*"))
+    now = len(list(output.glob("*.png")))
+    assert there < now < 5
+
+    process = start(*batch)
+    out, said = process.communicate(timeout=120)
+    assert said.splitlines()[-1].startswith("joyjax: 3 of 8 requests failed"), said
+    assert process.returncode == 1
+    assert len(out.split()) == 5 - now
+    assert {path.stem for path in output.glob("*.png")} == {f"row{n}" for n in range(5)}
+    assert told(output, "steps")["error"] == "steps is '4'; expected a whole number"
+    assert told(output, "text")["error"] == "prompt is a int; expected a str"
+    assert told(output, "image")["error"].startswith("image is 5; expected the name of a file")
+    assert {path: path.stat().st_mtime_ns for path in times} == times
