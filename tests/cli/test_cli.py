@@ -73,14 +73,16 @@ def test_help_and_version():
     listed = run("--help").stdout.partition("Commands:\n")[2]
     assert [line.split()[0] for line in listed.splitlines()] == [
         "edit",
+        "batch",
         "convert",
         "info",
         "score",
+        "warmup",
         "bench",
         "train-demo",
     ]
     assert "..." not in listed  # what each does is said in full
-    for arguments in ([], ["edit"], ["convert"], ["info"], ["score"], ["bench"], ["train-demo"]):
+    for arguments in ([], *([line.split()[0]] for line in listed.splitlines())):
         done = run(*arguments, "--help")
         assert done.returncode == 0
         assert done.stdout.startswith("Usage: joyjax")
