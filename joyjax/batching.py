@@ -8,12 +8,13 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from joyjax.editing import check_options, edit_batch
 from joyjax.errors import JoyJaxError, RequestError
+from joyjax.families.family import Request
 from joyjax.inputs.files import parse_json
 from joyjax.inputs.image import open_picture
 from joyjax.pipeline import Pipeline
@@ -131,7 +132,7 @@ def run_rows(
                 raise RequestError(row.error)
             options = _opened(row, source) | {"callback": callback}
             request = check_options(pipeline, options)
-            key = program(request, pipeline.family.prepare(request, pipeline.files)) if batch_size > 1 else None
+            key = _key(pipeline, request) if batch_size > 1 else None
         except JoyJaxError as error:
             yield _failed(row, picture, pipeline, str(error))
             continue
@@ -141,6 +142,12 @@ def run_rows(
             yield from _run(pipeline, waiting.pop(key), folder, metadata)
     for group in waiting.values():
         yield from _run(pipeline, group, folder, metadata)
+
+
+def _key(pipeline: Pipeline, request: Request) -> Hashable:
+    """Return what rows must have in common to be no slower together: their program and the sizes of all sequences."""
+    inputs = pipeline.family.prepare(request, pipeline.files)
+    return program(request, inputs), inputs.reference_tokens, inputs.prompt_size
 
 
 def _run(

@@ -1,0 +1,108 @@
+"""Padding to sizes that many requests share: it changes no result, and few programs are ever compiled."""
+
+import collections
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import joyjax
+from joyjax.families.joyimage import item_positions
+from joyjax.inputs.image import buckets
+from joyjax.models.joyimage import Condition
+
+WORDS = "make the red circle a little larger and the blue square behind it much darker than before please now"
+
+
+def counts(base_size: int) -> list[tuple[int, int]]:
+    """Return one size of the table, in tokens, for each of its numbers of tokens."""
+    sizes = {}
+    for height, width in buckets(base_size):
+        sizes.setdefault((height // 16) * (width // 16), (height // 16, width // 16))
+    return list(sizes.values())
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return joyjax.load(dtype="float32")
+
+
+def test_every_number_of_tokens_of_the_table_gives_the_same_padded(demo, error):
+    """The transformer, one pass: 18 sizes, each with a reference as large and a shorter text."""
+    network = jax.jit(lambda weights, *inputs: weights.module()(*inputs))
+    config, rng = demo.files.configs["transformer"], np.random.default_rng(0)
+    sizes = counts(256)
+    most, room = max(rows * columns for rows, columns in sizes), 64
+    assert len(sizes) == 18
+
+    def draw(*shape):
+        return rng.standard_normal(shape, np.float32)
+
+    def pad(x, size):
+        return np.pad(x, ((0, 0), (0, size - x.shape[1]), (0, 0)), constant_values=1000)  # never zeros by luck
+
+    worst = 0.0
+    for n, (rows, columns) in enumerate(sizes):
+        tokens, text = rows * columns, 17 + n
+        target, references, txt = draw(1, tokens, 64), draw(1, tokens, 64), draw(1, text, config.text_dim)
+        places = [item_positions(item, rows, columns)[None] for item in (0, 1)]
+        alone = Condition(txt, jnp.array([text]), references, np.concatenate(places, axis=1))
+        padded = Condition(
+            pad(txt, room),
+            jnp.array([text]),
+            pad(references, most),
+            np.concatenate([pad(place, most) for place in places], axis=1),
+            jnp.array([tokens]),
+            jnp.array([tokens]),
+        )
+        time = jnp.array([700.0])
+        ours = network(demo.weights["transformer"], pad(target, most), time, padded)[:, :tokens]
+        worst = max(worst, error(ours, network(demo.weights["transformer"], target, time, alone)))
+    print(f"largest relative difference {worst:.1e}")
+    assert worst < 1e-6
+    assert network._cache_size() == len(sizes)  # the padded one, which the largest needs no other than
+
+
+class Compilations(logging.Handler):
+    """Counts what JAX says that it has compiled."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = collections.Counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message.startswith("Finished XLA compilation of jit("):
+            self.counts[message.split("jit(")[1].split(")")[0]] += 1
+
+
+@pytest.mark.filterwarnings("ignore::joyjax.AdviceWarning")
+def test_all_sizes_and_many_prompts_run_on_a_handful_of_programs(demo):
+    """49 buckets, each as a picture of another size, with prompts of 20 lengths."""
+    handler, logger = Compilations(), logging.getLogger("jax._src.dispatch")
+    level = logger.level
+    jax.clear_caches()
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    sizes = buckets(256)
+    lengths, seen = set(), set()
+    try:
+        for n, (height, width) in enumerate(sizes):
+            words = (WORDS.split() * 12)[: 1 + 11 * (n % 20)]
+            lengths.add(len(words))
+            picture = Image.new("RGB", (width + n, height + n), (n, 255 - n, 99))
+            result = joyjax.edit(
+                demo, picture, " ".join(words), steps=1, height=height, width=width, base_size=256, guidance_scale=2.0
+            )
+            seen.add(result.image.size)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    print(dict(handler.counts))
+    assert (len(seen), len(lengths)) == (49, 20)
+    stages = {"encode_prompt": 2, "encode_images": 2, "denoise_step": 2, "decode_latents": 2}
+    assert {name: handler.counts[name] for name in stages} == stages
+    assert handler.counts.total() <= 10  # the other two are of no account: rows of references repeated for both passes
