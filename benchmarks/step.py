@@ -78,6 +78,8 @@ def condition_of(config: JoyImageConfig, tokens: tuple[int, int, int], passes: i
         txt_lengths=jnp.full((passes,), text, jnp.int32),
         references=jax.random.normal(keys[1], (passes, reference, config.in_channels * config.patch_area)),
         positions=jnp.zeros((passes, target + reference, 3), jnp.int32),
+        target_lengths=jnp.full((passes,), target, jnp.int32),
+        reference_lengths=jnp.full((passes,), reference, jnp.int32),
     )
 
 
