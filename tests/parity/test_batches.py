@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_edit import LEVELS, assert_same, draw, our_edit, photo, their_edit
+from pairs import LEVELS, assert_same, draw, our_edit, photo, their_edit
 
 import joyjax
 from joyjax.inputs.image import buckets
