@@ -137,7 +137,6 @@ def test_cancelling_ends_all(demo):
             [{"prompt": "x", "num_inference_steps": 3}, {"prompt": "y"}],
             "request 0: 'num_inference_steps' is no arg.*steps",
         ),
-        ([{"prompt": "x"}, "make it red"], "request 1: a request is a str; expected a dict"),
         ([{"prompt": "x", "steps": 0}, {"prompt": "x"}], "request 0: steps is 0"),
         ([{"prompt": "x", "mask": photo(8, 8, 0)}], "mask is given without a picture"),
         ([{"prompt": "x", "paste_back": True}], "paste_back is given without a picture"),
@@ -150,7 +149,7 @@ def test_a_bad_request_is_named_and_nothing_runs(rows, message, demo, monkeypatc
         joyjax.edit_batch(demo, rows)
 
 
-@pytest.mark.parametrize("size", [0, -1, True, 1.5])
+@pytest.mark.parametrize("size", [0, -1, True])
 def test_a_bad_batch_size(size, demo):
     with pytest.raises(joyjax.RequestError, match="batch_size is .*; expected a whole number from 1"):
         joyjax.edit_batch(demo, [], batch_size=size)
