@@ -181,9 +181,10 @@ def run_joyjax(arguments: argparse.Namespace, noise: np.ndarray | None, out: Pat
     if inputs.vision is not None:
         valid = [patches[:count] for patches, count in zip(inputs.vision.patches, inputs.vision.lengths, strict=True)]
         stages["vision patches"] = np.concatenate(valid)
-        stages["reference latents"] = np.asarray(running.encode_references(pipeline, inputs))
+        latents = np.asarray(running.encode_references(pipeline, inputs))
+        stages["reference latents"] = latents[:, : sum(inputs.reference_lengths)]
     condition = pipeline.family.condition(inputs, txt, running.encode_references(pipeline, inputs))
-    rows = np.tile(running.noise_tokens(pipeline, inputs), (len(names), 1, 1))
+    rows = jnp.tile(jnp.asarray(running.noise_tokens(pipeline, inputs)), (len(names), 1, 1))
     velocity = pipeline.weights["transformer"].module()(rows, jnp.full(len(names), 1000.0, jnp.float32), condition)
     for n, name in enumerate(names):
         stages[f"first velocity, {name}"] = np.asarray(velocity)[n : n + 1, : inputs.target_length]

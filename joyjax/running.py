@@ -51,10 +51,9 @@ class Job:
 
 
 def program(request: Request, inputs: Inputs) -> Hashable:
-    """Return what edits must have in common to be denoised together: shapes, levels, and which steps have guidance."""
+    """Return what edits must have in common to be denoised together: target size, levels, and steps with guidance."""
     guided = tuple(scale > 1 for scale in request.guidance)
-    sizes = inputs.target_tokens, inputs.reference_tokens, inputs.prompt_size
-    return sizes, guided, request.steps, request.sigmas, request.cache
+    return inputs.target_tokens, guided, request.steps, request.sigmas, request.cache
 
 
 def encode_prompt(pipeline: Pipeline, inputs: Inputs) -> Float[Array, "B J C"]:

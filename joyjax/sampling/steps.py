@@ -71,13 +71,20 @@ def join_tokens(
 
 @jax.jit
 def batch(conditions: Sequence[Any]) -> Any:
-    """Put the conditions of several edits together: rows are all first passes, then all second ones."""
+    """Put the conditions of several edits together: rows are all first passes, then all second ones.
+
+    Sequences are padded to the longest, so edits may have other numbers of references.
+    """
     passes = conditions[0].txt.shape[0]
 
     def stack(*parts: Array) -> Array:
-        rows = [part.reshape(passes, -1, *part.shape[1:]) for part in parts]
-        joined = jnp.concatenate(rows, axis=1)
-        return joined.reshape(-1, *joined.shape[2:])
+        longest = max((part.shape[1] for part in parts if part.ndim > 1), default=0)
+        rows = [
+            jnp.pad(part, [(0, longest - part.shape[1] if axis == 1 else 0) for axis in range(part.ndim)])
+            for part in parts
+        ]
+        joined = jnp.stack(rows, axis=1)  # every edit has one row of each pass
+        return joined.reshape(passes * len(parts), *joined.shape[2:])
 
     return jax.tree.map(stack, *conditions)
 

@@ -61,6 +61,8 @@ REFUSED = {  # and what is said
         "partly transparent",
     ),
     "red": (lambda: Image.new("RGB", (6, 4), (255, 0, 0)), "the mask has colours"),
+    "green": (lambda: Image.new("RGB", (6, 4), (200, 255, 200)), "the mask has colours"),
+    "blue": (lambda: Image.new("RGB", (6, 4), (0, 0, 255)), "the mask has colours"),
     "labels": (lambda: decoded(png(8, 3, 6, [bytes(range(6))] * 4, (b"PLTE", bytes([0, 0, 0, 128, 0, 0])))), "colours"),
     "the picture": (lambda: PICTURE, "the mask has colours"),
     "floats": (lambda: Image.fromarray(GREYS.astype(np.float32) / 255), "the mask cannot be used: .*floating-point"),

@@ -279,7 +279,8 @@ def test_a_digest_is_the_same_before_and_after_reading(tmp_path):
         "clear.png": picture().convert("RGBA"),
         "grey_and_clear.png": Image.new("LA", (5, 4), (9, 100)),
     }.items():
-        image.putalpha(77) if name == "clear.png" else None
+        if name == "clear.png":
+            image.putalpha(picture(1).getchannel("R"))
         exif = Image.Exif()
         exif[0x0112] = 8
         image.save(tmp_path / name, exif=exif)

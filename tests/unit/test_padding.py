@@ -1,0 +1,109 @@
+"""Padding to sizes that many requests share: it changes no result, and few programs are ever compiled."""
+
+import collections
+import logging
+
+import jax
+import numpy as np
+import pytest
+from meshes import CONFIG, make_weights
+from PIL import Image
+
+import joyjax
+from joyjax.families.joyimage import item_positions
+from joyjax.inputs.image import buckets
+from joyjax.models.joyimage import Condition
+
+WORDS = "make the red circle a little larger and the blue square behind it much darker than before please now"
+
+
+def counts(base_size: int) -> list[tuple[int, int]]:
+    """Return one size of the table, in tokens, for each of its numbers of tokens."""
+    sizes = {}
+    for height, width in buckets(base_size):
+        sizes.setdefault((height // 16) * (width // 16), (height // 16, width // 16))
+    return list(sizes.values())
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return joyjax.load(dtype="float32")
+
+
+def test_every_number_of_tokens_of_the_table_gives_the_same_padded():
+    """The transformer, one pass: 18 sizes, each with a reference as large and a shorter text."""
+    network, weights = jax.jit(lambda weights, *inputs: weights.module()(*inputs)), make_weights()
+    rng = np.random.default_rng(0)
+    sizes = counts(256)
+    most, room = max(rows * columns for rows, columns in sizes), 64
+    assert len(sizes) == 18
+
+    def draw(*shape):
+        return rng.standard_normal(shape, np.float32)
+
+    def pad(x, size):
+        return np.pad(x, ((0, 0), (0, size - x.shape[1]), (0, 0)), constant_values=1000)  # never zeros by luck
+
+    worst = 0.0
+    for n, (rows, columns) in enumerate(sizes):
+        tokens, text = rows * columns, 17 + n
+        target, references, txt = draw(1, tokens, 16), draw(1, tokens, 16), draw(1, text, CONFIG.text_dim)
+        places = [item_positions(item, rows, columns)[None] for item in (0, 1)]
+        count = np.array([tokens], np.int32)
+        alone = txt, np.array([text], np.int32), references, np.concatenate(places, axis=1)
+        whole = np.concatenate([pad(place, most) for place in places], axis=1)
+        padded = pad(txt, room), np.array([text], np.int32), pad(references, most), whole, count, count
+        ours, theirs = (
+            network(weights, *jax.device_put((latents, np.array([700], np.float32))), condition)
+            for latents, condition in (
+                (pad(target, most), Condition(*jax.device_put(padded))),
+                (target, Condition(*jax.device_put(alone))),
+            )
+        )
+        off, whole = (float(np.linalg.norm(x)) for x in (ours[:, :tokens] - theirs, theirs))
+        worst = max(worst, off / whole)
+    print(f"largest relative difference {worst:.1e}")
+    assert worst < 1e-6  # in the root mean square
+    assert network._cache_size() == len(sizes) + 1  # all padded ones are one program
+
+
+class Compilations(logging.Handler):
+    """Counts what JAX says that it has compiled."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = collections.Counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message.startswith("Finished XLA compilation of jit("):
+            self.counts[message.split("jit(")[1].split(")")[0]] += 1
+
+
+@pytest.mark.filterwarnings("ignore::joyjax.AdviceWarning")
+def test_all_sizes_and_many_prompts_run_on_a_handful_of_programs(demo):
+    """49 buckets, each as a picture of another size, with prompts of 20 lengths."""
+    handler, logger = Compilations(), logging.getLogger("jax._src.dispatch")
+    level = logger.level
+    jax.clear_caches()
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    sizes = buckets(256)
+    lengths, seen = set(), set()
+    try:
+        for n, (height, width) in enumerate(sizes):
+            words = (WORDS.split() * 12)[: 1 + 5 * (n % 20)]
+            lengths.add(len(words))
+            picture = Image.new("RGB", (width + n, height + n), (n, 255 - n, 99))
+            result = joyjax.edit(
+                demo, picture, " ".join(words), steps=1, height=height, width=width, base_size=256, guidance_scale=2.0
+            )
+            seen.add(result.image.size)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    print(dict(handler.counts))
+    assert (len(seen), len(lengths)) == (49, 20)
+    stages = {"encode_prompt": 2, "encode_images": 2, "denoise_step": 2, "decode_latents": 2}
+    assert {name: handler.counts[name] for name in stages} == stages
+    assert handler.counts.total() <= 12  # and what puts arrays together, of no account
