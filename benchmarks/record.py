@@ -1,10 +1,14 @@
-"""What one block and the whole step at the real size contain on an H100, compiled without one, against a record.
+"""What an edit's stages at the real size contain on an H100, and what each kernel uses, compiled without one: a record.
 
-    python benchmarks/record.py            # compare with benchmarks/record.json
-    python benchmarks/record.py --write    # after a change that is meant; the difference is then in the commit
+    python benchmarks/record.py                          # compare with benchmarks/record.json; some minutes
+    python benchmarks/record.py --parts block kernels
+    python benchmarks/record.py --write                  # after a change that is meant; the difference is in the commit
+    python benchmarks/record.py --table                  # the table of docs/kernels.md, from the record
 
-The record has, for each version of JAX: the kernels by kind, the operations of products and attention, and the bytes of
-arguments and working memory. tests/kernels/test_record.py compares it; tests/gpu_compile.py names the packages.
+The record has, for each version of JAX, the kernels of each stage by kind, the operations of products, convolutions and
+attention, and the bytes of arguments and working memory; and of each Pallas kernel on each of its shapes the registers
+of a thread, on an H100 (Mosaic GPU) and on an A100 (Triton), and what it spills. tests/kernels/test_record.py compares
+it; tests/gpu_compile.py names the packages.
 """
 
 import argparse
@@ -17,27 +21,42 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from step_record import RECORD, differences, measure, version
+from kernel_record import kernel_differences, kernel_table, measure_kernels
+from step_record import PARTS, RECORD, differences, measure, version
 
-STEPS = ("block", "step")
+from joyjax.kernels.cases import SHAPES
+
+KERNELS = "kernels"
 
 
 def main() -> None:
     """Measure, and compare or write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--write", action="store_true", help="keep what is found as the record of this version of JAX")
-    parser.add_argument("--parts", nargs="*", choices=STEPS, default=list(STEPS))
+    parser.add_argument("--parts", nargs="*", choices=(*PARTS, KERNELS), default=[*PARTS, KERNELS])
+    parser.add_argument("--shapes", nargs="*", choices=list(SHAPES), default=list(SHAPES), help="of the kernels")
+    parser.add_argument("--table", action="store_true", help="print the kernels of the record, and measure nothing")
     arguments = parser.parse_args()
-    found = {part: measure(part) for part in arguments.parts}
-    print(json.dumps(found, indent=1))
+    if arguments.write and arguments.shapes != list(SHAPES):
+        parser.error("--write keeps all shapes; leave out --shapes")
     recorded = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    if arguments.table:
+        print(kernel_table(recorded[version()][KERNELS]))
+        return
+    found = {
+        part: measure_kernels(tuple(arguments.shapes)) if part == KERNELS else measure(part) for part in arguments.parts
+    }
+    print(json.dumps(found, indent=1))
     if arguments.write:
         recorded[version()] = recorded.get(version(), {}) | found
         RECORD.write_text(json.dumps(recorded, indent=1) + "\n")
         return
     if version() not in recorded:
         sys.exit(f"{RECORD} has JAX {', '.join(recorded)}, not {version()}; --write keeps what was found")
-    wrong = [line for part in arguments.parts for line in differences(recorded[version()][part], found[part], part)]
+    wrong = []
+    for part, contents in found.items():
+        old = recorded[version()][part]
+        wrong += kernel_differences(old, contents) if part == KERNELS else differences(old, contents, part)
     sys.exit("\n".join(wrong) or None)
 
 

@@ -12,6 +12,7 @@ the least arithmetic that a step can have.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -52,16 +53,19 @@ class Form:
     call: Callable[[], Any]
 
 
+@functools.partial(jax.jit, static_argnames=("shape", "dtype"))
+def draw(key: jax.Array, scale: np.float32, *, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Return normal numbers of this standard deviation."""
+    return (scale * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+
+
 def random_weights(config: JoyImageConfig) -> Weights:
     """Return weights scaled as a network's are, made on the device: zeros would run faster than real ones."""
     abstract = TRANSFORMER.abstract(config, jnp.bfloat16)
     drawn = {}
     for n, (path, leaf) in enumerate(leaves(abstract.state).items()):
         scale = np.float32(1 if leaf.ndim == 1 else np.prod(leaf.shape[:1]) ** -0.5)
-        draw = jax.jit(
-            lambda key, scale, leaf=leaf: (scale * jax.random.normal(key, leaf.shape, jnp.float32)).astype(leaf.dtype)
-        )
-        drawn[path] = draw(jax.random.key(n), scale)
+        drawn[path] = draw(jax.random.key(n), scale, shape=tuple(leaf.shape), dtype=jnp.dtype(leaf.dtype))
     return abstract.filled(drawn)
 
 
@@ -74,6 +78,8 @@ def condition_of(config: JoyImageConfig, tokens: tuple[int, int, int], passes: i
         txt_lengths=jnp.full((passes,), text, jnp.int32),
         references=jax.random.normal(keys[1], (passes, reference, config.in_channels * config.patch_area)),
         positions=jnp.zeros((passes, target + reference, 3), jnp.int32),
+        target_lengths=jnp.full((passes,), target, jnp.int32),
+        reference_lengths=jnp.full((passes,), reference, jnp.int32),
     )
 
 

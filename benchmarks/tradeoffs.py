@@ -32,6 +32,7 @@ from joyjax.shapes.draw import render
 from joyjax.shapes.judge import judge
 
 GUIDED = {"guidance_scale": 2.0}
+FIRST_BLOCK = {x: {"cache": f"first-block:{x:g}"} for x in (0.1, 0.4)}
 # name, options of `edit`, how linear maps are stored; the first of each block is the exact one
 BLOCKS: dict[str, list[tuple[str, dict[str, Any], str]]] = {
     "20 steps, no guidance": [
@@ -42,18 +43,18 @@ BLOCKS: dict[str, list[tuple[str, dict[str, Any], str]]] = {
             for x in (0.05, 0.1, 0.2, 0.4)
         ),
         ("float8", {}, "float8"),
-        ("float8, cache first-block:0.1", {"cache": 0.1}, "float8"),
+        ("float8, cache first-block:0.1", FIRST_BLOCK[0.1], "float8"),
     ],
     "20 steps, guidance 2": [
         ("exact", GUIDED, "exact"),
         *((f"guidance until {x:g}", {**GUIDED, "guidance_until": x}, "exact") for x in (0.75, 0.5, 0.25)),
-        ("cache first-block:0.1", {**GUIDED, "cache": 0.1}, "exact"),
-        ("guidance until 0.5, cache first-block:0.1", {**GUIDED, "guidance_until": 0.5, "cache": 0.1}, "exact"),
+        ("cache first-block:0.1", GUIDED | FIRST_BLOCK[0.1], "exact"),
+        ("guidance until 0.5, cache first-block:0.1", {**GUIDED, "guidance_until": 0.5, **FIRST_BLOCK[0.1]}, "exact"),
     ],
     "4 steps, no guidance (the demo's own)": [
         ("exact", {}, "exact"),
-        ("cache first-block:0.1", {"cache": 0.1}, "exact"),
-        ("cache first-block:0.4", {"cache": 0.4}, "exact"),
+        ("cache first-block:0.1", FIRST_BLOCK[0.1], "exact"),
+        ("cache first-block:0.4", FIRST_BLOCK[0.4], "exact"),
         ("float8", {}, "float8"),
     ],
 }
@@ -141,7 +142,7 @@ def time_reduced(pairs: int) -> list[dict[str, Any]]:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8))
     common = {"steps": 8, "height": 256, "width": 256, "exact_size": True, "guidance_scale": 4.0}
     variants: list[tuple[str, dict[str, Any], str]] = [
-        ("cache, half of the steps", {"cache": 1e6}, "exact"),
+        ("cache taylor:1e6, half of the steps", {"cache": "taylor:1e6"}, "exact"),
         ("guidance until 0.5", {"guidance_until": 0.5}, "exact"),
         ("float8", {}, "float8"),
     ]

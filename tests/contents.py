@@ -47,26 +47,57 @@ def kernels(program: str) -> dict[str, int]:
 
 
 def flops(program: str) -> float:
-    """Return the floating-point operations of all products and of fused attention, each as often as it stands there.
-
-    A product of a loop's body counts once: the programs that this is for have no loops.
-    """
+    """Return the floating-point operations of all products, convolutions and fused attention, as often as they run."""
     shapes = {match[1]: ARRAY.findall(match[2]) for match in INSTRUCTION.finditer(program)}
+    times, computation = _times(program), ""
     total = 0.0
-    for match in INSTRUCTION.finditer(program):
-        if match[3] != "custom-call":
-            continue
-        target = re.search(r'custom_call_target="([^"]+)"', match[4])
-        operands = [_sizes(shapes[name][0]) for name in re.findall(r"%([^\s,)]+)", match[4].partition(")")[0])]
-        if target and target[1] in PRODUCTS:
-            numbers = re.search(r'"dot_dimension_numbers":(\{[^}]*\})', match[4])
-            assert numbers, match[0]
-            axes = json.loads(numbers[1])["lhs_contracting_dimensions"]
-            total += 2 * math.prod(_sizes(ARRAY.findall(match[2])[0])) * math.prod(operands[0][int(n)] for n in axes)
-        elif target and target[1].startswith("__cudnn$fmha"):
-            (batch, queries, heads, width), (_, keys, _, _) = (_tokens_first(shape) for shape in operands[:2])
-            total += 4 * batch * heads * queries * keys * width
+    for line in program.splitlines():
+        computation = _head(line) or computation
+        match = INSTRUCTION.match(line)
+        if match and match[3] == "custom-call":
+            total += times.get(computation, 1) * _flops_of_call(match, shapes)
     return total
+
+
+def _flops_of_call(match: re.Match[str], shapes: dict[str, list[tuple[str, str]]]) -> float:
+    """Return the arithmetic of one call of a library, done once."""
+    target = re.search(r'custom_call_target="([^"]+)"', match[4])
+    operands = [_sizes(shapes[name][0]) for name in re.findall(r"%([^\s,)]+)", match[4].partition(")")[0])]
+    if target is None:
+        return 0.0
+    if target[1] in PRODUCTS:
+        numbers = re.search(r'"dot_dimension_numbers":(\{[^}]*\})', match[4])
+        assert numbers, match[0]
+        axes = json.loads(numbers[1])["lhs_contracting_dimensions"]
+        return 2 * math.prod(_sizes(ARRAY.findall(match[2])[0])) * math.prod(operands[0][int(n)] for n in axes)
+    if target[1].startswith("__cudnn$conv"):
+        labels = re.search(r"dim_labels=\w+_(\w+)->", match[4])
+        assert labels, match[0]
+        kernel = operands[1]
+        inputs = math.prod(kernel) // kernel[labels[1].index("o")]
+        return 2 * math.prod(_sizes(ARRAY.findall(match[2])[0])) * inputs
+    if target[1].startswith("__cudnn$fmha"):
+        (batch, queries, heads, width), (_, keys, _, _) = (_tokens_first(shape) for shape in operands[:2])
+        return 4 * batch * heads * queries * keys * width
+    return 0.0
+
+
+def _times(program: str) -> dict[str, int]:
+    """Return how often the body of each loop runs, in a program or in another loop; others run once."""
+    inside: dict[str, tuple[str, int]] = {}
+    computation = ""
+    for line in program.splitlines():
+        computation = _head(line) or computation
+        body = re.search(r" while\(.*body=%([^\s,)]+)", line)
+        if body:
+            count = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+            inside[body[1]] = (computation, int(count[1]) if count else 1)
+
+    def times(name: str) -> int:
+        outer, count = inside.get(name, ("", 1))
+        return count * times(outer) if outer else count
+
+    return {name: times(name) for name in inside}
 
 
 def largest_arrays(program: str, count: int = 3) -> list[str]:
@@ -80,6 +111,28 @@ def largest_arrays(program: str, count: int = 3) -> list[str]:
     return sorted(sizes, key=lambda name: -sizes[name])[:count]
 
 
+def loop_slices(program: str) -> list[tuple[str, int]]:
+    """Return the arrays that loops cut out of larger ones, such as one layer's weights, and how often each is made.
+
+    Whether as a kernel of its own or within a fusion that does no more; a slice that a product reads in place is none.
+    """
+    times, found, computation, inside = _times(program), [], "", {}
+    for line in program.splitlines():
+        computation = _head(line) or computation
+        match = INSTRUCTION.match(line)
+        if match and match[3] == "fusion":
+            called = re.search(r"calls=%([^\s,)]+)", line)
+            if called and computation in times:
+                inside[called[1]] = times[computation]
+    for line in program.splitlines():
+        computation = _head(line) or computation
+        match = INSTRUCTION.match(line)
+        count = times.get(computation) or inside.get(computation)
+        if match and match[3] == "dynamic-slice" and count:
+            found.append((match[2], count))
+    return found
+
+
 def bytes_of(array: str) -> int:
     """Return the bytes of an array such as `bf16[2,8192,16384]`."""
     dtype, numbers = ARRAY.findall(array)[0]
@@ -91,12 +144,18 @@ def _outside_fusions(program: str) -> list[str]:
     called = set(re.findall(r"(?:calls|to_apply)=%([^\s,)]+)", program))
     lines, inside = [], False
     for line in program.splitlines():
-        head = re.match(r"(?:ENTRY )?%(\S+) .*\{$", line)
+        head = _head(line)
         if head:
-            inside = head[1] in called
+            inside = head in called
         if not inside:
             lines.append(line)
     return lines
+
+
+def _head(line: str) -> str | None:
+    """Return the name of the computation that begins on this line."""
+    head = re.match(r"(?:ENTRY )?%(\S+) .*\{$", line)
+    return head[1] if head else None
 
 
 def _sizes(array: tuple[str, str]) -> list[int]:

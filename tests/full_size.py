@@ -22,14 +22,15 @@ from joyjax.models.joyimage import Condition, JoyImageConfig
 from joyjax.models.qwen3_vl import Qwen3VLConfig, TextConfig, TextInputs
 from joyjax.models.qwen3_vl_vision import VisionConfig, VisionInputs
 from joyjax.models.wan_vae import WanVAEConfig
+from joyjax.sampling.canvas import Place, canvases
 from joyjax.sampling.steps import decode_latents, denoise_step, encode_images, encode_prompt
 from joyjax.sharding.place import parameter_sharding
 
 SIDE = 1024  # pixels
 TARGET, REFERENCE = 4096, 4096  # image tokens
-TEXT, PASSES = 1120, 2  # hidden states of a prompt of some 80 words with its picture; the passes of guidance
+TEXT, PASSES = 1088, 2  # hidden states of a prompt of up to some 40 words with its picture; the passes of guidance
 PROMPT = 1152  # tokens that the text encoder reads: those, and the system turn that is dropped
-SHARED = 1056  # of them, the first, are the same in both passes
+SHARED = 928  # of them, the first, are the same in both passes, whichever of the table's sizes the picture has
 PATCHES = (SIDE // 16) ** 2  # of the picture, in the vision tower
 
 JOYIMAGE = JoyImageConfig.from_diffusers(original.TRANSFORMER)
@@ -79,6 +80,9 @@ def stage(name: str, mesh: Mesh, *, layers: int | None = None) -> tuple[Callable
 
     integers, numbers = jnp.int32, jnp.float32
     token = JOYIMAGE.in_channels * JOYIMAGE.patch_area
+    canvas = canvases(SIDE)[0]
+    patches = canvas[0] * canvas[1] // (WAN.spatial_factor**2 * JOYIMAGE.patch_area)
+    place = [array(integers, 2), array(bool), array(integers), array(integers, TARGET), array(integers, patches)]
     # Inputs that are dataclasses of arrays are put together inside: they hold arrays, not shapes.
     if name == "encode_prompt":
         text = QWEN.text if layers is None else dataclasses.replace(QWEN.text, num_hidden_layers=layers)
@@ -98,12 +102,17 @@ def stage(name: str, mesh: Mesh, *, layers: int | None = None) -> tuple[Callable
 
         return encode, (weights, array(integers, PASSES), prompt, picture)
     if name == "encode_images":
-        weights = parameters(VAE, WAN, mesh)
-        return lambda *given: encode_images(*given, patch=JOYIMAGE.patch), (weights, array(jnp.uint8, 1, SIDE, SIDE, 3))
+        pixels = array(jnp.uint8, 1, *canvas, 3)
+        return (
+            lambda *given: encode_images(*given[:2], Place(*given[2]), patch=JOYIMAGE.patch),
+            (parameters(VAE, WAN, mesh), pixels, place),
+        )
     if name == "decode_latents":
-        weights, width = parameters(VAE, WAN, mesh), SIDE // WAN.spatial_factor // JOYIMAGE.patch[1]
         latents = array(numbers, 1, TARGET, token)
-        return lambda *given: decode_latents(*given, patch=JOYIMAGE.patch, width=width), (weights, latents)
+        return (
+            lambda *given: decode_latents(*given[:2], Place(*given[2]), patch=JOYIMAGE.patch, canvas=canvas),
+            (parameters(VAE, WAN, mesh), latents, place),
+        )
     if name == "denoise_step":
         config = JOYIMAGE if layers is None else dataclasses.replace(JOYIMAGE, num_layers=layers)
         condition = [
@@ -111,6 +120,8 @@ def stage(name: str, mesh: Mesh, *, layers: int | None = None) -> tuple[Callable
             array(integers, PASSES),
             array(numbers, PASSES, REFERENCE, token),
             array(integers, PASSES, TARGET + REFERENCE, 3),
+            array(integers, PASSES),
+            array(integers, PASSES),
         ]
 
         def step(
@@ -119,7 +130,7 @@ def stage(name: str, mesh: Mesh, *, layers: int | None = None) -> tuple[Callable
             return denoise_step(weights, latents, Condition(*condition), *levels, channels=config.in_channels)
 
         weights, latents = parameters(TRANSFORMER, config, mesh), array(numbers, 1, TARGET, token)
-        return step, (weights, latents, condition, [array(numbers)] * 4)
+        return step, (weights, latents, condition, [*[array(numbers)] * 3, array(numbers, 1)])
     raise ValueError(f"stage {name!r}; there are {', '.join(STAGES)}")
 
 

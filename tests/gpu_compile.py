@@ -12,9 +12,11 @@ import importlib.util
 import math
 import os
 import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -29,15 +31,26 @@ from joyjax.sharding.mesh import check_mesh
 
 PACKAGES = ("jax_cuda13_plugin", "jax_plugins.xla_cuda13", "nvidia")
 CUDNN = (9, 12, 0)
-DEVICES = {"H100": (84942979072, 3352000000000), "H200": (151397597184, 4800000000000)}  # bytes, bytes a second
+HOPPER = (
+    'platform_version: "Compute Capability 9.0a" cuda_compute_capability { major: 9 feature_extension: '
+    "ACCELERATED_FEATURES } core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 l2_cache_size: 52428800 "
+    "shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472"
+)
+AMPERE = (
+    'platform_version: "Compute Capability 8.0" cuda_compute_capability { major: 8 } '
+    "core_count: 108 fpus_per_core: 64 clock_rate_ghz: 1.41 l2_cache_size: 41943040 "
+    "shared_memory_per_block_optin: 166912 shared_memory_per_core: 167936"
+)
+DEVICES = {  # bytes, bytes a second, what is the same for all of its kind
+    "A100": (85197979648, 2039000000000, AMPERE),
+    "H100": (84942979072, 3352000000000, HOPPER),
+    "H200": (151397597184, 4800000000000, HOPPER),
+}
 TARGET = """
 gpu_device_info {{
-  name: "NVIDIA {name}" device_vendor: "NVIDIA Corporation" platform_version: "Compute Capability 9.0a"
-  cuda_compute_capability {{ major: 9 feature_extension: ACCELERATED_FEATURES }}
-  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 device_address_bits: 64 ecc_enabled: true
-  device_memory_size: {memory} memory_bandwidth: {bandwidth} l2_cache_size: 52428800
-  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
-  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  name: "NVIDIA {name}" device_vendor: "NVIDIA Corporation" {kind}
+  device_address_bits: 64 ecc_enabled: true device_memory_size: {memory} memory_bandwidth: {bandwidth}
+  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048 shared_memory_per_block: 49152
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
   driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0"
@@ -47,7 +60,9 @@ platform_name: "CUDA" device_description_str: "NVIDIA {name}"
 dnn_version_info {{ major: {cudnn[0]} minor: {cudnn[1]} patch: {cudnn[2]} }}
 """
 # Without a device XLA cannot measure, and would give every product to a kernel that a real GPU does not choose.
-OPTIONS = {"xla_gpu_enable_triton_gemm": False}
+OPTIONS: dict[str, Any] = {"xla_gpu_enable_triton_gemm": False}
+# What ptxas says of its kernels, and the host's program that launches them.
+MOSAIC_DUMPS = ("MOSAIC_GPU_DUMP_PTXAS", "MOSAIC_GPU_DUMP_HOST_LLVM")
 
 
 def missing_packages() -> str | None:
@@ -64,8 +79,8 @@ def missing_packages() -> str | None:
 
 @functools.cache
 def _devices(count: int, name: str) -> tuple[Any, ...]:
-    memory, bandwidth = DEVICES[name]
-    target = TARGET.format(name=name, memory=memory, bandwidth=bandwidth, cudnn=CUDNN)
+    memory, bandwidth, kind = DEVICES[name]
+    target = TARGET.format(name=name, memory=memory, bandwidth=bandwidth, kind=kind, cudnn=CUDNN)
     return tuple(topologies.get_topology_desc(name, "cuda", target_config=target, topology=f"1x1x{count}").devices)
 
 
@@ -89,15 +104,21 @@ def cudnn_assumed() -> Iterator[None]:
         private.check_cudnn_version = asked
 
 
-def compile_for_gpu(function: Callable[..., Any], *arguments: Any, mesh: Mesh | None = None) -> jax.stages.Compiled:
-    """Compile for the devices of `gpu_mesh`; arguments are pytrees of jax.ShapeDtypeStruct, whole unless placed."""
+def compile_for_gpu(
+    function: Callable[..., Any], *arguments: Any, mesh: Mesh | None = None, options: Mapping[str, Any] | None = None
+) -> jax.stages.Compiled:
+    """Compile for the devices of `gpu_mesh`; arguments are pytrees of jax.ShapeDtypeStruct, whole unless placed.
+
+    `options` are XLA's, beside those that every program here is compiled with.
+    """
     mesh = gpu_mesh() if mesh is None else mesh
     whole = NamedSharding(mesh, PartitionSpec())
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or whole), arguments)
     jitted = function if hasattr(function, "trace") else jax.jit(function)
     # The abstract mesh names the device, from which Pallas takes the architecture.
     with cudnn_assumed(), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return jitted.trace(*placed).lower(lowering_platforms=("cuda",)).compile(compiler_options=OPTIONS)
+        lowered = jitted.trace(*placed).lower(lowering_platforms=("cuda",))
+        return lowered.compile(compiler_options=OPTIONS | dict(options or {}))
 
 
 def custom_calls(compiled: jax.stages.Compiled) -> collections.Counter[str]:
@@ -112,10 +133,10 @@ def fusions(compiled: jax.stages.Compiled) -> collections.Counter[str]:
 
 @contextlib.contextmanager
 def _told() -> Iterator[list[str]]:
-    """Have ptxas say what Mosaic GPU's kernels use, and collect what this process prints, from any language."""
+    """Have Mosaic GPU say what its kernels use and ask for, and collect what this process prints, from any language."""
     told: list[str] = []
-    before = os.environ.get("MOSAIC_GPU_DUMP_PTXAS")
-    os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
+    before = {name: os.environ.get(name) for name in MOSAIC_DUMPS}
+    os.environ.update(dict.fromkeys(MOSAIC_DUMPS, "1"))
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
@@ -128,26 +149,53 @@ def _told() -> Iterator[list[str]]:
             for number, copy in zip((1, 2), kept, strict=True):
                 os.dup2(copy, number)
                 os.close(copy)
-            if before is None:
-                del os.environ["MOSAIC_GPU_DUMP_PTXAS"]
-            else:
-                os.environ["MOSAIC_GPU_DUMP_PTXAS"] = before
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
             file.seek(0)
             told.append(file.read().decode(errors="replace"))
 
 
 def kernel_resources(
     function: Callable[..., Any], *arguments: Any, mesh: Mesh | None = None
-) -> tuple[jax.stages.Compiled, dict[str, int] | None]:
-    """Compile, and return what a thread of the kernel in Mosaic GPU uses; None: ptxas said nothing.
+) -> tuple[jax.stages.Compiled, dict[str, int | None] | None]:
+    """Compile, and return what a thread of the Pallas kernel in it uses; None: no kernel, or ptxas said nothing.
 
-    `registers` of 32 bits, bytes of `spills` to memory, and `shared` bytes of a block that are known when compiling.
+    `registers` of 32 bits, bytes of `spills` to memory, and `shared` bytes that a block asks for; None: not told, as by
+    Mosaic GPU of JAX 0.12. Mosaic GPU compiles a kernel once in a process, and is silent when it comes again.
     """
-    with _told() as told:
-        compiled = compile_for_gpu(function, *arguments, mesh=mesh)
-    found = [int(number) for number in re.findall(r"[Uu]sed (\d+) registers", told[0])]
+    with tempfile.TemporaryDirectory() as dumped:
+        with _told() as told:
+            options = {"xla_dump_to": dumped, "xla_dump_hlo_as_text": True, "xla_dump_emitter_re": "^ptx$"}
+            compiled = compile_for_gpu(function, *arguments, mesh=mesh, options=options)
+        names = re.findall(r'"__gpu\$xla\.gpu\.triton".*name = \\?"(\w+)', compiled.as_text())
+        if names:
+            return compiled, _triton_resources(Path(dumped), names[0])
+    return compiled, _resources(told[0], re.findall(r"@mosaic_gpu_get_function\(.*, i32 (\d+), i32 \d+\)", told[0]))
+
+
+def _triton_resources(dumped: Path, name: str) -> dict[str, int | None] | None:
+    """Give a kernel's PTX to ptxas once more, as XLA did, to hear what it says."""
+    [ptx] = [path for path in dumped.glob("*.ptx") if f".entry {name}(" in path.read_text()]
+    architecture = re.search(r"\.target (\w+)", ptx.read_text())
+    assert architecture, ptx.read_text()[:200]
+    package = importlib.util.find_spec("nvidia")
+    assert package, missing_packages()
+    [assembler] = [
+        path for place in package.submodule_search_locations or () for path in Path(place).glob("*/bin/ptxas")
+    ]
+    command = [assembler, "-v", "--gpu-name", architecture[1], ptx, "-o", os.devnull]
+    told = subprocess.run(command, check=True, capture_output=True, text=True)
+    launches = "".join(path.read_text() for path in dumped.glob("*thunk_sequence.txt"))
+    return _resources(told.stdout + told.stderr, re.findall(rf" {name} grid: .*shared_memory: (\d+) bytes", launches))
+
+
+def _resources(told: str, shared: list[str]) -> dict[str, int | None] | None:
+    """Read what ptxas told of a kernel; `shared` memory is asked for at the launch, of which ptxas knows nothing."""
+    found = [int(number) for number in re.findall(r"[Uu]sed (\d+) registers", told)]
     if not found:
-        return compiled, None
-    spills = [int(number) for number in re.findall(r"(\d+) bytes spill", told[0])]
-    shared = [int(number) for number in re.findall(r"(\d+) bytes smem", told[0])]
-    return compiled, {"registers": max(found), "spills": sum(spills), "shared": max(shared, default=0)}
+        return None
+    spills = [int(number) for number in re.findall(r"(\d+) bytes spill", told)]
+    return {"registers": max(found), "spills": sum(spills), "shared": max(map(int, shared), default=None)}

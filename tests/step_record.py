@@ -1,4 +1,4 @@
-"""The record of what the compiled step contains on an H100: measured, and compared with tolerance."""
+"""The record of what the compiled stages of an edit contain on an H100: measured, and compared with tolerance."""
 
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from gpu_compile import compile_for_gpu, gpu_mesh
 from joyjax.models.joyimage import JoyImageConfig
 
 RECORD = Path(__file__).parents[1] / "benchmarks" / "record.json"
+STAGES = ("encode_prompt", "encode_images", "decode_latents")
+PARTS = ("block", "step", *STAGES)
 BYTES, KERNELS = 0.05, 0.02  # what may change from build to build of XLA, relative
 
 
@@ -20,10 +22,15 @@ def version() -> str:
 
 
 def measure(part: str) -> dict[str, Any]:
-    """Return what the whole `step` contains, or one `block`: the difference of a step with three and with two."""
+    """Return what the whole `step` contains, or another stage of an edit, for one picture of full size.
+
+    Or one `block` of the step: the difference of one with three and one with two.
+    """
+    if part in STAGES:
+        return _contents(part)
     if part == "step":
-        return _contents(JOYIMAGE.num_layers)
-    two, three = _contents(2), _contents(3)
+        return _step(JOYIMAGE.num_layers)
+    two, three = _step(2), _step(3)
     names = sorted({*two["kernels"], *three["kernels"]})
     return {
         "kernels": {
@@ -71,14 +78,17 @@ def differences(recorded: dict[str, Any], found: dict[str, Any], part: str) -> l
     return lines
 
 
-def _contents(layers: int) -> dict[str, Any]:
-    function, arguments = stage("denoise_step", gpu_mesh(), layers=layers)
+def _step(layers: int) -> dict[str, Any]:
+    return {"least_tflop": round(least_tflop(layers), 3)} | _contents("denoise_step", layers)
+
+
+def _contents(name: str, layers: int | None = None) -> dict[str, Any]:
+    function, arguments = stage(name, gpu_mesh(), layers=layers)
     compiled = compile_for_gpu(function, *arguments)
     program, memory = compiled.as_text(), compiled.memory_analysis()
     return {
         "kernels": kernels(program),
         "tflop": round(flops(program) / 1e12, 3),
-        "least_tflop": round(least_tflop(layers), 3),
         "arguments_gib": round(memory.argument_size_in_bytes / 2**30, 3),
         "working_gib": round(memory.temp_size_in_bytes / 2**30, 3),
         "largest_arrays": largest_arrays(program),

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -206,13 +207,17 @@ def most_tokens(base_size: int, sides: tuple[int, int]) -> int:
 def condition(inputs: Inputs, txt: Float[Array, "B J C"], references: Float[Array, "b R P"]) -> Condition:
     """Put together what one denoising step is told; every pass of an edit sees the same references."""
     rows = txt.shape[0]
+
+    def lengths(x: int | np.ndarray) -> Array:
+        return jax.device_put(np.broadcast_to(np.int32(x), rows))
+
     return Condition(
         txt=txt,
-        txt_lengths=jnp.asarray(inputs.prompt_lengths),
+        txt_lengths=lengths(inputs.prompt_lengths),
         references=jnp.tile(references, (rows, 1, 1)),
-        positions=jnp.asarray(inputs.positions),
-        target_lengths=jnp.asarray(np.full(rows, inputs.target_length, np.int32)),
-        reference_lengths=jnp.asarray(np.full(rows, sum(inputs.reference_lengths), np.int32)),
+        positions=jax.device_put(inputs.positions),
+        target_lengths=lengths(inputs.target_length),
+        reference_lengths=lengths(sum(inputs.reference_lengths)),
     )
 
 

@@ -8,7 +8,7 @@ padding: a decoder is causal, and a vision tower attends by lengths.
 import functools
 from collections.abc import Sequence
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Array, Int32
 from PIL import Image
@@ -49,14 +49,14 @@ def vision_inputs(
     placed = [place_patches(*grid, config) for _, grid in patched]
 
     def stack(arrays: Sequence[np.ndarray]) -> Array:
-        return jnp.asarray(np.stack([np.pad(array, ((0, size - len(array)), (0, 0))) for array in arrays]))
+        return jax.device_put(np.stack([np.pad(array, ((0, size - len(array)), (0, 0))) for array in arrays]))
 
     inputs = VisionInputs(
         patches=stack([patches for patches, _ in patched]),
         positions=stack([place[0] for place in placed]),
         taps=stack([place[1] for place in placed]),
         weights=stack([place[2] for place in placed]),
-        lengths=jnp.asarray([len(patches) for patches, _ in patched], jnp.int32),
+        lengths=jax.device_put(np.array([len(patches) for patches, _ in patched], np.int32)),
     )
     grids = [(grid[0] // merge, grid[1] // merge) for _, grid in patched]
     return inputs, grids, size // merge**2
@@ -92,7 +92,7 @@ def text_inputs(
     first = np.maximum(dropped, lengths - longest).astype(np.int32)
     least = len(grids) * sizes[0] if sizes else sum(height * width for height, width in grids)
     shared = _shared_tokens(ids, dropped + least)
-    text = TextInputs(jnp.asarray(ids), jnp.asarray(positions), jnp.asarray(slots), shared=shared)
+    text = TextInputs(jax.device_put(ids), jax.device_put(positions), jax.device_put(slots), shared=shared)
     return text, first, lengths - first, length_bucket(min(needed - dropped, longest))
 
 

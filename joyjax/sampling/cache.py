@@ -40,7 +40,7 @@ class CacheRule:
 
     def __str__(self) -> str:
         """Return it as a user writes it."""
-        return f"{self.kind}:{self.threshold:g}"
+        return f"{self.kind}:{self.threshold!r}"
 
 
 @functools.partial(

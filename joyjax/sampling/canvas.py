@@ -74,14 +74,9 @@ def place_on_canvas(
     patches[: order.size] = order
     tokens = np.zeros(canvas[0] // side * across, np.int32)
     tokens[order] = np.arange(order.size)
-    place = Place(
-        size=jnp.asarray((rows, columns), jnp.int32),
-        flip=jnp.asarray(width > height),
-        count=jnp.asarray(order.size, jnp.int32),
-        patches=jnp.asarray(patches),
-        tokens=jnp.asarray(tokens),
-    )
-    return canvas, place
+    size, count = np.array((rows, columns), np.int32), np.int32(order.size)
+    # device_put, unlike jnp.asarray, compiles nothing
+    return canvas, Place(*jax.device_put((size, np.bool_(width > height), count, patches, tokens)))
 
 
 def put_on_canvas(pixels: UInt8[np.ndarray, "b h w 3"], canvas: Size) -> UInt8[np.ndarray, "b y x 3"]:

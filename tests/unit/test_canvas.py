@@ -123,6 +123,8 @@ def test_decoding_on_a_canvas_is_decoding_alone(size, vae):
     expected = np.asarray(expected).astype(int)
     found, finite = decode_latents(vae, tokens, place, patch=PATCH, canvas=canvas)
     assert found.shape == (2, *canvas, 3)
+    assert (found[:, max(size) :] == 128).all()  # grey: zeros, which cannot make a picture count as not finite
+    assert (found[:, :, min(size) :] == 128).all()
     off = np.abs(take_from_canvas(np.asarray(found), size) - expected)
     assert off.max() <= 1
     assert np.mean(off) < 1e-3
