@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -199,10 +200,21 @@ def _layout(plan: stream.Plan, keep: bool) -> dict[str, Stored]:
 
 
 def _origin(plan: stream.Plan, dtype: DTypeLike | None) -> str:
-    """Return a mark of the files that a component is made of, by name, size and time of change, and of the dtype."""
+    """Return a mark of the files that a component is made of, by name, size and time of change, and of the dtype.
+
+    A file in the hub's cache is called after the SHA-256 of its content: that stands for the time, so that what was
+    fetched once more, on a machine that had lost it, is the same source.
+    """
     headers = plan.tensors.headers.values()
-    files = sorted({(tensor.file.name, *tensor.stamp[2:]) for tensor in headers})
+    found = {(tensor.file.name, tensor.stamp[2], _version(tensor.file, tensor.stamp[3])) for tensor in headers}
+    files = sorted(found, key=lambda file: (*file[:2], str(file[2])))
     return _sha256([manifest.VERSION, manifest.PART_BYTES, str(dtype), files, sorted(plan.tensors.headers)])
+
+
+def _version(file: Path, changed: int) -> str | int:
+    blob = file.resolve()
+    in_hub_cache = file.is_symlink() and blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name)
+    return blob.name if in_hub_cache else changed
 
 
 def _sha256(value: object) -> str:

@@ -14,18 +14,9 @@ import joyjax
 from joyjax.scoring import tasks
 from joyjax.shapes.draw import render
 from joyjax.shapes.edits import KINDS
-from joyjax.shapes.scene import Ground, Scene, Thing
+from joyjax.shapes.scene import EXAMPLE
 
 ROOT = Path(__file__).parents[1]
-EXAMPLE = Scene(
-    Ground("mint", "checked"),
-    (
-        Thing("circle", "red", "large", 32, 32),
-        Thing("star", "yellow", "medium", 96, 24),
-        Thing("heart", "pink", "large", 96, 96),
-        Thing("square", "blue", "medium", 40, 104),
-    ),
-)
 COLUMNS, GAP, LINE = 4, 12, 30
 
 

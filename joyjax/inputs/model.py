@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from joyjax.errors import CheckpointError, RequestError
@@ -13,13 +14,15 @@ HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?", 
 
 # What joyjax reads of a checkpoint. The pickled ones are those of the model's own repository.
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.jinja", "transformer/*.pth", "vae/*.pth")
+PATTERNS_OF_TEXT = ("*.json", "*.txt", "*.jinja")
 
 
-def model_folder(model: str | os.PathLike | None) -> Path:
+def model_folder(model: str | os.PathLike | None, *, weights: bool = True) -> Path:
     """Return the folder of a model; of the bundled demo where None is given.
 
     What names no folder here and looks like `owner/name` or `owner/name@revision` is a hub id: what joyjax reads of it
-    comes through huggingface_hub, with its cache, its tokens and its offline mode.
+    comes through huggingface_hub, with its cache, its tokens and its offline mode. Without `weights`, of a hub id only
+    the configurations, tokenizer and indices are fetched.
 
     Raises:
         RequestError: if what is given is no path.
@@ -45,16 +48,16 @@ def model_folder(model: str | os.PathLike | None) -> Path:
             raise CheckpointError(
                 f"model {str(model)!r} does not exist; name a folder, or a hub id such as {REAL} or {REAL}@main"
             )
-        folder = _from_hub(found["name"], found["revision"])
+        folder = _from_hub(found["name"], found["revision"], PATTERNS if weights else PATTERNS_OF_TEXT)
     check_files(folder)
     return folder
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def _from_hub(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except Exception as error:  # of the hub's, of its HTTP library, of the disk
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(

@@ -15,9 +15,9 @@ def guide(velocity: Float[Array, "2 b T P"], scale: Float[Array, "..."], channel
     """
     pixels = velocity.reshape(*velocity.shape[:3], -1, channels)
     squares = jnp.sum(pixels**2, axis=-1, keepdims=True)
-    scale = jnp.broadcast_to(scale, velocity.shape[1:2])
-    of_pixels = jnp.broadcast_to(jnp.stack([1 - scale, scale])[..., None], (*velocity.shape[:2], channels))
-    of_squares = jnp.broadcast_to(jnp.array([0, 1], squares.dtype)[:, None, None], (*velocity.shape[:2], 1))
+    scale = scale.reshape(-1)  # [1] or [b]
+    of_pixels = jnp.broadcast_to(jnp.stack([1 - scale, scale])[..., None], (2, scale.size, channels))
+    of_squares = jnp.broadcast_to(jnp.array([0, 1], squares.dtype)[:, None, None], (2, scale.size, 1))
     weights = jnp.concatenate([of_pixels, of_squares], axis=-1)[:, :, None, None]  # squares: of the conditional alone
     total = jnp.sum(jnp.concatenate([pixels, squares], axis=-1) * weights, axis=0)
     combined, wanted = total[..., :-1], jnp.sqrt(total[..., -1:])

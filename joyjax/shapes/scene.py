@@ -93,6 +93,18 @@ class Scene:
         return dataclasses.replace(self, things=self.things[:index] + self.things[index + 1 :])
 
 
+# The picture of the README and of the notebooks, examples/shapes.png.
+EXAMPLE = Scene(
+    Ground("mint", "checked"),
+    (
+        Thing("circle", "red", "large", 32, 32),
+        Thing("star", "yellow", "medium", 96, 24),
+        Thing("heart", "pink", "large", 96, 96),
+        Thing("square", "blue", "medium", 40, 104),
+    ),
+)
+
+
 def room(thing: Thing, others: Iterator[Thing] | tuple[Thing, ...], share: float) -> bool:
     """Tell whether a thing lies within the picture and away from the others by `share` of their radii's sum."""
     if not all(thing.radius + 1 <= middle < SIDE - thing.radius for middle in (thing.x, thing.y)):
