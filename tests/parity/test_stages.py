@@ -10,7 +10,7 @@ import pytest
 from joyjax.inputs import image as image_inputs
 
 pytest.importorskip("torch")
-from parity.test_edit import draw, photo
+from pairs import draw, photo
 from parity.test_joyimage import TOLERANCE as TRANSFORMER_TOLERANCE
 from parity.test_qwen3_vl import ENCODER_TOLERANCE
 from parity.test_wan_vae import ENCODE_TOLERANCE

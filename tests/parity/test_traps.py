@@ -21,12 +21,12 @@ from joyjax.families import joyimage as family
 from joyjax.families.family import Inputs, Request
 from joyjax.inputs import image, vision
 from joyjax.layers.norm import ChannelNorm
-from joyjax.layers.patch import patchify, unpatchify
+from joyjax.layers.patch import unpatchify
 from joyjax.models.joyimage import Condition
 from joyjax.sampling import steps
 
 pytest.importorskip("torch")
-from parity.test_edit import SHARE, draw, photo
+from pairs import SHARE, draw, photo
 from parity.test_joyimage import PART_TOLERANCE
 from parity.test_joyimage import TOLERANCE as TRANSFORMER_TOLERANCE
 from parity.test_qwen3_vl import ENCODER_TOLERANCE, MLP_TOLERANCE, TOWER_TOLERANCE
@@ -110,15 +110,18 @@ class Edit:
         return np.concatenate([row[:count] for row, count in zip(self.txt, self.inputs.prompt_lengths, strict=True)])
 
     def vision_tokens(self) -> jax.Array:
-        return self.network("text_encoder").visual(self.inputs.vision)[0]
+        tokens = self.network("text_encoder").visual(self.inputs.vision)[0]
+        counts = np.asarray(self.inputs.vision.lengths) // self.files.configs["text_encoder"].vision.merged
+        return jnp.concatenate([row[:count] for row, count in zip(tokens, counts, strict=True)])
 
     def velocity(self) -> jax.Array:
-        rows = jnp.tile(patchify(jnp.asarray(self.inputs.noise), self.patch), (2, 1, 1))
-        return self.network("transformer")(rows, jnp.full(2, 1000, jnp.float32), self.condition)
+        rows = jnp.tile(jnp.asarray(running.noise_tokens(self.pipeline, self.inputs)), (2, 1, 1))
+        velocity = self.network("transformer")(rows, jnp.full(2, 1000, jnp.float32), self.condition)
+        return velocity[:, : self.inputs.target_length]
 
     def decoded(self) -> jax.Array:
         columns = self.inputs.noise.shape[2] // self.patch[1]
-        return self.network("vae").decode(unpatchify(self.latents, self.patch, columns))
+        return self.network("vae").decode(unpatchify(jnp.asarray(self.latents), self.patch, columns))
 
 
 def numbers(*shape: int) -> jax.Array:
