@@ -58,7 +58,11 @@ def command(
     ] = None,
     recipe: Annotated[
         Path | None,
-        Option("--from", metavar="FILE", help="Make the picture of a PNG that joyjax wrote again; options given here win over its own."),
+        Option(
+            "--from",
+            metavar="FILE",
+            help="Make the picture of a PNG that joyjax wrote again; options given here win over its own.",
+        ),
     ] = None,
     steps: Annotated[
         int | None, Option(metavar="N", min=1, max=1000, help="Denoising steps.  [default: the model's own, 40 or 30]")
@@ -91,7 +95,9 @@ def command(
         int | None,
         Option(metavar="N", min=16, max=8192, help="Likewise, with --height."),
     ] = None,
-    exact_size: Annotated[bool | None, Option("--exact-size", help="Use --height and --width as they are; multiples of 16.")] = None,
+    exact_size: Annotated[
+        bool | None, Option("--exact-size", help="Use --height and --width as they are; multiples of 16.")
+    ] = None,
     base_size: Annotated[
         BaseSize | None, Option(help="Size of the buckets: side of the square.  [default: the model's own]")
     ] = None,

@@ -1,6 +1,7 @@
 """`joyjax warmup`: compiled programs, made before they are needed."""
 
 import itertools
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,7 +73,6 @@ def command(
     """
     import warnings
 
-    import jax
     from PIL import Image
 
     import joyjax
@@ -107,7 +107,7 @@ def command(
             }
             joyjax.edit_batch(pipeline, [request] * together)
             advance_by_one()
-    typer.echo(jax.config.jax_compilation_cache_dir)
+    typer.echo(os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
 def _prompts(pipeline: "Pipeline", longest: int) -> Iterator[str]:

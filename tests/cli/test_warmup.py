@@ -86,10 +86,10 @@ def test_after_an_edit_the_like_of_it_compiles_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_warmup_for_what_is_used_otherwise(tmp_path):
-    """Guidance in a part of the steps, a step cache, batches and long prompts, each when it is asked for."""
+    """Guidance in a part of the steps, a step cache, batches, long prompts and no picture, each when it is asked for."""
     cache = tmp_path / "cache"
     more = ["--guidance-scale", 3, "--guidance-until", 0.5, "--cache", 0.1]
-    warm = ["warmup", "--references", 1, "--long-prompts", "--batch-size", 2, *more]
+    warm = ["warmup", "--references", 1, "--references", 0, "--long-prompts", "--batch-size", 2, *more]
     done = run(PROGRAM, *warm, cwd=tmp_path, cache=cache)
     assert done.returncode == 0, done.stderr
     rows = [{"image": str(EXAMPLE), "prompt": "remove the star", "steps": 4, "seed": n} for n in range(3)]
@@ -99,8 +99,9 @@ def test_warmup_for_what_is_used_otherwise(tmp_path):
         edit(*more, "--steps", 4),
         edit(*more, words=45),
         edit(*more, words=95),
+        ["edit", "a red star", "--steps", 4, *more],
         ["batch", "r.jsonl", "--output", "out", "--batch-size", 2],
         cwd=tmp_path,
         cache=cache,
     )
-    assert [misses for _, misses in found] == [0] * 4
+    assert [misses for _, misses in found] == [0] * 5
