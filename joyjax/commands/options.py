@@ -59,11 +59,15 @@ GuidanceScale = Annotated[
 ]
 MeshAxes = Annotated[str | None, typer.Option(help="Split over devices, as in tensor=4.", metavar="AXES")]
 LINEAR = typer.Option(
-    help="The transformer's linear maps: `float8` halves their memory; an approximation: docs/speed.md."
+    help="The transformer's linear maps: `float8` halves their memory; an approximation: docs/speed.md.  "
+    "[default: exact]",
+    show_default=False,
 )
 Linears = Annotated[Linear, LINEAR]
 GUIDANCE_UNTIL = typer.Option(
-    metavar="X", help="Share of the steps, the first ones, that have guidance; an approximation."
+    metavar="X",
+    help="Share of the steps, the first ones, that have guidance; below 1 an approximation.  [default: 1]",
+    show_default=False,
 )
 GuidanceUntil = Annotated[float, GUIDANCE_UNTIL]
 VAE_ENCODE = typer.Option(help="How pictures become latents; all but `exact` are approximations.  [default: exact]")

@@ -86,7 +86,7 @@ def test_after_an_edit_the_like_of_it_compiles_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_warmup_for_what_is_used_otherwise(tmp_path):
-    """Guidance in a part of the steps, a step cache, batches, long prompts and no picture, each when it is asked for."""
+    """Guidance in a part of the steps, a step cache, batches, long prompts and no picture, when asked for."""
     cache = tmp_path / "cache"
     more = ["--guidance-scale", 3, "--guidance-until", 0.5, "--cache", 0.1]
     warm = ["warmup", "--references", 1, "--references", 0, "--long-prompts", "--batch-size", 2, *more]
