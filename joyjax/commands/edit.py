@@ -20,6 +20,7 @@ from joyjax.commands.options import (
     Fit,
     Linear,
     VAEMode,
+    make_folder,
 )
 from joyjax.errors import RequestError
 
@@ -197,7 +198,7 @@ def command(
         options["mask"] = open_picture(mask or again.mask or "")
     targets = _targets(output, num_images) if first else []
     if preview_dir is not None and first:
-        _check_folder(preview_dir)
+        make_folder("--preview-dir", preview_dir)
 
     import joyjax
     from joyjax.editing import edit_each
@@ -306,12 +307,6 @@ def _check_output(output: Path) -> None:
         raise RequestError(f"--output is {output}, which is a folder; give the name of a file")
     if not output.parent.is_dir():
         raise RequestError(f"--output is {output}; the folder {output.parent} does not exist: make it first")
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise RequestError(f"--preview-dir is {folder}, which is a file; name a folder")
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _check_writable(path: Path) -> None:

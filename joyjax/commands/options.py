@@ -1,9 +1,13 @@
-"""Choices that several commands offer."""
+"""Choices that several commands offer, and the folders that they write into."""
 
 import enum
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from joyjax.errors import RequestError
 
 
 class DType(enum.StrEnum):
@@ -82,3 +86,19 @@ Cache = Annotated[
         help="Leave out blocks that change less than this, as in 0.1; an approximation: docs/speed.md.",
     ),
 ]
+
+
+def make_folder(option: str, folder: Path) -> None:
+    """Make a folder for results unless it is there.
+
+    Raises:
+        RequestError: naming the option, if it is no folder, or cannot be made or written into.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RequestError(f"{option} is {folder}, which is a file; name a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"{option} is {folder}, which cannot be made: {error.strerror or error}") from None
+    if not os.access(folder, os.W_OK):
+        raise RequestError(f"{option} is {folder}, which is not writable; name another folder")
