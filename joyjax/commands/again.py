@@ -26,8 +26,8 @@ def read_again(file: Path, model: str | None, image: Sequence[Path] | None, mask
     """
     from joyjax.commands.progress import note
     from joyjax.fingerprint import check_model, fingerprint
-    from joyjax.inputs.model import model_folder
     from joyjax.inputs.image import nearest_bucket
+    from joyjax.inputs.model import model_folder
     from joyjax.recipe import edit_arguments, read_recipe
     from joyjax.sources import find_mask, find_references
 
@@ -38,8 +38,8 @@ def read_again(file: Path, model: str | None, image: Sequence[Path] | None, mask
     elif fingerprint(model_folder(model)) != used["fingerprint"]:
         note("the model is another one than the recipe's: the result will not be the same")
     if image and not options["exact_size"]:
-        size = recipe["references"][-1]["size"] if recipe["references"] else (1, 1)
-        if (options["height"], options["width"]) == nearest_bucket(*size, options["base_size"]):
+        height, width = recipe["references"][-1]["size"] if recipe["references"] else (1, 1)
+        if (options["height"], options["width"]) == nearest_bucket(height, width, options["base_size"]):
             del options["height"], options["width"]  # they were the picture's; another one brings its own
     return Again(
         options=options,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from joyjax.commands.options import DType, Linear, Linears, MeshAxes, Model
+from joyjax.commands.options import DType, Linear, Linears, MeshAxes, Model, make_folder
 from joyjax.errors import Cancelled, JoyJaxError
 
 Option = typer.Option
@@ -34,8 +34,8 @@ def command(
 
     A row is like {"id": "sky", "image": "photo.jpg", "prompt": "make the sky red", "seed": 3}. It needs a prompt; the
     other names are the arguments of joyjax.edit in Python, which are the options of `joyjax edit` with _ for -. "image"
-    is a file or a list of files, "mask" a file, both relative to the folder of REQUESTS.jsonl. Without an id the
-    number of the line, as in 0007, is the row's name.
+    is a file or a list of files, "mask" a file, relative to the folder of REQUESTS.jsonl, or to the current one if that
+    is a pipe. Without an id the number of the line, as in 0007, is the row's name.
 
     A row gives DIR/ID.png, and DIR/ID.json with what was done. A row that fails gives its error in DIR/ID.json; the
     others go on, and the exit status is 1. If the run is stopped, the same command does what is missing, and what
@@ -54,7 +54,7 @@ def command(
     states = Counter(check_folder(output, rows, used).values())
     if not overwrite:
         refuse_others(output, rows, used)  # before a large model is loaded in vain
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder("--output", output)
 
     import joyjax
     from joyjax.sharding.mesh import parse_mesh
@@ -74,7 +74,7 @@ def command(
             for one in run_rows(
                 pipeline,
                 rows,
-                requests.parent,
+                requests.parent if requests.is_file() else Path(),
                 output,
                 batch_size=batch_size,
                 overwrite=overwrite,

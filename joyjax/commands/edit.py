@@ -20,6 +20,7 @@ from joyjax.commands.options import (
     Fit,
     Linear,
     VAEMode,
+    make_folder,
 )
 from joyjax.errors import RequestError
 
@@ -58,7 +59,11 @@ def command(
     ] = None,
     recipe: Annotated[
         Path | None,
-        Option("--from", metavar="FILE", help="Make the picture of a PNG that joyjax wrote again; options given here win over its own."),
+        Option(
+            "--from",
+            metavar="FILE",
+            help="Make the picture of a PNG that joyjax wrote again; options given here win over its own.",
+        ),
     ] = None,
     steps: Annotated[
         int | None, Option(metavar="N", min=1, max=1000, help="Denoising steps.  [default: the model's own, 40 or 30]")
@@ -91,7 +96,9 @@ def command(
         int | None,
         Option(metavar="N", min=16, max=8192, help="Likewise, with --height."),
     ] = None,
-    exact_size: Annotated[bool | None, Option("--exact-size", help="Use --height and --width as they are; multiples of 16.")] = None,
+    exact_size: Annotated[
+        bool | None, Option("--exact-size", help="Use --height and --width as they are; multiples of 16.")
+    ] = None,
     base_size: Annotated[
         BaseSize | None, Option(help="Size of the buckets: side of the square.  [default: the model's own]")
     ] = None,
@@ -191,7 +198,7 @@ def command(
         options["mask"] = open_picture(mask or again.mask or "")
     targets = _targets(output, num_images) if first else []
     if preview_dir is not None and first:
-        _check_folder(preview_dir)
+        make_folder("--preview-dir", preview_dir)
 
     import joyjax
     from joyjax.editing import edit_each
@@ -300,12 +307,6 @@ def _check_output(output: Path) -> None:
         raise RequestError(f"--output is {output}, which is a folder; give the name of a file")
     if not output.parent.is_dir():
         raise RequestError(f"--output is {output}; the folder {output.parent} does not exist: make it first")
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise RequestError(f"--preview-dir is {folder}, which is a file; name a folder")
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _check_writable(path: Path) -> None:

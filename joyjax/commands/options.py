@@ -1,9 +1,13 @@
-"""Choices that several commands offer."""
+"""Choices that several commands offer, and the folders that they write into."""
 
 import enum
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from joyjax.errors import RequestError
 
 
 class DType(enum.StrEnum):
@@ -59,11 +63,15 @@ GuidanceScale = Annotated[
 ]
 MeshAxes = Annotated[str | None, typer.Option(help="Split over devices, as in tensor=4.", metavar="AXES")]
 LINEAR = typer.Option(
-    help="The transformer's linear maps: `float8` halves their memory; an approximation: docs/speed.md."
+    help="The transformer's linear maps: `float8` halves their memory; an approximation: docs/speed.md.  "
+    "[default: exact]",
+    show_default=False,
 )
 Linears = Annotated[Linear, LINEAR]
 GUIDANCE_UNTIL = typer.Option(
-    metavar="X", help="Share of the steps, the first ones, that have guidance; an approximation."
+    metavar="X",
+    help="Share of the steps, the first ones, that have guidance; below 1 an approximation.  [default: 1]",
+    show_default=False,
 )
 GuidanceUntil = Annotated[float, GUIDANCE_UNTIL]
 VAE_ENCODE = typer.Option(help="How pictures become latents; all but `exact` are approximations.  [default: exact]")
@@ -78,3 +86,19 @@ Cache = Annotated[
         help="Leave out blocks that change less than this, as in 0.1; an approximation: docs/speed.md.",
     ),
 ]
+
+
+def make_folder(option: str, folder: Path) -> None:
+    """Make a folder for results unless it is there.
+
+    Raises:
+        RequestError: naming the option, if it is no folder, or cannot be made or written into.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RequestError(f"{option} is {folder}, which is a file; name a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"{option} is {folder}, which cannot be made: {error.strerror or error}") from None
+    if not os.access(folder, os.W_OK):
+        raise RequestError(f"{option} is {folder}, which is not writable; name another folder")

@@ -1,6 +1,7 @@
 """`joyjax warmup`: compiled programs, made before they are needed."""
 
 import itertools
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,9 +42,7 @@ def command(
             help="Pictures that an edit is given; repeat for several numbers.  [default: 0 and 1; Edit-Plus: 0 to 2]",
         ),
     ] = None,
-    long_prompts: Annotated[
-        bool, Option("--long-prompts", help="Also for prompts of more than about 200 words.")
-    ] = False,
+    long_prompts: Annotated[bool, Option("--long-prompts", help="Also for prompts of more than 240 tokens.")] = False,
     batch_size: Annotated[
         int | None, Option(metavar="N", min=2, max=1024, help="Also for `joyjax batch --batch-size N`.")
     ] = None,
@@ -63,16 +62,15 @@ def command(
     """Compile what edits need, so that later runs start at once.
 
     Edits of this model then run without compiling: with every bucket of the base size, any seed, number of steps and
-    strength of guidance, prompts of up to about 200 words, masks, padding and previews. Options that make other
-    programs must be given here as they will be for edit: dtype, base size, guidance at all, numbers of references,
-    and the approximations. Sizes of --exact-size compile when they are first used.
+    strength of guidance, prompts of up to 240 tokens (some 180 words), masks, padding and previews. Options that make
+    other programs must be given here as they will be for edit: dtype, base size, guidance or none, numbers of
+    references, mesh, and the approximations. Sizes of --exact-size compile when they are first used.
 
     Prints the folder that keeps the programs. Delete it to clear them; JAX_COMPILATION_CACHE_DIR names another and
     JAX_COMPILATION_CACHE_MAX_SIZE its most bytes (2 GiB).
     """
     import warnings
 
-    import jax
     from PIL import Image
 
     import joyjax
@@ -107,7 +105,7 @@ def command(
             }
             joyjax.edit_batch(pipeline, [request] * together)
             advance_by_one()
-    typer.echo(jax.config.jax_compilation_cache_dir)
+    typer.echo(os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
 def _prompts(pipeline: "Pipeline", longest: int) -> Iterator[str]:

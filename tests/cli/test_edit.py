@@ -200,6 +200,7 @@ def test_previews_and_timings(here):
     assert any("s a step" in " ".join(row) for row in rows)
     assert done.stderr.splitlines()[-1].startswith("peak of memory: ")
     fails(PROMPT, "--preview-dir", "shapes.png", says="which is a file")
+    fails(PROMPT, "--preview-dir", "shapes.png/in", says="cannot be made: Not a directory")
     fails(PROMPT, "-i", "shapes.png", "--sigmas", "0.2,0.7", *FAST, says="falling levels")
     assert invoke("edit", PROMPT, "--sigmas", "high").exit_code == 2
     assert invoke("edit", PROMPT, "--guidance-scale", "4;4").exit_code == 2

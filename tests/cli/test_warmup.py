@@ -51,7 +51,7 @@ def test_after_warmup_nothing_is_compiled(tmp_path):
     done = run(PROGRAM, "warmup", "--references", 1, cwd=tmp_path, cache=cache)
     kept = cache / "joyjax" / "compiled"
     assert (done.returncode, done.stdout) == (0, f"{kept}\n"), done.stderr
-    assert len(list(kept.glob("*-cache"))) >= 15
+    assert len(list(kept.glob("*-cache"))) >= 8  # the stages, two of them for two canvases and two for two lengths
 
     (hits, misses), *others = counted(
         edit(),
@@ -62,7 +62,7 @@ def test_after_warmup_nothing_is_compiled(tmp_path):
         cwd=tmp_path,
         cache=cache,
     )
-    assert hits >= 15  # so they are counted
+    assert hits >= 5  # so they are counted
     assert (misses, [missed for _, missed in others]) == (0, [0] * len(others))
 
 
@@ -78,7 +78,7 @@ def test_after_an_edit_the_like_of_it_compiles_nothing(tmp_path):
     cache = tmp_path / "cache"
     [(hits, misses)] = counted(edit("--height", 112, "--width", 128), cwd=tmp_path, cache=cache)
     assert hits == 0
-    assert misses >= 15
+    assert misses >= 5  # the stages and what puts them together; 18 on JAX 0.10
     like = edit("--height", 144, "--width", 100, "--seed", 5, "--steps", 3)
     like[1] = "remove the small yellow star"
     assert counted(like, cwd=tmp_path, cache=cache) == [(misses, 0)]
@@ -86,10 +86,10 @@ def test_after_an_edit_the_like_of_it_compiles_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_warmup_for_what_is_used_otherwise(tmp_path):
-    """Guidance in a part of the steps, a step cache, batches and long prompts, each when it is asked for."""
+    """Guidance in a part of the steps, a step cache, batches, long prompts and no picture, when asked for."""
     cache = tmp_path / "cache"
     more = ["--guidance-scale", 3, "--guidance-until", 0.5, "--cache", 0.1]
-    warm = ["warmup", "--references", 1, "--long-prompts", "--batch-size", 2, *more]
+    warm = ["warmup", "--references", 1, "--references", 0, "--long-prompts", "--batch-size", 2, *more]
     done = run(PROGRAM, *warm, cwd=tmp_path, cache=cache)
     assert done.returncode == 0, done.stderr
     rows = [{"image": str(EXAMPLE), "prompt": "remove the star", "steps": 4, "seed": n} for n in range(3)]
@@ -99,8 +99,9 @@ def test_warmup_for_what_is_used_otherwise(tmp_path):
         edit(*more, "--steps", 4),
         edit(*more, words=45),
         edit(*more, words=95),
+        ["edit", "a red star", "--steps", 4, *more],
         ["batch", "r.jsonl", "--output", "out", "--batch-size", 2],
         cwd=tmp_path,
         cache=cache,
     )
-    assert [misses for _, misses in found] == [0] * 4
+    assert [misses for _, misses in found] == [0] * 5
