@@ -42,7 +42,8 @@ class Slider:
             f'src="{data_url(self.before)}">'
             f'<input type="range" min="0" max="100" value="50" aria-label="share of the picture before the edit" '
             f'style="width:100%;margin:6px 0" oninput="{move}">'
-            f'<div style="display:flex;justify-content:space-between"><span>after</span><span>before</span></div></div>'
+            f'<div style="display:flex;justify-content:space-between"><span>◂ after</span>'
+            "<span>before ▸</span></div></div>"
         )
 
 

@@ -19,7 +19,8 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 NAMES = ("edit", "convert", "inside")
-FIELD = re.compile(r"^(?P<name>[A-Z_]+) = .*?(?P<param>  #@param.*)$", re.MULTILINE)
+A_PICTURE = "<a picture>"
+FIELD = re.compile(r"^(?P<name>[A-Z_]+) = .*?(?P<param>  # ?@param.*)$", re.MULTILINE)
 
 
 def read(name: str) -> Any:
@@ -67,11 +68,11 @@ def clean(book: Any) -> Any:
             if "execution_count" in output:
                 output.execution_count = count
             data = output.get("data", {})
-            if "image/png" in data:
+            if "image/png" in data and data["text/plain"] != A_PICTURE:
                 data.pop("image/jpeg", None)
                 kind, picture = small(base64.b64decode(data.pop("image/png")), plot="<Figure" in data["text/plain"])
                 data[kind] = base64.b64encode(picture).decode()
-                data["text/plain"] = "<a picture>"
+                data["text/plain"] = A_PICTURE
             elif "text/html" in data:
                 data["text/html"] = re.sub(r",? ?[0-9.]+ s per step", "", data["text/html"])
                 data["text/plain"] = "<a page>"

@@ -31,10 +31,9 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
         for name in ("vocab.json", "merges.txt"):
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder} has no {name}; expected tokenizer.json, or vocab.json and merges.txt")
-    from transformers import AutoTokenizer
-
+    tokenizers = _auto_tokenizer()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer = tokenizers.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         returned = tokenizer.decode(plain_tokens(tokenizer, SAMPLE), clean_up_tokenization_spaces=False)
     except (KeyboardInterrupt, SystemExit):
         raise
@@ -44,6 +43,20 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     if returned != SAMPLE:
         raise CheckpointError(f"the tokenizer in {folder} loses text: {SAMPLE!r} comes back as {returned!r}")
     return tokenizer
+
+
+def _auto_tokenizer() -> Any:
+    """Import Transformers, without its advice to install torch: nothing here needs it."""
+    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        from transformers import AutoTokenizer
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+    return AutoTokenizer
 
 
 def plain_tokens(tokenizer: Tokenizer, text: object) -> list[int]:

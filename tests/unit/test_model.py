@@ -1,7 +1,9 @@
 """Finding a model: a folder, a hub id in the hub's own cache, and what is refused."""
 
+import hashlib
 import os
 import shutil
+import time
 from pathlib import Path
 
 import huggingface_hub
@@ -12,7 +14,7 @@ import joyjax
 from joyjax.convert.manifest import Manifest
 from joyjax.converting import convert_model
 from joyjax.errors import CheckpointError
-from joyjax.inputs.files import check_files
+from joyjax.inputs.files import check_files, unfinished
 from joyjax.inputs.model import DEMO, PATTERNS, model_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -47,6 +49,44 @@ def test_a_hub_id_converts_as_its_folder_does(hub, tmp_path):
         assert converted.parameters == theirs.components[name].parameters
     assert not any(path.is_symlink() for path in (tmp_path / "a").rglob("*"))
     assert Manifest.read(tmp_path / "a") == ours
+
+
+def name_blobs_by_content(home: Path) -> None:
+    """Name weights as the hub does, by SHA-256, and let them be as if fetched just now."""
+    for link in (home / "snapshots").rglob("*.safetensors"):
+        blob = link.resolve()
+        named = blob.rename(blob.with_name(hashlib.sha256(blob.read_bytes()).hexdigest()))
+        os.utime(named, ns=(time.time_ns(), time.time_ns()))
+        link.unlink()
+        link.symlink_to(os.path.relpath(named, link.parent))
+
+
+def test_what_is_fetched_once_more_is_the_same_source(hub, tmp_path):
+    """After a machine was lost with its cache, a conversion goes on; with other weights under the same names not."""
+
+    def lose(done: int, total: int) -> None:
+        raise ConnectionAbortedError
+
+    def part_of(folder: Path) -> Path:
+        return folder / "text_encoder" / "part-00000" / "manifest.ocdbt"
+
+    target = tmp_path / "joy"
+    name_blobs_by_content(hub)
+    with pytest.raises(CheckpointError, match="the same command goes on from there"):
+        convert_model("someone/demo", target, progress=lose)
+    first = part_of(unfinished(target) / "new").stat().st_mtime_ns
+    name_blobs_by_content(hub)
+    with pytest.raises(CheckpointError, match="the same command goes on from there"):
+        convert_model("someone/demo", target, progress=lose)
+    assert part_of(unfinished(target) / "new").stat().st_mtime_ns == first
+
+    weights = hub / "snapshots" / COMMIT / "text_encoder" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # the same size
+    weights.resolve().write_bytes(content)
+    name_blobs_by_content(hub)
+    convert_model("someone/demo", target)
+    assert part_of(target).stat().st_mtime_ns != first
 
 
 def test_what_is_asked_of_the_hub(monkeypatch):
