@@ -34,12 +34,13 @@ app.command("bench")(bench.command)
 app.command("train-demo")(train_demo.command)
 
 
-def _show_version(value: bool) -> None:
+def _show_version(value: bool) -> bool:
     if value:
         import joyjax
 
         typer.echo(joyjax.__version__)
         raise typer.Exit
+    return value
 
 
 @app.callback()

@@ -224,8 +224,10 @@ def command(
     def watch(target: Path) -> Any:
         def step(event: "StepEvent") -> None:
             advance_step(event)
-            if preview_dir is not None and first:
-                save_png(event.preview(), preview_dir / f"{target.stem}-step-{event.step:03}.png")
+            if preview_dir is not None:
+                drawn = event.preview()  # by all processes of the run
+                if first:
+                    save_png(drawn, preview_dir / f"{target.stem}-step-{event.step:03}.png")
 
         return step
 
