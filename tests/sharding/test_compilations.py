@@ -1,11 +1,9 @@
 """Each stage is compiled once, however the weights came to lie where they are, and not again for the next edit."""
 
-import collections
-import logging
-
 import jax
 import numpy as np
 import pytest
+from compilations import counting
 from jax.sharding import Mesh
 
 import joyjax
@@ -21,19 +19,6 @@ def converted(checkpoint, loaded, tmp_path_factory):
     return target
 
 
-class Compilations(logging.Handler):
-    """Counts what JAX says that it has compiled."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts = collections.Counter()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        if message.startswith("Finished XLA compilation of jit("):
-            self.counts[message.split("jit(")[1].split(")")[0]] += 1
-
-
 @pytest.mark.parametrize("folder", ["checkpoint", "converted"])
 @pytest.mark.parametrize("sizes", [{}, {"cfg": 2, "sequence": 2}], ids=["one", "four"])
 def test_one_compilation_of_each_stage(folder, sizes, request):
@@ -43,11 +28,7 @@ def test_one_compilation_of_each_stage(folder, sizes, request):
         mesh = Mesh(devices.reshape(tuple(sizes.values())), tuple(sizes))
     pipeline = joyjax.load(request.getfixturevalue(folder), dtype="float32", mesh=mesh)
     jax.clear_caches()
-    handler, logger = Compilations(), logging.getLogger("jax._src.dispatch")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    try:
+    with counting() as counts:
         options = {"height": 64, "width": 96, "exact_size": True}
         joyjax.edit(pipeline, None, "a tree", steps=3, **options)
         joyjax.edit(
@@ -55,8 +36,5 @@ def test_one_compilation_of_each_stage(folder, sizes, request):
         )
         joyjax.edit(pipeline, None, "a tree", steps=4, cache=0.0, **options)
         joyjax.edit(pipeline, None, "a dog", steps=5, cache=0.3, **options)
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
     names = ("encode_prompt", "denoise_step", "empty_cache", "cached_step", "decode_latents")
-    assert {name: handler.counts[name] for name in names} == dict.fromkeys(names, 1)
+    assert {name: counts[name] for name in names} == dict.fromkeys(names, 1)

@@ -1,11 +1,9 @@
 """Padding to sizes that many requests share: it changes no result, and few programs are ever compiled."""
 
-import collections
-import logging
-
 import jax
 import numpy as np
 import pytest
+from compilations import counting
 from meshes import CONFIG, make_weights
 from PIL import Image
 
@@ -17,7 +15,7 @@ from joyjax.models.joyimage import Condition
 WORDS = "make the red circle a little larger and the blue square behind it much darker than before please now"
 
 
-def counts(base_size: int) -> list[tuple[int, int]]:
+def token_counts(base_size: int) -> list[tuple[int, int]]:
     """Return one size of the table, in tokens, for each of its numbers of tokens."""
     sizes = {}
     for height, width in buckets(base_size):
@@ -34,7 +32,7 @@ def test_every_number_of_tokens_of_the_table_gives_the_same_padded():
     """The transformer, one pass: 18 sizes, each with a reference as large and a shorter text."""
     network, weights = jax.jit(lambda weights, *inputs: weights.module()(*inputs)), make_weights()
     rng = np.random.default_rng(0)
-    sizes = counts(256)
+    sizes = token_counts(256)
     most, room = max(rows * columns for rows, columns in sizes), 64
     assert len(sizes) == 18
 
@@ -67,30 +65,13 @@ def test_every_number_of_tokens_of_the_table_gives_the_same_padded():
     assert network._cache_size() == len(sizes) + 1  # all padded ones are one program
 
 
-class Compilations(logging.Handler):
-    """Counts what JAX says that it has compiled."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts = collections.Counter()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        if message.startswith("Finished XLA compilation of jit("):
-            self.counts[message.split("jit(")[1].split(")")[0]] += 1
-
-
 @pytest.mark.filterwarnings("ignore::joyjax.AdviceWarning")
 def test_all_sizes_and_many_prompts_run_on_a_handful_of_programs(demo):
     """49 buckets, each as a picture of another size, with prompts of 20 lengths."""
-    handler, logger = Compilations(), logging.getLogger("jax._src.dispatch")
-    level = logger.level
     jax.clear_caches()
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
     sizes = buckets(256)
     lengths, seen = set(), set()
-    try:
+    with counting() as counts:
         for n, (height, width) in enumerate(sizes):
             words = (WORDS.split() * 12)[: 1 + 5 * (n % 20)]
             lengths.add(len(words))
@@ -99,11 +80,8 @@ def test_all_sizes_and_many_prompts_run_on_a_handful_of_programs(demo):
                 demo, picture, " ".join(words), steps=1, height=height, width=width, base_size=256, guidance_scale=2.0
             )
             seen.add(result.image.size)
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-    print(dict(handler.counts))
+    print(dict(counts))
     assert (len(seen), len(lengths)) == (49, 20)
     stages = {"encode_prompt": 2, "encode_images": 2, "denoise_step": 2, "decode_latents": 2}
-    assert {name: handler.counts[name] for name in stages} == stages
-    assert handler.counts.total() <= 12  # and what puts arrays together, of no account
+    assert {name: counts[name] for name in stages} == stages
+    assert counts.total() <= 12  # and what puts arrays together, of no account
