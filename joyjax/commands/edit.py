@@ -249,7 +249,7 @@ def command(
                 target = next(_free(output, targets))
             result.save(target, metadata=not no_metadata)
             if seed == "random" or num_images > 1:
-                note(f"seed {result.seed}: {target}")
+                note(f"seed {result.seed}" + f": {target}" * (num_images > 1))
             if timings:
                 _tell_times(result)
             typer.echo(target)

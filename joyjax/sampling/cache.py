@@ -40,7 +40,8 @@ class CacheRule:
 
     def __str__(self) -> str:
         """Return it as a user writes it."""
-        return f"{self.kind}:{self.threshold!r}"
+        short = f"{self.threshold:g}"
+        return f"{self.kind}:{short if float(short) == self.threshold else self.threshold!r}"
 
 
 @functools.partial(

@@ -358,7 +358,7 @@ def test_speed_that_costs_a_little(tmp_path, shapes):
     assert "cache: 3 of 6 steps computed in full" in done.stderr  # the first of each kind, and the last
     for wrong, says in (
         (("--cache", "often"), "cache is 'often'; expected a threshold"),
-        (("--guidance-until", "0"), "guidance_until is 0.0; expected a share of the steps"),
+        (("--guidance-until", "0"), "guidance_until is 0; expected a share of the steps"),
     ):
         done = run(*edit, *wrong, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (1, "")
