@@ -46,14 +46,17 @@ def start_both(folder: Path, arguments: list[str], **variables: str) -> list[sub
     ]
 
 
+def without_gloo(out: str) -> list[str]:
+    """Leave out what Gloo, through which CPUs talk, says on standard output; its threads cut up each other's lines."""
+    return [line for line in out.splitlines() if line and "[Gloo]" not in line and "peer ranks" not in line]
+
+
 def test_two_processes_make_one_picture(tmp_path):
     alone = start(EDIT, tmp_path / "alone")
     running = [alone, *start_both(tmp_path, ["--mesh", "ring=8"])]
     said = [process.communicate(timeout=300) for process in running]
     assert [process.returncode for process in running] == [0, 0, 0], said
-    # Gloo, through which CPUs talk, says hello on standard output.
-    assert [line for line in said[1][0].splitlines() if "[Gloo]" not in line] == ["edit.png"]
-    assert [line for line in said[2][0].splitlines() if "[Gloo]" not in line] == []
+    assert [without_gloo(out) for out, _ in said[1:]] == [["edit.png"], []]
     assert not (tmp_path / "1" / "edit.png").exists()
     one, two = (np.asarray(Image.open(tmp_path / name / "edit.png"), np.int32) for name in ("alone", "0"))
     assert np.abs(one - two).max() <= 1
