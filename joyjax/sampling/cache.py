@@ -41,7 +41,7 @@ class CacheRule:
     def __str__(self) -> str:
         """Return it as a user writes it."""
         short = f"{self.threshold:g}"
-        return f"{self.kind}:{short if float(short) == self.threshold else self.threshold!r}"
+        return f"{self.kind}:{short if float(short) == self.threshold else repr(self.threshold)}"
 
 
 @functools.partial(
