@@ -12,7 +12,7 @@ from PIL import Image
 import joyjax
 from joyjax import running
 from joyjax.request import check_request
-from joyjax.sampling.cache import cached_step, empty_cache, relative_change
+from joyjax.sampling.cache import CacheRule, cached_step, empty_cache, relative_change
 from joyjax.sampling.steps import denoise_step
 from joyjax.sharding.place import replicate
 
@@ -225,6 +225,21 @@ def test_an_edit_with_a_cache(demo, exact):
     assert counts == sorted(counts, reverse=True)
     assert 6 > counts[1]
     assert counts[-1] == 2
+
+
+@pytest.mark.parametrize(
+    ("rule", "written"),
+    [
+        (CacheRule(0.1), "taylor:0.1"),
+        (CacheRule(1e6), "taylor:1e+06"),
+        (CacheRule(0.0, "first-block"), "first-block:0"),
+        (CacheRule(0.1234567), "taylor:0.1234567"),
+    ],
+)
+def test_a_rule_is_written_as_it_is_read(rule, written, demo):
+    """All of its digits, since a recipe must make the same picture again."""
+    assert str(rule) == written
+    assert check_request(demo, PICTURE, "make it red", cache=written).cache == rule
 
 
 def test_the_numbers_of_an_edit_do_not_stay_for_the_next(demo):
