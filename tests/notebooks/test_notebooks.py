@@ -189,7 +189,10 @@ def test_all_on_an_older_jax(tmp_path, monkeypatch):
     subprocess.run([python, "-m", "venv", venv], check=True)
     pip = [venv / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     old = [f"{name}=={version}" for name, version in COLAB.items()]
-    subprocess.run([*pip, *old, "ipykernel", "ipywidgets", "matplotlib"], check=True)
+    installed = subprocess.run([*pip, *old, "ipykernel", "ipywidgets", "matplotlib"], capture_output=True, text=True)
+    if "No matching distribution" in installed.stderr:  # of an index that has not kept it
+        pytest.skip(f"an older JAX cannot be had here: {installed.stderr.splitlines()[-1]}")
+    assert installed.returncode == 0, installed.stderr
     for name in ("joyjax", "kernels", "convert", "sharding"):  # a build writes beside what it builds
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
