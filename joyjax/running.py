@@ -108,6 +108,7 @@ def denoise(pipeline: Pipeline, jobs: Sequence[Job]) -> tuple[Float[np.ndarray, 
     latents, found = replicate(noise, pipeline.mesh), noise
     condition = jobs[0].condition if len(jobs) == 1 else stages.batch([job.condition for job in jobs])
     conditions = {request.guided: replicate(condition, pipeline.mesh)}  # by whether a step has guidance
+    watched = any(job.callback for job in jobs)  # only then do latents come to the host after each step
     cache, computed = None, [np.zeros(len(jobs), int)]  # one count for each run of steps with the same passes
     for n in range(request.steps):
         started = time.perf_counter()
@@ -134,12 +135,15 @@ def denoise(pipeline: Pipeline, jobs: Sequence[Job]) -> tuple[Float[np.ndarray, 
             )
             computed[-1] = np.asarray(cache.steps)[: len(jobs)]
         latents.block_until_ready()
-        seconds, before, found = time.perf_counter() - started, found, np.asarray(latents)
+        seconds = time.perf_counter() - started
+        if watched:
+            before, found = found, np.asarray(latents)
         for row, job in enumerate(jobs):
             if job.callback is not None:
                 old, new = (tokens[row : row + 1, : job.inputs.target_length] for tokens in (before, found))
                 preview = functools.partial(_preview, pipeline, job, old, new, levels[n : n + 2])
                 job.callback(StepEvent(n + 1, request.steps, seconds, new, preview))
+    found = np.asarray(latents)
     for job, row in zip(jobs, found, strict=True):
         if not np.isfinite(row[: job.inputs.target_length]).all():
             raise not_finite(pipeline, f"the latents after {request.steps} steps")
