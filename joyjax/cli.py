@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from joyjax.commands import batch, bench, convert, edit, info, score, train_demo, warmup
+from joyjax.commands.cancel import finish
 from joyjax.errors import Cancelled, JoyJaxError
 from joyjax.inputs.files import printable
 
@@ -62,7 +63,7 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     try:
         app()  # leaves by itself: 0 when done, 2 on wrong usage
-    except (KeyboardInterrupt, Cancelled):
+    except Cancelled:
         _fail("cancelled", debug)
     except JoyJaxError as error:
         _fail(str(error), debug)
@@ -70,6 +71,8 @@ def main() -> None:
         _fail(f"{type(error).__name__}: {error}", debug)
     except Exception as error:  # a user gets one line; --debug shows the rest
         _fail(f"internal error, {type(error).__name__}: {error} (--debug shows where)", debug)
+    finally:
+        finish()
 
 
 def _keep_compiled_programs() -> None:

@@ -1,14 +1,14 @@
-"""Recipes: how a picture was made, kept in its own PNG file, so that it can be read there and made again.
+"""Recipes: how a picture was made, kept in its own file, so that it can be read there and made again.
 
-A file has two text chunks. `joyjax` holds the recipe, a JSON object in an iTXt chunk:
+A recipe is a JSON object; media/metadata.py says where each format of picture files holds it.
 
     {"recipe": 1, "joyjax": "0.1.0", "jax": "0.10.2", "device": "cpu",
      "model": {"source": "…", "family": "…", "dtype": "…", "linear": "…", "fingerprint": "sha256:…"},
      "settings": {"prompt": "…", "steps": 40, …},
      "references": [{"file": "photo.jpg", "digest": "sha256:…", "size": [1024, 768]}], "mask": null}
 
-A file's name is relative to the PNG's folder, and a size is height and width. `parameters` says the main part in the
-form that other programs show, which began with AUTOMATIC1111's web UI.
+A file's name is relative to the picture's folder, and a size is height and width. A setting that a recipe lacks is the
+default of its recipe version, so that recipes written before an option existed are read for ever.
 
 A recipe that is read may be a stranger's. It is data: its size, depth and every type in it are checked, nothing in it
 is run, and the files it names are opened as pictures alone and used only if their digests match.
@@ -20,24 +20,19 @@ import math
 import os
 import re
 import unicodedata
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
-
-from joyjax.errors import PictureError, RequestError
+from joyjax.errors import RequestError
 from joyjax.inputs.files import parse_json, quoted
-from joyjax.inputs.image import save_png as write_png
 from joyjax.inputs.model import DEMO
+from joyjax.media.metadata import Texts, read_recipe_text
 from joyjax.sampling.noise import NOISE_RULE
 from joyjax.sources import Source
 from joyjax.version import VERSION
 
 RECIPE = 1
-CHUNK = "joyjax"
 LONGEST = 2**20  # characters of a recipe; the longest prompt that a model takes is a hundredth of it
 LONGEST_FILE = 4096  # characters of a file's name
 IN_HUB_CACHE = re.compile(r"models--(?P<owner>[^/\\]+?)--(?P<name>[^/\\]+)[/\\]snapshots[/\\](?P<revision>[^/\\]+)$")
@@ -98,8 +93,21 @@ MODEL: Mapping[str, Check] = {
     "linear": TEXT,
     "fingerprint": DIGEST,
 }
+# What a recipe of version 1 means where it lacks a setting. A new option gets its line here: the value that gives the
+# pictures of before. The other settings are in every recipe.
+SETTING_DEFAULTS: Mapping[str, Any] = {
+    "sigmas": None,
+    "guidance_until": 1.0,
+    "exact_size": False,
+    "fit": "crop",
+    "paste_back": False,
+    "vae_encode": "exact",
+    "vae_decode": "exact",
+    "cache": None,
+}
+MODEL_DEFAULTS: Mapping[str, Any] = {"linear": "exact"}
 SOURCE: Mapping[str, Check] = {
-    "file": (lambda value: value is None or _is_relative(value), "a file's name from the PNG's folder on, or null"),
+    "file": (lambda value: value is None or _is_relative(value), "a file's name from the picture's folder on, or null"),
     "digest": DIGEST,
     "size": (
         lambda value: isinstance(value, list) and len(value) == 2 and all(type(n) is int and n > 0 for n in value),
@@ -129,7 +137,7 @@ class Recipe:
     mask: Source | None = None
 
     def plain(self, folder: Path) -> dict[str, Any]:
-        """Return it as JSON has it, for a PNG file in `folder`."""
+        """Return it as JSON has it, for a picture file in `folder`."""
         return {
             "recipe": RECIPE,
             "joyjax": VERSION,
@@ -171,34 +179,25 @@ def make_recipe(
     return Recipe(jax, device, model, {name: settings[name] for name in SETTINGS}, tuple(references), mask)
 
 
-def save_png(image: Image.Image, path: Path, recipe: Recipe | None) -> None:
-    """Write a PNG file with its recipe, or with none; it appears under its name only when it is whole.
-
-    A colour profile in `image.info` is kept either way.
+def recipe_texts(recipe: Recipe, folder: Path) -> Texts:
+    """Return what a picture file in `folder` says of itself.
 
     Raises:
         RequestError: if the recipe is too long.
-        PictureError: if the file cannot be written there.
     """
-    if recipe is None:
-        write_png(image, path)
-        return
-    plain = recipe.plain(path.parent)
+    plain = recipe.plain(folder)
     text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
     text = re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)  # UTF-8 has no form for these
     if len(text) > LONGEST:
         raise RequestError(
-            f"the recipe of {path} has {len(text)} characters, and {LONGEST} at most fit; write the picture without "
-            "one, with --no-metadata"
+            f"the recipe has {len(text)} characters, and {LONGEST} at most fit; write the picture without one, with "
+            "--no-metadata (Python: metadata=False)"
         )
-    texts = PngInfo()
-    texts.add_itxt(CHUNK, text)
-    texts.add_text("parameters", parameters(plain))
-    write_png(image, path, texts)
+    return Texts(text, parameters(plain))
 
 
 def parameters(recipe: Mapping[str, Any]) -> str:
-    """Return the text of the `parameters` chunk: the prompt, the negative one, and a line of names and values.
+    """Return the main part in the form that other programs show: both prompts, and a line of names and values.
 
     Values with a comma, colon, quote or line break in them are quoted as in JSON.
     """
@@ -221,15 +220,16 @@ def parameters(recipe: Mapping[str, Any]) -> str:
 
 
 def read_recipe(path: str | os.PathLike) -> dict[str, Any]:
-    """Return the recipe in a PNG file, every type in it checked; see the head of this module.
+    """Return the recipe in a picture file, every type in it checked and every setting filled in.
 
     Settings of a newer version may be among those that are known; `edit_arguments` refuses them.
 
     Raises:
         PictureError: if the file is missing or broken.
-        RequestError: if it is no PNG file, holds no recipe, or holds one that is damaged or of another version.
+        RequestError: if it is of no format that joyjax writes, holds no recipe, or holds one that is damaged or of
+            another version.
     """
-    text = _chunk(path)
+    text = read_recipe_text(path)
     try:
         if len(text) > LONGEST:
             raise ValueError(f"it has {len(text)} characters; {LONGEST} at most are read")
@@ -245,6 +245,9 @@ def read_recipe(path: str | os.PathLike) -> dict[str, Any]:
         )
     where = f"{path}: the recipe"
     _check(recipe, TOP, where, others=["recipe"])
+    for held, defaults in ((recipe["model"], MODEL_DEFAULTS), (recipe["settings"], SETTING_DEFAULTS)):
+        for name, value in defaults.items():
+            held.setdefault(name, value)
     _check(recipe["model"], MODEL, f"{where}'s model")
     _check(recipe["settings"], SETTINGS, f"{where}'s settings", others=None)
     for number, source in enumerate(recipe["references"], 1):
@@ -283,26 +286,6 @@ def edit_arguments(recipe: Mapping[str, Any]) -> dict[str, Any]:
     # `edit` refuses a negative prompt that would do nothing; so without guidance it was the model's own
     left_out = {"noise"} if guided else {"noise", "negative_prompt"}
     return {name: value for name, value in settings.items() if name not in left_out}
-
-
-def _chunk(path: str | os.PathLike) -> str:
-    if not os.path.isfile(path):
-        raise PictureError(f"{path} is not a file" if os.path.exists(path) else f"{path} does not exist")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # no pixel is read
-            with Image.open(path, formats=["PNG"]) as image:
-                text = image.info.get(CHUNK)
-    except UnidentifiedImageError:
-        raise RequestError(f"{path} is no PNG file; a recipe is in the PNG files that joyjax writes") from None
-    except Exception as error:  # Pillow fails in many ways over what a file may hold
-        raise PictureError(f"{path} cannot be read as a PNG file: {error}") from error
-    if not isinstance(text, str):
-        raise RequestError(
-            f"{path} holds no recipe: it was not written by joyjax, was written with --no-metadata, or has been saved "
-            "by another program since"
-        )
-    return text
 
 
 def _check(found: Any, checks: Mapping[str, Check], where: str, others: Collection[str] | None = ()) -> None:

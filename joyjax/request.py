@@ -91,6 +91,7 @@ def check_request(
     if callback is not None and not callable(callback):
         raise RequestError(f"callback is {callback!r}; expected a function of one event, or None")
     originals = _pictures(image, family.references, family.name)
+    sources = tuple(map(Source.of, originals))  # before pixels are read: see Source
     request = Request(
         prompt=prompt,
         negative_prompt=family.negative_prompt if negative_prompt is None else negative_prompt,
@@ -108,7 +109,7 @@ def check_request(
         mask=mask,
         paste_back=_switch("paste_back", paste_back),
         originals=tuple(originals),
-        sources=tuple(map(Source.of, originals)),
+        sources=sources,
         vae_encode=cast(Mode, vae_encode),
         vae_decode=cast(Mode, vae_decode),
         guidance_until=_number("guidance_until", guidance_until),
@@ -141,8 +142,9 @@ def _with_effect(request: Request, steered: bool) -> Request:
         raise RequestError("fit is 'pad', but there is no picture to fit")
     if request.mask is None:
         return request
+    source = Source.of(request.mask) if isinstance(request.mask, Image.Image) else None
     mask = check_mask(request.mask, request.originals[-1])
-    return dataclasses.replace(request, mask=mask, mask_source=Source.of(request.mask))
+    return dataclasses.replace(request, mask=mask, mask_source=source)
 
 
 def _sigmas(sigmas: Any) -> tuple[float, ...] | None:

@@ -2,19 +2,24 @@
 
 import dataclasses
 import functools
+import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from PIL import Image
 
+from joyjax.errors import RequestError
 from joyjax.families.family import Inputs, Request
+from joyjax.files import publish, publish_free, same_file
 from joyjax.fingerprint import fingerprint
 from joyjax.inputs.framing import Crop
+from joyjax.media.formats import Format, Quality, encode, format_of, writing
+from joyjax.media.metadata import Texts
 from joyjax.pipeline import Pipeline
-from joyjax.recipe import make_recipe, save_png
+from joyjax.recipe import make_recipe, recipe_texts
 from joyjax.sampling.noise import NOISE_RULE
 from joyjax.sources import Source
 
@@ -40,24 +45,62 @@ class Result:
     references: tuple[Source, ...] = ()
     mask: Source | None = None
 
-    def save(self, path: str | os.PathLike, *, metadata: bool = True) -> None:
-        """Write the picture as a PNG file, with the recipe that makes it again unless `metadata` is False.
+    def save(self, path: str | os.PathLike, *, metadata: bool = True, quality: Quality = None) -> None:
+        """Write the picture as a file of the format that the suffix names, with the recipe that makes it again.
+
+        The file appears under its name only when it is whole, and replaces one of that name.
+
+        Args:
+            path: ends in .png, .jpg, .jpeg, .webp, .avif, .tif or .tiff.
+            metadata: whether the file holds the recipe.
+            quality: from 1 to 100, or "lossless"; None: 95 for JPEG, 90 for AVIF, lossless for the others.
 
         Raises:
-            PictureError: if it cannot be written there.
+            RequestError: for another suffix, a quality that the format does not have, or the path of a picture that
+                the edit was made from.
+            PictureError: if the picture cannot be written there.
             CheckpointError: if the model is no longer where it was loaded from.
         """
-        recipe = None
-        if metadata:
-            recipe = make_recipe(
-                self.settings,
-                fingerprint=_fingerprint(self.settings["model"]),
-                jax=jax.__version__,
-                device=self.device,
-                references=self.references,
-                mask=self.mask,
-            )
-        save_png(self.image, Path(path), recipe)
+        form = format_of(path)
+        self.check_target(path)
+        data = self.encoded(form, Path(path).parent, metadata=metadata, quality=quality)
+        with writing(path):
+            publish(data, Path(path))
+
+    def save_free(self, candidates: Iterable[Path], *, metadata: bool = True, quality: Quality = None) -> Path:
+        """Write the picture like `save`, but under the first name that is free; return the name.
+
+        All candidates are in one folder and have one suffix. Nothing is replaced.
+        """
+        names = iter(candidates)
+        first = next(names)
+        data = self.encoded(format_of(first), first.parent, metadata=metadata, quality=quality)
+        with writing(first):
+            return publish_free(data, itertools.chain([first], names))
+
+    def encoded(self, form: Format, folder: Path, *, metadata: bool = True, quality: Quality = None) -> bytes:
+        """Return the picture as the bytes of a file in `folder`; the recipe names other files relative to it."""
+        return encode(self.image, form, texts=self._texts(folder) if metadata else None, quality=quality)
+
+    def check_target(self, path: str | os.PathLike) -> None:
+        """Raise RequestError if a file is one of the pictures that the edit was made from."""
+        for source in (*self.references, *([] if self.mask is None else [self.mask])):
+            if source.file is not None and same_file(path, source.file):
+                raise RequestError(
+                    f"{path} is {source.file}, a picture that this edit was made from, and would be replaced; "
+                    "name another file"
+                )
+
+    def _texts(self, folder: Path) -> Texts:
+        recipe = make_recipe(
+            self.settings,
+            fingerprint=_fingerprint(self.settings["model"]),
+            jax=jax.__version__,
+            device=self.device,
+            references=self.references,
+            mask=self.mask,
+        )
+        return recipe_texts(recipe, folder)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The pictures that went into an edit, told so that they are found again and known again."""
+"""The pictures that went into an edit, described so that a recipe can find and recognise them."""
 
 import dataclasses
 import hashlib
@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from joyjax.errors import PictureError, RequestError
+from joyjax.files import identity
 from joyjax.inputs.image import Size, alpha_channel, as_rgb, open_picture, upright
 
 
@@ -32,7 +33,7 @@ def digest(picture: Image.Image) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A picture that went into an edit: the file that it came from, if any, its digest and its size."""
+    """A picture that went into an edit: the absolute path of its file, if it has one, its digest and its size."""
 
     file: Path | None
     digest: str
@@ -41,8 +42,9 @@ class Source:
     @classmethod
     def of(cls, picture: Image.Image, file: str | os.PathLike | None = None) -> "Source":
         """Describe a picture as it was given; `file` is where it came from, unless the picture says so itself."""
-        rgb, file = as_rgb(picture), file or getattr(picture, "filename", None)
-        return cls(Path(os.fsdecode(file)) if file else None, digest(picture), (rgb.height, rgb.width))
+        found = _absolute(picture, file or getattr(picture, "filename", None))
+        rgb = as_rgb(picture)
+        return cls(found, digest(picture), (rgb.height, rgb.width))
 
     def plain(self, folder: Path) -> dict[str, Any]:
         """Return it as JSON has it, the file's name relative to `folder`."""
@@ -51,9 +53,9 @@ class Source:
 
 
 def find_references(recipe: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Return the files of a recipe's references, for a PNG file in `folder`.
+    """Return the files of a recipe's references, for a picture file in `folder`.
 
-    Each is looked for where it was, relative to the PNG, and then beside it.
+    Each is looked for where it was, relative to the result, and then beside it.
 
     Raises:
         RequestError: naming the first reference that is missing, has changed, or came from no file.
@@ -68,6 +70,26 @@ def find_references(recipe: Mapping[str, Any], folder: Path) -> list[Path]:
 def find_mask(recipe: Mapping[str, Any], folder: Path) -> Path | None:
     """Return the file of a recipe's mask, or None where there was none; see `find_references`."""
     return None if recipe["mask"] is None else _find(recipe["mask"], folder, "the mask", "--mask")
+
+
+def _absolute(picture: Image.Image, name: str | os.PathLike | None) -> Path | None:
+    """Return the absolute path of a picture's file; None where the name no longer leads to that file.
+
+    `Image.open` keeps the name that it was given. If that is relative and the current folder has changed since, it may
+    lead nowhere, or to another file: as long as Pillow holds the file open, which it does until the pixels are read,
+    that shows.
+    """
+    if not name:
+        return None
+    path = Path(os.path.abspath(os.fsdecode(name)))
+    opened, found = getattr(picture, "fp", None), identity(path)
+    try:
+        held = os.fstat(opened.fileno()) if opened is not None else None
+    except (AttributeError, OSError, ValueError):  # a file that is closed, or in memory
+        held = None
+    if found is None or (held is not None and found != (held.st_dev, held.st_ino)):
+        return None
+    return path
 
 
 def _relative(file: Path, folder: Path) -> str:

@@ -24,7 +24,7 @@ def read_again(file: Path, model: str | None, image: Sequence[Path] | None, mask
     Raises:
         RequestError: if there is no recipe, one of its pictures is missing or another by now, or the model is.
     """
-    from joyjax.commands.progress import note
+    from joyjax.commands.console import note
     from joyjax.fingerprint import check_model, fingerprint
     from joyjax.inputs.image import nearest_bucket
     from joyjax.inputs.model import model_folder

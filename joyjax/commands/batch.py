@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from joyjax.commands.options import DType, Linear, Linears, MeshAxes, Model, make_folder
-from joyjax.errors import Cancelled, JoyJaxError
+from joyjax.errors import JoyJaxError
 
 Option = typer.Option
 
@@ -45,7 +45,9 @@ def command(
     """
     from joyjax.batching import Model as Used
     from joyjax.batching import check_folder, read_rows, refuse_others, run_rows
-    from joyjax.commands.progress import loading, note, peak, working
+    from joyjax.commands.cancel import last_words
+    from joyjax.commands.console import note, result
+    from joyjax.commands.progress import loading, peak, working
     from joyjax.inputs.model import model_folder
 
     rows = read_rows(requests)
@@ -69,30 +71,30 @@ def command(
     if states["done"]:
         note(f"{states['done']} of {len(rows)} are there already")
     done = failed = 0
-    try:
-        with working(len(rows)) as (callback, advance_row):
-            for one in run_rows(
-                pipeline,
-                rows,
-                requests.parent if requests.is_file() else Path(),
-                output,
-                batch_size=batch_size,
-                overwrite=overwrite,
-                metadata=not no_metadata,
-                callback=callback,
-            ):
-                advance_row()
-                for text in one.notes:
-                    note(f"{one.row.name}: {text}")
-                if one.error is not None:
-                    failed += 1
-                    note(f"{one.row.name}: failed: {one.error}")
-                elif not one.skipped:
-                    done += 1
-                    typer.echo(one.picture)
-    except Cancelled:
-        note(f"{done} done, {failed} failed; the same command goes on from here")
-        raise
+
+    def stopped() -> str:
+        return f"{done} done, {failed} failed; the same command goes on from here"
+
+    with last_words(stopped), working(len(rows)) as (callback, advance_row):
+        for one in run_rows(
+            pipeline,
+            rows,
+            requests.parent if requests.is_file() else Path(),
+            output,
+            batch_size=batch_size,
+            overwrite=overwrite,
+            metadata=not no_metadata,
+            callback=callback,
+        ):
+            advance_row()
+            for text in one.notes:
+                note(f"{one.row.name}: {text}")
+            if one.error is not None:
+                failed += 1
+                note(f"{one.row.name}: failed: {one.error}")
+            elif not one.skipped:
+                done += 1
+                result(one.picture)
     most = peak()
     note(f"{done} done, {states['done']} there already, {failed} failed" + ("" if most is None else f"; {most}"))
     if failed:

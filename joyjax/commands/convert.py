@@ -29,7 +29,8 @@ def command(
     The converted folder stands alone, with configs, tokenizer and processor. Every part is read back. If it is stopped,
     the same command goes on from there. Prints the folder's path.
     """
-    from joyjax.commands.progress import gibibytes, loading, note
+    from joyjax.commands.console import note
+    from joyjax.commands.progress import gibibytes, loading
     from joyjax.converting import convert_model
     from joyjax.families.registry import family_in
 

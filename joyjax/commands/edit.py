@@ -1,9 +1,6 @@
 """`joyjax edit`: one edit from the command line."""
 
-import itertools
-import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
 
 Option = typer.Option
 MOST_IMAGES = 1000
-DEFAULT = Path("edit.png")
 
 
 def command(
@@ -46,7 +42,13 @@ def command(
     ] = None,
     output: Annotated[
         Path | None,
-        Option("--output", "-o", metavar="FILE", help="Where to write.  [default: edit.png, then edit-2.png, …]"),
+        Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Where to write: .png, .jpg, .webp, .avif or .tiff, or - for standard output.  "
+            "[default: edit.png, then edit-2.png, …]",
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -62,7 +64,7 @@ def command(
         Option(
             "--from",
             metavar="FILE",
-            help="Make the picture of a PNG that joyjax wrote again; options given here win over its own.",
+            help="Make a picture that joyjax wrote again; options given here win over its own.",
         ),
     ] = None,
     steps: Annotated[
@@ -142,14 +144,18 @@ def command(
         Path | None,
         Option(metavar="DIR", help="Write a picture of what each step points at there; each costs a decoding."),
     ] = None,
-    no_metadata: Annotated[bool, Option("--no-metadata", help="Leave the recipe out of the PNG file.")] = False,
-    timings: Annotated[bool, Option("--timings", help="Tell what each stage took, and the peak of memory.")] = False,
+    quality: Annotated[
+        str | None,
+        Option(metavar="N|lossless", help="Of a .jpg, .webp or .avif, from 1 to 100.  [default: 95, lossless, 90]"),
+    ] = None,
+    no_metadata: Annotated[bool, Option("--no-metadata", help="Leave the recipe out of the file.")] = False,
+    timings: Annotated[bool, Option("--timings", help="Print the time of each stage and peak memory.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Edit a picture as the prompt says.
 
-    Prints the path of each result; what was done to the picture is told on standard error. Ctrl-C ends the edit after
-    the step that is running, and results that are finished stay.
+    Prints the path of each result; what was done to the picture is said on standard error. Ctrl-C ends the program at
+    once, and results that are finished stay.
     """
     if prompt is not None and prompt_option is not None:
         raise typer.BadParameter("given twice, as an argument and as --prompt", param_hint="prompt")
@@ -178,8 +184,11 @@ def command(
     number = None if seed is None else _seed(seed)
 
     from joyjax.commands.again import Again, overridden, read_again
-    from joyjax.commands.progress import advising, loading, note, peak, stepping
-    from joyjax.inputs.image import open_picture, save_png
+    from joyjax.commands.console import note
+    from joyjax.commands.console import result as show
+    from joyjax.commands.progress import advising, loading, peak, stepping
+    from joyjax.commands.targets import STANDARD_OUTPUT, Previews, Targets
+    from joyjax.inputs.image import open_picture
 
     first = True
     if distributed:
@@ -193,10 +202,14 @@ def command(
     if number is not None:
         given["seed"] = number
     options = {"seed": 0, **overridden(again.options, given), **given}
-    options["image"] = [open_picture(path) for path in image or again.image]
-    if mask or again.mask:
-        options["mask"] = open_picture(mask or again.mask or "")
-    targets = _targets(output, num_images) if first else []
+    images, mask = list(image or again.image), mask or again.mask
+    targets = Targets(output, _quality(quality), metadata=not no_metadata)
+    if first:
+        inputs = [("--image", path) for path in images] + [("--mask", path) for path in (mask,) if path is not None]
+        targets.check(num_images, inputs)
+    options["image"] = [open_picture(path) for path in images] or None  # None: text to image
+    if mask is not None:
+        options["mask"] = open_picture(mask)
     if preview_dir is not None and first:
         make_folder("--preview-dir", preview_dir)
 
@@ -221,21 +234,22 @@ def command(
 
         note(ABOUT)
 
-    def watch(target: Path) -> Any:
+    def watch(number: int) -> Any:
+        previews: list[Previews] = []
+
         def step(event: "StepEvent") -> None:
             advance_step(event)
             if preview_dir is not None:
                 drawn = event.preview()  # by all processes of the run
                 if first:
-                    save_png(drawn, preview_dir / f"{target.stem}-step-{event.step:03}.png")
+                    if not previews:
+                        previews.append(Previews(preview_dir, targets.expected(number).stem))
+                    previews[0].save(drawn, event.step)
 
         return step
 
     with advising(), stepping() as advance_step:
-        rows = [
-            {**options, "seed": options["seed"] + n, "callback": watch(targets[n] if first else Path())}
-            for n in range(num_images)
-        ]
+        rows = [{**options, "seed": options["seed"] + n, "callback": watch(n)} for n in range(num_images)]
         for n, result in edit_each(pipeline, rows, batch_size=1):
             if not first:  # the first process writes and speaks
                 continue
@@ -244,21 +258,19 @@ def command(
                     note(str(crop))
             if result.settings["cache"] is not None:
                 note(f"cache: {result.computed_steps} of {result.settings['steps']} steps computed in full")
-            target = targets[n]
-            if target != output and target.exists():  # another edit has written there meanwhile
-                target = next(_free(output, targets))
-            result.save(target, metadata=not no_metadata)
+            target = targets.save(result, n)
             if seed == "random" or num_images > 1:
                 note(f"seed {result.seed}" + f": {target}" * (num_images > 1))
             if timings:
-                _tell_times(result)
-            typer.echo(target)
+                _show_times(result)
+            if target != STANDARD_OUTPUT:
+                show(target)
     if timings and first and (most := peak()) is not None:
         note(most)
 
 
-def _tell_times(result: "Result") -> None:
-    from joyjax.commands.progress import note
+def _show_times(result: "Result") -> None:
+    from joyjax.commands.console import note
 
     for stage, seconds in result.timings.items():
         each = f", {seconds / result.settings['steps']:.3f} s a step" if stage == "denoise" else ""
@@ -286,31 +298,5 @@ def _numbers(option: str, text: str | None, *, always_list: bool = False) -> flo
     return values if always_list or len(values) > 1 else values[0]
 
 
-def _targets(output: Path | None, count: int) -> list[Path]:
-    """Return where the results go, checked before the work begins; only a named file is ever overwritten."""
-    if output is not None:
-        _check_output(output)
-    _check_writable(output or DEFAULT)
-    named = [] if output is None else [output]
-    return [*named, *itertools.islice(_free(output, named), count - len(named))]
-
-
-def _free(output: Path | None, taken: list[Path]) -> Iterator[Path]:
-    """Give edit.png, edit-2.png and so on, but for what exists or is taken."""
-    first = output or DEFAULT
-    numbered = (first.with_name(f"{first.stem}-{number}{first.suffix}") for number in itertools.count(2))
-    return (path for path in itertools.chain([first], numbered) if path not in taken and not path.exists())
-
-
-def _check_output(output: Path) -> None:
-    if output.suffix.lower() != ".png":
-        raise RequestError(f"--output is {output}; results are PNG files: give a name that ends in .png")
-    if output.is_dir():
-        raise RequestError(f"--output is {output}, which is a folder; give the name of a file")
-    if not output.parent.is_dir():
-        raise RequestError(f"--output is {output}; the folder {output.parent} does not exist: make it first")
-
-
-def _check_writable(path: Path) -> None:
-    if not os.access(path.parent, os.W_OK):
-        raise RequestError(f"{path.parent.absolute()} is not writable; name another place with --output")
+def _quality(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.isdecimal() else text

@@ -1,51 +1,97 @@
-"""Progress on standard error: bars where there is a terminal, nothing where there is none."""
+"""The stages of a command on standard error: bars on a terminal; elsewhere a line at each start and each 10 seconds."""
 
 import contextlib
-import signal
-import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
     MofNCompleteColumn,
-    Progress,
     ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 
-from joyjax.errors import AdviceWarning, Cancelled
-from joyjax.inputs.files import printable
+from joyjax.commands.console import note, terminal
+from joyjax.errors import AdviceWarning
 
 if TYPE_CHECKING:
     from joyjax.running import StepEvent
 
-
-def console() -> Console:
-    """Return the console of standard error, as it is now."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+EVERY = 10.0  # seconds between lines
+NARROW = 64  # columns of a terminal, below which a bar is left out of its line
 
 
-def note(text: str) -> None:
-    """Say something to the user that is not a result; it may quote a file."""
-    console().print(printable(text), markup=False)
+class Update(Protocol):
+    """Says how far a stage is. What is left out stays as it was."""
+
+    def __call__(
+        self, *, title: str | None = None, done: int | None = None, total: int | None = None, detail: str | None = None
+    ) -> None:
+        """Change what is shown."""
 
 
-def _bars(*columns: ProgressColumn) -> Progress:
-    shown = console()
-    # Rich writes what is printed meanwhile above the bar, on standard error; results that go elsewhere must get there.
-    return Progress(*columns, console=shown, disable=not shown.is_terminal, redirect_stdout=sys.stdout.isatty())
+@contextlib.contextmanager
+def stage(title: str, total: int | None = None, *, unit: str = "", detail: str = "") -> Iterator[Update]:
+    """Show a stage of the work; yields what to call as it goes on. `unit` is "bytes", or nothing for a count."""
+    shown = _bar if terminal().shows_bars else _lines
+    with shown(title, total, unit, detail) as update:
+        yield update
+
+
+@contextlib.contextmanager
+def loading(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a stage that reads or writes bytes; yields what to call with the bytes done and in all."""
+    with stage(title, unit="bytes") as update:
+        yield lambda done, total: update(done=done, total=total)
+
+
+@contextlib.contextmanager
+def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a stage of things to do one by one; yields what to call after each."""
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        update(done=done)
+
+    with stage(title, total) as update:
+        yield advance
+
+
+@contextlib.contextmanager
+def stepping() -> Iterator[Callable[["StepEvent"], None]]:
+    """Show the steps of an edit; yields the callback for `edit`."""
+    with stage("editing", detail="compiling: the first run of a size takes longer") as update:
+        yield lambda event: update(done=event.step, total=event.steps, detail=f"{event.seconds:.2f} s a step")
+
+
+@contextlib.contextmanager
+def working(total: int) -> Iterator[tuple[Callable[["StepEvent"], None], Callable[[], None]]]:
+    """Show edits that are done one by one; yields the callback for each edit, and what to call after each."""
+    done = 0
+
+    def step(event: "StepEvent") -> None:
+        update(detail=f"step {event.step} of {event.steps}, {event.seconds:.2f} s a step")
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        update(done=done)
+
+    with stage("editing", total) as update:
+        yield step, advance
 
 
 @contextlib.contextmanager
 def advising() -> Iterator[None]:
-    """Say advice as notes, when it is given."""
+    """Print advice as notes, when it is given."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", AdviceWarning)
         show = warnings.showwarning
@@ -61,97 +107,55 @@ def advising() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def loading(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar of bytes; yields what to call with the bytes done and in all."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with _bars(*columns) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+def _bar(title: str, total: int | None, unit: str, detail: str) -> Iterator[Update]:
+    narrow = terminal().console.width < NARROW
+    columns: list[ProgressColumn] = [TextColumn("{task.description}")]
+    if not narrow:
+        columns.append(BarColumn(20))
+    columns.append(DownloadColumn(binary_units=True) if unit == "bytes" else MofNCompleteColumn())
+    if not narrow:
+        columns.append(TransferSpeedColumn() if unit == "bytes" else TextColumn("{task.fields[detail]}"))
+    with terminal().bar(*columns, TimeRemainingColumn(compact=True)) as bar:
+        task = bar.add_task(title, total=total, detail=detail)
+
+        def update(
+            *, title: str | None = None, done: int | None = None, total: int | None = None, detail: str | None = None
+        ) -> None:
+            fields = {} if detail is None else {"detail": detail}
+            bar.update(task, description=title, completed=done, total=total, **fields)  # type: ignore[arg-type]
+
+        yield update
 
 
 @contextlib.contextmanager
-def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar of things done; yields what to call after each."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with _bars(*columns) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda: progress.advance(task)
+def _lines(title: str, total: int | None, unit: str, detail: str) -> Iterator[Update]:
+    state: dict[str, Any] = {"title": title, "done": None, "total": total, "detail": detail}
+    started, ended = time.monotonic(), threading.Event()
+    size: Callable[[int], str] = gibibytes if unit == "bytes" else str
 
+    def update(**changed: Any) -> None:
+        state.update({name: value for name, value in changed.items() if value is not None})
 
-@contextlib.contextmanager
-def stepping() -> Iterator[Callable[["StepEvent"], None]]:
-    """Show a bar of steps with the time each takes; yields the callback for `edit`.
+    def tell() -> None:
+        while not ended.wait(EVERY):
+            done, total = state["done"], state["total"]
+            parts = [f"{state['title']}, {time.monotonic() - started:.0f} s"]
+            if done is not None and total is not None:
+                parts.append(f"{size(done)} of {size(total)}")
+            note(", ".join([*parts, *([str(state["detail"])] if state["detail"] else [])]))
 
-    Ctrl-C ends the edit after the step that is running: JAX does not always survive being interrupted within one. A
-    second Ctrl-C does not wait.
-    """
-    with stopping() as check, _step_bars() as progress:
-        task = progress.add_task("compiling", total=None, speed="the first run of a size takes longer")
-
-        def advance(event: "StepEvent") -> None:
-            check()
-            speed = f"{event.seconds:.2f} s/step"
-            progress.update(task, description="editing", completed=event.step, total=event.steps, speed=speed)
-
-        yield advance
-
-
-@contextlib.contextmanager
-def working(total: int) -> Iterator[tuple[Callable[["StepEvent"], None], Callable[[], None]]]:
-    """Show a bar of edits done; yields the callback for each edit, and what to call after each.
-
-    Ctrl-C is as in `stepping`.
-    """
-    with stopping() as check, _step_bars() as progress:
-        task = progress.add_task("editing", total=total, speed="")
-
-        def step(event: "StepEvent") -> None:
-            check()
-            progress.update(task, speed=f"step {event.step} of {event.steps}, {event.seconds:.2f} s/step")
-
-        yield step, lambda: progress.advance(task)
-
-
-def _step_bars() -> Progress:
-    return _bars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
-    )
-
-
-@contextlib.contextmanager
-def stopping() -> Iterator[Callable[[], None]]:
-    """Have Ctrl-C ask to stop; yields what to call between steps, which raises Cancelled once it was pressed."""
-    stop = threading.Event()
-    before = signal.getsignal(signal.SIGINT)
-
-    def ask_to_stop(*_: object) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, before)
-        note("stopping after this step; Ctrl-C again stops at once")
-
-    def check() -> None:
-        if stop.is_set():
-            raise Cancelled
-
-    signal.signal(signal.SIGINT, ask_to_stop)
+    note(title)
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
     try:
-        yield check
+        yield update
     finally:
-        signal.signal(signal.SIGINT, before)
+        ended.set()
+        thread.join()
 
 
 def peak() -> str | None:
-    """Say the most memory that was held; None where the device does not tell."""
+    """Return the most memory that was held, as text; None where the device does not report it."""
     from joyjax.memory import peak_bytes
 
     size = peak_bytes()

@@ -45,7 +45,8 @@ def command(
         raise RequestError(f"--failures is {failures}, which is a file; name a folder")
 
     import joyjax
-    from joyjax.commands.progress import counting, loading, note
+    from joyjax.commands.console import note
+    from joyjax.commands.progress import counting, loading
     from joyjax.scoring import save_comparison, score
     from joyjax.sharding.mesh import parse_mesh
 

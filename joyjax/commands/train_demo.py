@@ -47,7 +47,7 @@ def command(
     except ImportError as error:
         raise RequestError(f"training needs {error.name}; install it with: pip install 'joyjax[train]'") from None
 
-    from joyjax.commands.progress import note
+    from joyjax.commands.console import note
     from joyjax.inputs.model import model_folder
     from joyjax.sharding.mesh import parse_mesh
     from joyjax.training.recipe import Recipe, train_demo

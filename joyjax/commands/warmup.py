@@ -74,7 +74,7 @@ def command(
     from PIL import Image
 
     import joyjax
-    from joyjax.commands.progress import counting, loading, stopping
+    from joyjax.commands.progress import counting, loading
     from joyjax.errors import AdviceWarning
     from joyjax.sharding.mesh import parse_mesh
 
@@ -86,7 +86,7 @@ def command(
     several = [1] if batch_size is None else [1, batch_size]
     prompts = list(_prompts(pipeline, LONGEST if long_prompts else USUAL))
     runs = list(itertools.product(several, dict.fromkeys(references), _pairs(prompts)))
-    with counting("compiling", len(runs)) as advance_by_one, stopping() as check, warnings.catch_warnings():
+    with counting("compiling", len(runs)) as advance_by_one, warnings.catch_warnings():
         warnings.simplefilter("ignore", AdviceWarning)  # nobody looks at the results
         for together, count, ((height, width), prompt) in runs:
             request = {
@@ -101,7 +101,6 @@ def command(
                 "vae_encode": (vae_encode or VAEMode.EXACT).value,
                 "vae_decode": (vae_decode or VAEMode.EXACT).value,
                 "cache": cache,
-                "callback": lambda event: check(),
             }
             joyjax.edit_batch(pipeline, [request] * together)
             advance_by_one()

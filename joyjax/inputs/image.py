@@ -8,12 +8,10 @@ import functools
 import os
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image
-from PIL.PngImagePlugin import PngInfo
 
 from joyjax.errors import PictureError, RequestError
 
@@ -52,7 +50,8 @@ def open_picture(path: str | os.PathLike) -> Image.Image:
         if image.format not in FORMATS:
             raise PictureError(f"{path} is in format {image.format}; save it as PNG or JPEG")
         picture = upright(image, str(path))
-        picture.filename = os.fspath(path)  # type: ignore[attr-defined] # as `Image.open` has it; recipes name it
+        # As `Image.open` has it, but absolute: a recipe names the file, and the folder may change until then.
+        picture.filename = os.path.abspath(path)  # type: ignore[attr-defined]
         return picture
 
 
@@ -211,19 +210,3 @@ def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
 def from_pixels(pixels: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
     """Return an RGB picture of these numbers."""
     return Image.fromarray(pixels)
-
-
-def save_png(image: Image.Image, path: Path, texts: PngInfo | None = None) -> None:
-    """Write a PNG file, with text chunks; it appears under its name only when it is whole.
-
-    Raises:
-        PictureError: if it cannot be written there.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        image.save(beside, format="PNG", pnginfo=texts)
-        os.replace(beside, path)
-    except OSError as error:
-        raise PictureError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        beside.unlink(missing_ok=True)

@@ -1,0 +1,141 @@
+"""Where the results and previews of `joyjax edit` go: which names they may take, and that no input is replaced."""
+
+import dataclasses
+import errno
+import glob
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from joyjax.errors import RequestError
+from joyjax.files import publish, publish_free, same_file
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from joyjax.result import Result
+
+DEFAULT = Path("edit.png")
+STANDARD_OUTPUT = Path("-")
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """Names of results: `output` and then numbered ones, or edit.png, edit-2.png, …; only `output` is overwritten."""
+
+    output: Path | None
+    quality: int | str | None = None
+    metadata: bool = True
+
+    @property
+    def first(self) -> Path:
+        """The name that the others are numbered by."""
+        return DEFAULT if self.output in (None, STANDARD_OUTPUT) else self.output
+
+    def candidates(self) -> Iterator[Path]:
+        """Give names in the order in which they are tried, taken ones among them."""
+        first = self.first
+        numbered = (first.with_name(f"{first.stem}-{number}{first.suffix}") for number in itertools.count(2))
+        return numbered if self.output is not None else itertools.chain([first], numbered)
+
+    def expected(self, number: int) -> Path:
+        """Return the name that the result of this number, from 0, gets if no other edit takes it meanwhile."""
+        if number == 0 and self.output is not None:
+            return self.first
+        return next(path for path in self.candidates() if not os.path.lexists(path))
+
+    def check(self, count: int, inputs: Sequence[tuple[str, Path]]) -> None:
+        """Refuse what cannot be written, or must not be, before the work begins.
+
+        `inputs` are the files that the edit reads, each with the option that names it.
+
+        Raises:
+            RequestError: naming --output or --quality.
+        """
+        from joyjax.media.formats import check_quality, format_of
+
+        if self.output == STANDARD_OUTPUT:
+            if count > 1:
+                raise RequestError(f"--output is -, which takes one result, and --num-images is {count}")
+            if sys.stdout.isatty():
+                raise RequestError("--output is -, but standard output is a terminal; send it to a file or a program")
+        elif self.output is not None:
+            format_of(self.output)
+            if self.output.is_dir():
+                raise RequestError(f"--output is {self.output}, which is a folder; give the name of a file")
+            for option, path in inputs:
+                if same_file(self.output, path):
+                    raise RequestError(
+                        f"--output is {self.output}, which is the picture of {option} and would be replaced; "
+                        "give another name"
+                    )
+        check_quality(self.quality, format_of(self.first))
+        if self.output != STANDARD_OUTPUT:
+            _check_folder(self.first.absolute().parent)
+
+    def save(self, result: "Result", number: int) -> Path:
+        """Write the result of this number, from 0, and return its name."""
+        from joyjax.media.formats import format_of
+
+        if self.output == STANDARD_OUTPUT:
+            _write_all(result.encoded(format_of(DEFAULT), Path(), metadata=self.metadata, quality=self.quality))
+            return STANDARD_OUTPUT
+        self.first.parent.mkdir(parents=True, exist_ok=True)
+        if number == 0 and self.output is not None:
+            result.save(self.output, metadata=self.metadata, quality=self.quality)
+            return self.output
+        return result.save_free(self.candidates(), metadata=self.metadata, quality=self.quality)
+
+
+class Previews:
+    """Pictures of the steps of one result, STEM-step-001.png and so on, under a stem that no other result has there."""
+
+    def __init__(self, folder: Path, stem: str) -> None:
+        self._folder = folder
+        self._stem = stem
+        self._taken = False
+
+    def save(self, image: "Image.Image", step: int) -> None:
+        """Write the preview of a step. The first one takes the stem; no file that was there is replaced."""
+        from joyjax.media.formats import PNG, encode, writing
+
+        data = encode(image, PNG)
+        with writing(self._folder):
+            if self._taken:
+                publish(data, self._folder / _preview(self._stem, step))
+                return
+            path = publish_free(data, (self._folder / _preview(stem, step) for stem in self._free_stems()))
+            self._stem, self._taken = path.name.removesuffix(_preview("", step)), True
+
+    def _free_stems(self) -> Iterator[str]:
+        numbered = (f"{self._stem}-{number}" for number in itertools.count(2))
+        for stem in itertools.chain([self._stem], numbered):
+            if not any(self._folder.glob(f"{glob.escape(stem)}-step-*.png")):
+                yield stem
+
+
+def _preview(stem: str, step: int) -> str:
+    return f"{stem}-step-{step:03}.png"
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise RequestError unless a folder can be written into, or be made."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise RequestError(f"--output is in {folder}, but {there} is a file; name another place")
+    if not os.access(there, os.W_OK):
+        raise RequestError(f"{there} is not writable; name another place with --output")
+
+
+def _write_all(data: bytes) -> None:
+    """Write to standard output itself; here, unlike for messages, a reader that has gone is an error."""
+    sys.stdout.flush()
+    try:
+        with open(1, "wb", closefd=False) as output:
+            output.write(data)
+    except OSError as error:
+        reason = "its reader has gone" if error.errno == errno.EPIPE else error.strerror
+        raise RequestError(f"the picture cannot be written to standard output: {reason}") from None

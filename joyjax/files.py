@@ -1,0 +1,95 @@
+"""Writing files: whole or not at all, under a name that is free or was given, and never over an input."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+Identity = tuple[int, int]  # device and inode
+
+_unfinished: set[Path] = set()  # temporary files of this process, for an exit that unwinds no stack
+
+
+def publish(data: bytes, path: Path) -> None:
+    """Write a file that appears under its name only when it is whole; a file of that name is replaced.
+
+    Raises:
+        OSError: if it cannot be written there.
+    """
+    with _temporary(data, path) as temporary:
+        os.replace(temporary, path)
+
+
+def publish_free(data: bytes, candidates: Iterable[Path]) -> Path:
+    """Write a file under the first name that is free, and return the name. All candidates are in one folder.
+
+    Names are taken atomically: of several processes that ask for one name at once, one gets it. Nothing is replaced.
+
+    Raises:
+        OSError: if it cannot be written there.
+    """
+    names = iter(candidates)
+    name = next(names)
+    with _temporary(data, name) as temporary:
+        while not _take(name, temporary):
+            name = next(names)
+    return name
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a name in the folder of `path` that no other thread or process chooses: `.NAME.PID.RANDOM.part`."""
+    kept = path.name.encode()[:200].decode(errors="ignore")  # file systems allow 255 bytes
+    return path.with_name(f".{kept}.{os.getpid()}.{secrets.token_hex(4)}.part")
+
+
+def discard_unfinished() -> None:
+    """Remove the temporary files of this process, before an exit that unwinds no stack."""
+    for path in list(_unfinished):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def identity(path: str | os.PathLike) -> Identity | None:
+    """Return what a path leads to, the same for every link and spelling; None if there is nothing."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a null byte in the name
+        return None
+    return found.st_dev, found.st_ino
+
+
+def same_file(one: str | os.PathLike, other: str | os.PathLike) -> bool:
+    """Tell whether two paths lead to one file that exists."""
+    found = identity(one)
+    return found is not None and found == identity(other)
+
+
+@contextlib.contextmanager
+def _temporary(data: bytes, path: Path) -> Iterator[Path]:
+    """Write a temporary file beside `path`; at the end it is gone, or has another name."""
+    temporary = temporary_beside(path)
+    _unfinished.add(temporary)
+    try:
+        temporary.write_bytes(data)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+        _unfinished.discard(temporary)
+
+
+def _take(name: Path, temporary: Path) -> bool:
+    """Give a temporary file a name that nothing has; False if something has it."""
+    if os.path.lexists(name):
+        return False
+    try:
+        os.link(temporary, name)
+    except FileExistsError:
+        return False
+    except OSError:  # the file system has no hard links; for a moment the file is empty
+        try:
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            return False
+        os.replace(temporary, name)
+    return True

@@ -1,0 +1,1 @@
+"""Pictures as files: formats, and the texts that they carry."""
