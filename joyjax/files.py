@@ -39,7 +39,7 @@ def publish_free(data: bytes, candidates: Iterable[Path]) -> Path:
 
 def temporary_beside(path: Path) -> Path:
     """Return a name in the folder of `path` that no other thread or process chooses: `.NAME.PID.RANDOM.part`."""
-    kept = path.name.encode()[:200].decode(errors="ignore")  # file systems allow 255 bytes
+    kept = os.fsencode(path.name)[:200].decode(errors="ignore")  # file systems allow 255 bytes
     return path.with_name(f".{kept}.{os.getpid()}.{secrets.token_hex(4)}.part")
 
 

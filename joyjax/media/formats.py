@@ -61,7 +61,7 @@ def format_of(path: str | os.PathLike) -> Format:
     return found
 
 
-def check_quality(quality: Quality, form: Format) -> int | str:
+def check_quality(quality: Any, form: Format) -> int | str:
     """Return the quality of a file: from 1 to 100, or "lossless"; None is the format's own.
 
     Raises:

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
+from saved import save
 
 from joyjax.cli import app
 from joyjax.inputs.image import open_picture
-from joyjax.recipe import make_recipe, read_recipe, save_png
+from joyjax.recipe import make_recipe, read_recipe
 from joyjax.shapes.edits import KINDS
 from joyjax.sources import Source
 
@@ -205,7 +206,7 @@ def test_info_of_a_picture(tmp_path, picture):
         settings, fingerprint=f"sha256:{'ab' * 32}", jax="0.10.2", device="cpu", references=[source], mask=source
     )
     path = tmp_path / "edit.png"
-    save_png(Image.new("RGB", (8, 8)), path, recipe)
+    save(Image.new("RGB", (8, 8)), path, recipe)
     done = run("info", path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.isprintable() or set(filter(lambda c: not c.isprintable(), done.stdout)) == {"\n"}
@@ -222,9 +223,9 @@ def test_info_of_a_picture(tmp_path, picture):
     assert told["settings"]["prompt"] == settings["prompt"]
     misused("info", path, "--verify", says="--verify: is for a checkpoint")
     misused("info", path, "--mesh", "tensor=2", says="--mesh: is for a checkpoint")
-    fails("info", picture, says="photo.jpg is no PNG file")
+    fails("info", picture, says="photo.jpg holds no recipe")
     fails("info", tmp_path / "none.png", says="none.png does not exist")
-    save_png(Image.new("RGB", (8, 8)), path, None)
+    save(Image.new("RGB", (8, 8)), path, None)
     fails("info", path, says="holds no recipe")
 
 

@@ -41,7 +41,6 @@ from joyjax.inputs.image import (
     nearest_bucket,
     open_picture,
     rgb_profile,
-    save_png,
     to_pixels,
     upright,
 )
@@ -424,23 +423,6 @@ def test_nearest_bucket_by_plain_difference():
 def test_to_pixels_wants_rgb():
     with pytest.raises(ValueError, match="mode L"):
         to_pixels(picture("L"))
-
-
-def test_a_png_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    save_png(picture(), tmp_path / "picture.png")
-    assert np.array_equal(to_pixels(open_picture(tmp_path / "picture.png")), noise())
-    with pytest.raises(PictureError, match="nowhere/picture.png cannot be written"):
-        save_png(picture(), tmp_path / "nowhere" / "picture.png")
-
-    def full(self, path, **options):
-        path.write_bytes(b"half")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(PictureError, match="picture.png cannot be written: No space"):
-        save_png(Image.new("RGB", (1, 1)), tmp_path / "picture.png")
-    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
-    assert np.array_equal(to_pixels(open_picture(tmp_path / "picture.png")), noise())
 
 
 def test_pixels_go_there_and_back():

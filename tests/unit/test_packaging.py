@@ -59,7 +59,7 @@ def test_data_and_version():
     }
     assert others == named
     assert PROJECT["project"]["version"] == joyjax.__version__
-    assert PROJECT["project"]["scripts"] == {"joyjax": "joyjax.cli:main"}
+    assert PROJECT["project"]["scripts"] == {"joyjax": "joyjax.__main__:main"}
 
 
 def test_wheel(tmp_path):
