@@ -237,3 +237,102 @@ def test_results_reach_a_pipe_when_the_notes_reach_a_terminal(here):
     assert process.returncode == 0
     assert b"editing" in seen
     assert b"edit.png" not in seen
+
+
+def test_an_input_is_never_replaced(here):
+    """By what the file is: other spellings and links too; and before a model is loaded."""
+    Image.new("L", (128, 128), 255).save("mask.png")
+    os.symlink("shapes.png", "link.png")
+    os.link("shapes.png", "hard.png")
+    os.mkdir("sub")
+    before = {name: Path(name).read_bytes() for name in ("shapes.png", "mask.png")}
+    nowhere = ["--model", "not-there"]  # which is an error of its own, later
+    edit = [PROMPT, "-i", "shapes.png", "--mask", "mask.png", *nowhere]
+    for output in ("shapes.png", "./shapes.png", "sub/../shapes.png", here / "shapes.png", "link.png", "hard.png"):
+        fails(*edit, "-o", output, says="which is the picture of --image and would be replaced", error=RequestError)
+    fails(*edit, "-o", "mask.png", says="which is the picture of --mask and would be replaced", error=RequestError)
+    fails(PROMPT, "-i", "wide.png", "-i", "link.png", *nowhere, "-o", "shapes.png", says="would be replaced")
+    fails(*edit, "-o", "other.png", says="'not-there'", error=CheckpointError)
+    assert {name: Path(name).read_bytes() for name in before} == before
+
+
+def test_a_recipe_may_replace_its_own_result_but_not_its_reference(here):
+    succeed("edit", PROMPT, "-i", "shapes.png", "--steps", 1, *FAST)
+    first = pixels("edit.png")
+    assert succeed("edit", "--from", "edit.png", "-o", "edit.png").stdout == "edit.png\n"
+    np.testing.assert_array_equal(pixels("edit.png"), first)
+    fails("--from", "edit.png", "-o", "shapes.png", says="would be replaced", error=RequestError)
+    fails("--from", "edit.png", "-i", "edit.png", "-o", "edit.png", says="would be replaced", error=RequestError)
+
+
+def test_the_suffix_decides_the_format(here):
+    edit = [PROMPT, "-i", "shapes.png", "--steps", 1, *FAST]
+    for suffix, kind in (("png", "PNG"), ("jpg", "JPEG"), ("webp", "WEBP"), ("avif", "AVIF"), ("tiff", "TIFF")):
+        name = f"new/folder/{kind}/edit.{suffix}"
+        assert succeed("edit", *edit, "-o", name).stdout == f"{name}\n"
+        assert Image.open(name).format == kind
+        assert invoke("info", name).stdout.splitlines()[1].split() == ["prompt", *PROMPT.split()]
+    jpeg, webp = Path("new/folder/JPEG/edit.jpg"), Path("new/folder/WEBP/edit.webp")
+    np.testing.assert_array_equal(pixels(webp), pixels("new/folder/PNG/edit.png"))
+    succeed("edit", "--from", jpeg, "-o", "again.png")
+    np.testing.assert_array_equal(pixels("again.png"), pixels(webp))
+    assert succeed("edit", *edit, "-o", "small.jpg", "--quality", 20, "--num-images", 2).stdout.split() == [
+        "small.jpg",
+        "small-2.jpg",
+    ]
+    assert Path("small.jpg").stat().st_size < jpeg.stat().st_size / 2
+    for output, more, says in (
+        ("edit", (), "edit has no suffix; name a file that ends in .png"),
+        ("edit.gif", (), "edit.gif ends in .gif; name a file"),
+        ("edit.png", ("--quality", 80), "quality is 80, but .png files are lossless"),
+        ("edit.jpg", ("--quality", 0), "quality is 0; expected a whole number from 1 to 100"),
+        ("edit.jpg", ("--quality", "best"), "quality is 'best'; expected"),
+        ("edit.jpg", ("--quality", "lossless"), "but .jpg files lose detail"),
+        ("new", (), "new has no suffix"),
+        ("shapes.png/in/edit.png", (), "but shapes.png is a file; name another place"),
+    ):
+        fails(*edit, "-o", output, *more, "--model", "not-there", says=says, error=RequestError)
+
+
+def test_edits_at_once_lose_no_result(here):
+    """Three programs that start together under default names, with previews in one folder: 3 of each are there."""
+    edit = ["edit", PROMPT, "-i", "shapes.png", "--steps", 2, "--num-images", 2, "--preview-dir", "steps"]
+    runs = [start(*edit, "--seed", seed) for seed in (10, 20, 30)]
+    printed = [run.communicate(timeout=300)[0].split() for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0]
+    names = ["edit.png", *(f"edit-{number}.png" for number in range(2, 7))]
+    assert sorted(name for each in printed for name in each) == sorted(names)
+    assert {settings(name)["seed"] for name in names} == {10, 11, 20, 21, 30, 31}
+    assert {(settings(name)["seed"]) // 10 for name in printed[1]} == {2}
+    previews = sorted(os.listdir("steps"))
+    assert len(previews) == 3 * 2 * 2
+    assert all(f"{name.removesuffix('001.png')}002.png" in previews for name in previews if name.endswith("001.png"))
+
+
+def test_a_failure_takes_no_name(here):
+    fails(PROMPT, "-i", "shapes.png", "--seed", str(2**65), says="seed")
+    assert succeed("edit", PROMPT, "-i", "shapes.png", "--steps", 1, *FAST).stdout == "edit.png\n"
+
+
+def test_previews_replace_nothing(here):
+    os.mkdir("steps")
+    Path("steps/edit-step-002.png").write_bytes(b"mine")
+    edit = ["edit", PROMPT, "-i", "shapes.png", "--steps", 2, "--preview-dir", "steps", *FAST]
+    succeed(*edit, "-o", "edit.png")
+    succeed(*edit, "-o", "edit.png")
+    expected = {f"edit-{n}-step-00{step}.png" for n in (2, 3) for step in (1, 2)} | {"edit-step-002.png"}
+    assert set(os.listdir("steps")) == expected
+    assert Path("steps/edit-step-002.png").read_bytes() == b"mine"
+
+
+def test_progress_is_lines_where_there_is_no_terminal(here, monkeypatch):
+    """A line at each stage, and one for every interval."""
+    import joyjax.commands.progress as progress
+
+    assert progress.EVERY == 10
+    monkeypatch.setattr(progress, "EVERY", 0.01)
+    said = succeed("edit", PROMPT, "-i", "shapes.png", "--steps", 8, *FAST).stderr.splitlines()
+    stages = [line for line in said if line in ("loading", "editing")]
+    assert stages == ["loading", "editing"]
+    assert any(line.startswith("loading, 0 s, ") and line.endswith(" MiB") for line in said)
+    assert any(line.startswith("editing, ") and " of 8, " in line and line.endswith(" s a step") for line in said)
