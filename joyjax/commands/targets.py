@@ -74,7 +74,7 @@ class Targets:
                     )
         check_quality(self.quality, format_of(self.first))
         if self.output != STANDARD_OUTPUT:
-            _check_folder(self.first.absolute().parent)
+            _check_folder(self.first)
 
     def save(self, result: "Result", number: int) -> Path:
         """Write the result of this number, from 0, and return its name."""
@@ -121,13 +121,13 @@ def _preview(stem: str, step: int) -> str:
     return f"{stem}-step-{step:03}.png"
 
 
-def _check_folder(folder: Path) -> None:
-    """Raise RequestError unless a folder can be written into, or be made."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+def _check_folder(output: Path) -> None:
+    """Raise RequestError unless a file's folder can be written into, or be made."""
+    there = next(path for path in output.parents if path.exists())
     if not there.is_dir():
-        raise RequestError(f"--output is in {folder}, but {there} is a file; name another place")
+        raise RequestError(f"--output is {output}, but {there} is a file; name another place")
     if not os.access(there, os.W_OK):
-        raise RequestError(f"{there} is not writable; name another place with --output")
+        raise RequestError(f"{there.absolute()} is not writable; name another place with --output")
 
 
 def _write_all(data: bytes) -> None:

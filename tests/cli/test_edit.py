@@ -323,16 +323,3 @@ def test_previews_replace_nothing(here):
     expected = {f"edit-{n}-step-00{step}.png" for n in (2, 3) for step in (1, 2)} | {"edit-step-002.png"}
     assert set(os.listdir("steps")) == expected
     assert Path("steps/edit-step-002.png").read_bytes() == b"mine"
-
-
-def test_progress_is_lines_where_there_is_no_terminal(here, monkeypatch):
-    """A line at each stage, and one for every interval."""
-    import joyjax.commands.progress as progress
-
-    assert progress.EVERY == 10
-    monkeypatch.setattr(progress, "EVERY", 0.01)
-    said = succeed("edit", PROMPT, "-i", "shapes.png", "--steps", 8, *FAST).stderr.splitlines()
-    stages = [line for line in said if line in ("loading", "editing")]
-    assert stages == ["loading", "editing"]
-    assert any(line.startswith("loading, 0 s, ") and line.endswith(" MiB") for line in said)
-    assert any(line.startswith("editing, ") and " of 8, " in line and line.endswith(" s a step") for line in said)
