@@ -45,7 +45,7 @@ def command(
     """
     from joyjax.batching import Model as Used
     from joyjax.batching import check_folder, read_rows, refuse_others, run_rows
-    from joyjax.commands.cancel import last_words
+    from joyjax.commands.cancel import GOES_ON, last_words
     from joyjax.commands.console import note, result
     from joyjax.commands.progress import loading, peak, working
     from joyjax.inputs.model import model_folder
@@ -73,7 +73,7 @@ def command(
     done = failed = 0
 
     def stopped() -> str:
-        return f"{done} done, {failed} failed; the same command goes on from here"
+        return f"{done} done, {failed} failed; {GOES_ON}"
 
     with last_words(stopped), working(len(rows)) as (callback, advance_row):
         for one in run_rows(

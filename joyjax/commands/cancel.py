@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 STATUS = 1
+GOES_ON = "the same command goes on from here"
 
 _last_words: list[Callable[[], str]] = []  # of the command that is running
 

@@ -29,12 +29,13 @@ def command(
     The converted folder stands alone, with configs, tokenizer and processor. Every part is read back. If it is stopped,
     the same command goes on from there. Prints the folder's path.
     """
+    from joyjax.commands.cancel import GOES_ON, last_words
     from joyjax.commands.console import note
     from joyjax.commands.progress import gibibytes, loading
     from joyjax.converting import convert_model
     from joyjax.families.registry import family_in
 
-    with loading("converting") as advance:
+    with last_words(lambda: GOES_ON), loading("converting") as advance:
         manifest = convert_model(
             source,
             target,

@@ -47,6 +47,7 @@ def command(
     except ImportError as error:
         raise RequestError(f"training needs {error.name}; install it with: pip install 'joyjax[train]'") from None
 
+    from joyjax.commands.cancel import GOES_ON, last_words
     from joyjax.commands.console import note
     from joyjax.inputs.model import model_folder
     from joyjax.sharding.mesh import parse_mesh
@@ -60,5 +61,6 @@ def command(
     )
     devices = None if mesh is None else parse_mesh(mesh)
     folder = None if start is None else model_folder(start)
-    train_demo(recipe, work, target, start=folder, mesh=devices, report=note)
+    with last_words(lambda: GOES_ON):
+        train_demo(recipe, work, target, start=folder, mesh=devices, report=note)
     typer.echo(target)
