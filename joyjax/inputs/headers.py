@@ -1,6 +1,7 @@
 """The headers of safetensors and GGUF files, as far as they can be read without believing them."""
 
 import dataclasses
+import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,6 +65,27 @@ def data_end(header: RawHeader) -> int:
     ends = [entry.get("data_offsets") for entry in header.entries.values() if isinstance(entry, dict)]
     last = [each[1] for each in ends if isinstance(each, list) and len(each) == 2 and type(each[1]) is int]
     return header.begin + max(last, default=0)
+
+
+def comfy_metadata(file: Path, header: RawHeader) -> Mapping[str, Any]:
+    """Return the metadata, with the first layer's quantisation where ComfyUI put it into a tensor instead.
+
+    The tensor holds json, such as {"format": "int8_tensorwise", "convrot": true}.
+    """
+    entry = next((entry for name, entry in header.entries.items() if name.endswith(".comfy_quant")), None)
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    if "_quantization_metadata" in header.metadata or not isinstance(offsets, list) or len(offsets) != 2:
+        return header.metadata
+    first, last = offsets
+    if type(first) is not int or type(last) is not int or not 0 <= first < last <= min(first + 2**12, header.seen[2]):
+        return header.metadata
+    try:
+        with file.open("rb") as opened:
+            opened.seek(header.begin + first)
+            layer = parse_json(opened.read(last - first))
+    except (OSError, ValueError, TypeError):
+        return header.metadata
+    return {**header.metadata, "_quantization_metadata": json.dumps({"layers": {"first": layer}})}
 
 
 # GGUF's types of values: those of fixed size; 8 is a string, 9 an array

@@ -18,6 +18,7 @@ from joyjax.inputs.identity import (
     TAKES,
     Identity,
     class_named,
+    counted,
     identify_file,
     is_own_layout,
     pipeline_above,
@@ -114,7 +115,7 @@ def _pipeline(folder: Path) -> Identity:
     what = f"a Diffusers folder of {kind}"
     if pointers := _pointers(folder):
         _, advice = STAND_INS["git-lfs"]
-        what += f" with {len(pointers)} Git LFS pointers in place of files, such as {pointers[0]}"
+        what += f" with {counted(len(pointers), 'Git LFS pointer')} in place of files, such as {pointers[0]}"
         return Identity(name, "git-lfs", what, advice, "broken", details | {"pointers": pointers[:100]})
     for component in NETWORKS:
         if (place := folder / component).is_dir():
@@ -168,7 +169,7 @@ def _part(folder: Path, role: str, kind: str) -> Identity:
     elif is_own_layout(parent):
         advice = f"convert the folder of the whole model: joyjax convert {parent} TARGET"
     else:
-        advice = f"the folder of the whole pipeline is wanted, which has {INDEX}, and {parent} has none; {TAKES}"
+        advice = f"give the folder of the whole pipeline, which has {INDEX}; {parent} has none; {TAKES}"
     what = f"one component of a model, its {role}" + (f" ({class_named(kind)})" if kind != role else "")
     return Identity(str(folder), "component", what, advice, details={"component": role, "class_name": _short(kind)})
 

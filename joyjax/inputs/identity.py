@@ -11,7 +11,7 @@ from typing import Any, Literal
 from joyjax.errors import CheckpointError
 from joyjax.inputs import tensor_names
 from joyjax.inputs.files import quoted, read_json
-from joyjax.inputs.headers import data_end, gguf_facts, read_raw_header
+from joyjax.inputs.headers import comfy_metadata, data_end, gguf_facts, read_raw_header
 from joyjax.inputs.signatures import HEAD, STAND_INS, signature
 
 REAL = "jdopensource/JoyAI-Image-Edit-Diffusers"
@@ -78,7 +78,7 @@ def _named(path: Path, kind: str, form: str, head: bytes) -> Identity:
             facts = gguf_facts(head)
             told = [f"architecture {quoted(facts['architecture'])}"] if "architecture" in facts else []
             told += [facts["quantisation"]] if "quantisation" in facts else []
-            told += [f"{facts['tensors']} tensors"] if "tensors" in facts else []
+            told += [counted(facts["tensors"], "tensor")] if "tensors" in facts else []
             what = f"a GGUF file ({', '.join(told)})" if told else "a GGUF file that is cut off"
             advice = f"this version of joyjax reads no GGUF; {TAKES}"
             return Identity(name, kind, what, advice, "foreign" if told else "broken", facts)
@@ -131,7 +131,7 @@ def _safetensors(path: Path, size: int) -> Identity:
         why = str(error).removeprefix(f"{path} is ").removeprefix("not a readable safetensors file: ")
         what = f"a damaged or incomplete safetensors file ({why.removesuffix('; is the download complete?')})"
         return Identity(name, "safetensors", what, "download it again", "broken")
-    entries, metadata = header.entries, header.metadata
+    entries, metadata = header.entries, comfy_metadata(path, header)
     facts: dict[str, Any] = {"tensors": len(entries), "dtypes": tensor_names.dtypes(entries)}
     if (end := data_end(header)) > size:
         what = f"an incomplete safetensors file: it has {size:,} bytes of {end:,}"
@@ -146,18 +146,18 @@ def _safetensors(path: Path, size: int) -> Identity:
     several = tensor_names.is_whole(entries)
     held = "several components in one file" if several else f"one component: {f'{model} {component}'.strip()}"
     held = held if component or several else "tensors of no network that joyjax knows"
-    what = f"a single safetensors file with {held} ({len(entries)} tensors, {stored})"
+    what = f"a single safetensors file with {held} ({counted(len(entries), 'tensor')}, {stored})"
     kind = "single-file" if several or component else "safetensors"
     advice = whole or f"a single file holds no tokenizer and no configurations; {TAKES}"
     return Identity(name, kind, what, advice, details={key: value for key, value in facts.items() if value is not None})
 
 
-NO_ADAPTERS = "it changes a model and is none, and this version of joyjax applies no adapters"
+NO_ADAPTERS = "this version of joyjax applies no adapters"
 
 
 def _adapter(facts: Mapping[str, Any]) -> str:
     told = [f"for {facts['model']}"] if "model" in facts else []
-    told += [f"{facts['modules']} modules"]
+    told += [counted(facts["modules"], "module")]
     told += [f"rank {', '.join(map(str, facts['ranks']))}"] if "ranks" in facts else []
     told += [f"with {facts['naming']}'s names"] if "naming" in facts else []
     name = "a LoRA" if facts["method"] == "LoRA" else f"an adapter of the kind {facts['method']}"
@@ -177,6 +177,11 @@ ENCODER = "JoyAI-Image-Und"
 def is_own_layout(folder: Path) -> bool:
     """Say whether a folder has the layout of the model's own repository, see convert/original.py."""
     return (folder / ENCODER / "config.json").is_file() and not (folder / INDEX).exists()
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 tensor" or "2 tensors"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def class_named(value: object) -> str:

@@ -162,5 +162,10 @@ def _formats(layers: object) -> list[str]:
     except (ValueError, TypeError):
         return []
     each = told.values() if isinstance(told, dict) else ()
-    formats = {layer.get("format") for layer in each if isinstance(layer, dict)}
-    return sorted(name[:40] for name in formats if isinstance(name, str) and name.isidentifier())[:5]
+    named = ((layer.get("format"), layer.get("convrot")) for layer in each if isinstance(layer, dict))
+    formats = {
+        f"{name[:40]}{' with ConvRot' if rotated is True else ''}"
+        for name, rotated in named
+        if isinstance(name, str) and name.isidentifier()
+    }
+    return sorted(formats)[:5]

@@ -36,6 +36,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + 
 PAGE = b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 EDIT = {"_class_name": "JoyImageEditPipeline", "transformer": ["diffusers", "X"], "vae": ["diffusers", "Y"]}
+LAYER = b'{"format": "int8_tensorwise", "convrot": true, "convrot_groupsize": 256}'
 SMALL = np.zeros((2, 3), np.float32)
 
 
@@ -146,7 +147,7 @@ FILES: dict[str, tuple[Make, str, str, str]] = {
         ),
         "lora",
         "foreign",
-        r"a LoRA \(for JoyImage, 1 modules, rank 32, with DiffSynth's names\); it changes a model and is none",
+        r"a LoRA \(for JoyImage, 1 module, rank 32, with DiffSynth's names\); this version of joyjax applies no",
     ),
     "kohya's LoRA": (
         pair(
@@ -155,7 +156,7 @@ FILES: dict[str, tuple[Make, str, str, str]] = {
         ),
         "lora",
         "foreign",
-        r"a LoRA \(for Qwen-Image, 1 modules, rank 32, with kohya's names\)",
+        r"a LoRA \(for Qwen-Image, 1 module, rank 32, with kohya's names\)",
     ),
     "ComfyUI's LoRA": (
         pair(
@@ -193,6 +194,15 @@ FILES: dict[str, tuple[Make, str, str, str]] = {
         "foreign",
         r"JoyImage transformer \(3 tensors, ComfyUI, int8_tensorwise\)",
     ),
+    "ComfyUI's int8, named in a tensor": (
+        lambda folder: write(
+            folder / "m.safetensors",
+            header({"a.weight": ("I8", (4, 8), 1), "a.comfy_quant": ("U8", (len(LAYER),), 1)})[: -len(LAYER)] + LAYER,
+        ),
+        "safetensors",
+        "foreign",
+        r"\(2 tensors, ComfyUI, int8_tensorwise with ConvRot\)",
+    ),
     "fp8 with a mark": (
         tensors("double_blocks.0.attn.img_attn_qkv.weight", "scaled_fp8", dtype="F8_E4M3", item=1),
         "single-file",
@@ -203,7 +213,7 @@ FILES: dict[str, tuple[Make, str, str, str]] = {
         tensors("transformer_blocks.0.img_mlp.net.2.weight", dtype="F8_E5M2", item=1),
         "single-file",
         "foreign",
-        r"Qwen-Image transformer \(1 tensors, fp8 without scales\)",
+        r"Qwen-Image transformer \(1 tensor, fp8 without scales\)",
     ),
     "Nunchaku": (
         tensors("transformer_blocks.0.img_mod.1.qweight", "transformer_blocks.0.img_mod.1.wscales", dtype="I8", item=1),
@@ -398,13 +408,13 @@ FOLDERS: dict[str, tuple[Make, str, str, str]] = {
         files("v", **{"v__config.json": {"_class_name": "AutoencoderKLWan"}}),
         "component",
         "foreign",
-        r"its vae \(AutoencoderKLWan\); the folder of the whole pipeline is wanted, which has model_index.json, and .*",
+        r"its vae \(AutoencoderKLWan\); give the folder of the whole pipeline, which has model_index.json; .* has none",
     ),
     "a scheduler": (
         files("s", **{"s__scheduler_config.json": {}}),
         "component",
         "foreign",
-        "its scheduler; the folder",
+        "its scheduler; give the folder",
     ),
     "a tokenizer": (files("t", **{"t__vocab.json": {}}), "component", "foreign", "its tokenizer"),
     "a processor": (files("p", **{"p__preprocessor_config.json": {}}), "component", "foreign", "its processor"),
