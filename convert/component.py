@@ -9,8 +9,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from joyjax.convert.rules import Rule, Shape
-from joyjax.errors import CheckpointError
+from joyjax.errors import CheckpointError, ConfigError
 from joyjax.inputs.files import quoted, read_json
+from joyjax.inputs.weights import NOT_QUANTISED, quantisation_method
 from joyjax.layers.weights import Weights
 
 
@@ -44,7 +45,11 @@ class Component:
             ConfigError: for a value that the network does not implement.
         """
         self.class_name(folder)
-        return self.configure(read_json(folder / self.folder / "config.json"))
+        file = folder / self.folder / "config.json"
+        config = read_json(file)
+        if method := quantisation_method(config):
+            raise ConfigError(f"{file}: quantization_config: the weights are quantised ({method}); {NOT_QUANTISED}")
+        return self.configure(config)
 
     def class_name(self, folder: Path) -> str:
         """Return the class that the checkpoint's model_index.json names for this component, one of `class_names`."""

@@ -19,8 +19,8 @@ from joyjax.convert.pickled import read_pickled
 from joyjax.convert.safetensors import Tensor, Tensors, read_header
 from joyjax.errors import CheckpointError
 from joyjax.inputs.files import quoted, write_json
+from joyjax.inputs.identity import ENCODER
 
-ENCODER = "JoyAI-Image-Und"
 SMALL = (".json", ".txt", ".jinja")  # of the encoder's folder: tokenizer and processor
 WEIGHTS = (".pth", ".safetensors")
 INDEX = {
@@ -64,11 +64,6 @@ VAE: dict[str, Any] = {
         *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
     ],
 }
-
-
-def is_original(folder: Path) -> bool:
-    """Say whether a folder has the layout of the model's own repository."""
-    return (folder / ENCODER / "config.json").is_file() and not (folder / "model_index.json").exists()
 
 
 def write_skeleton(folder: Path, target: Path) -> None:

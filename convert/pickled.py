@@ -18,6 +18,7 @@ import numpy as np
 from joyjax.convert.safetensors import LONGEST_NAME, Tensor, check_name
 from joyjax.errors import CheckpointError
 from joyjax.inputs.files import Stamp, stamp
+from joyjax.inputs.signatures import stand_in
 
 LONGEST_PICKLE = 2**22  # bytes; the real one has 2**18. The zip file's own directory has no more either
 MOST_DIMENSIONS = 32
@@ -77,7 +78,10 @@ def read_pickled(file: Path) -> dict[str, Tensor]:
             text = opened.read(pickles[0])
     except FileNotFoundError:
         raise CheckpointError(f"{file} is missing; is the download complete?") from None
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+    except zipfile.BadZipFile as error:
+        wrong = stand_in(file)
+        raise (CheckpointError(f"{file} is {wrong}") if wrong else _unreadable(file, str(error))) from None
+    except (OSError, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         raise _unreadable(file, str(error)) from None
     try:
         found = _follow(text)

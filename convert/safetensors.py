@@ -16,13 +16,11 @@ import numpy as np
 from joyjax.convert.rules import Shape
 from joyjax.dtypes import STORED
 from joyjax.errors import CheckpointError
-from joyjax.inputs.files import Stamp, parse_json, read_json, stamp
+from joyjax.inputs.files import Stamp, read_json, stamp
+from joyjax.inputs.headers import read_raw_header, unreadable
+from joyjax.inputs.tensor_names import quantisation
+from joyjax.inputs.weights import INDEX, NOT_QUANTISED, WEIGHTS, weights_problem
 
-# The names that Diffusers and Transformers give; a variant such as model.fp16.safetensors is not looked at.
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
-INDEX = ".index.json"
-PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-LONGEST_HEADER = 2**24  # bytes; the real one has 2**17
 LONGEST_NAME = 200  # of a tensor; the real ones have 68
 
 # The format's names and NumPy's. Parameters have one of dtypes.STORED; what is not read may be of any of these kinds.
@@ -107,7 +105,8 @@ class Tensors:
             raise CheckpointError(f"{folder} is missing; it should hold {WEIGHTS[0]} or {WEIGHTS[1]}")
         found = [name for stem in WEIGHTS for name in (stem, stem + INDEX) if (folder / name).exists()]
         if not found:
-            raise CheckpointError(_why_none(folder))
+            wrong = weights_problem(folder)
+            raise CheckpointError(wrong[1] if wrong else f"{folder} holds no weights; expected {' or '.join(WEIGHTS)}")
         if len(found) > 1:
             raise CheckpointError(f"{folder} holds {' and '.join(found)}; which are its weights? Keep one of them")
         file = folder / found[0]
@@ -137,42 +136,26 @@ def read_header(file: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: naming the file, and the tensor where there is one.
     """
-    try:
-        seen = stamp(file)
-        size = seen[2]
-        with file.open("rb", buffering=0) as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            if size < 8 or length > size - 8 or length > LONGEST_HEADER:
-                raise _unreadable(file, f"{size} bytes, which a header of {length} does not fit")
-            text = opened.read(length)
-    except FileNotFoundError:
-        raise CheckpointError(f"{file} is missing; is the download complete?") from None
-    except OSError as error:
-        raise _unreadable(file, error.strerror or str(error)) from None
-    try:
-        raw = parse_json(text)
-    except (ValueError, TypeError) as error:
-        raise _unreadable(file, f"its header is no json object: {error}") from None
-    metadata = raw.pop("__metadata__", {})
-    if not isinstance(metadata, dict):
-        raise _unreadable(file, f"its __metadata__ is a json {type(metadata).__name__}")
-    begin, tensors, spans = 8 + length, {}, []
-    for name, entry in raw.items():
+    header = read_raw_header(file)
+    if method := quantisation(header.entries, header.metadata):
+        raise CheckpointError(f"{file} holds quantised weights ({method}); {NOT_QUANTISED}")
+    begin, size, tensors, spans = header.begin, header.seen[2], {}, []
+    for name, entry in header.entries.items():
         check_name(file, name)
         dtype, shape, (first, last) = _checked(file, name, entry)
-        tensors[name] = Tensor(shape, dtype, file, begin + first, seen)
+        tensors[name] = Tensor(shape, dtype, file, begin + first, header.seen)
         if last - first != tensors[name].nbytes:
-            raise _unreadable(
+            raise unreadable(
                 file, f"tensor {name} {list(shape)} of {dtype} takes {tensors[name].nbytes} bytes, not {last - first}"
             )
         spans.append((first, last, name))
     end = 0
     for first, last, name in sorted(spans):
         if first != end:
-            raise _unreadable(file, f"tensor {name} begins at byte {first} of the data, where {end} is next")
+            raise unreadable(file, f"tensor {name} begins at byte {first} of the data, where {end} is next")
         end = last
     if end != size - begin:
-        raise _unreadable(file, f"its tensors take {end} bytes; it holds {size - begin}: is the download complete?")
+        raise unreadable(file, f"its tensors take {end} bytes; it holds {size - begin}: is the download complete?")
     return tensors
 
 
@@ -186,21 +169,17 @@ def check_name(file: Path, name: object) -> None:
 def _checked(file: Path, name: str, entry: Any) -> tuple[str, Shape, tuple[int, int]]:
     """Return dtype, shape and byte range of one tensor, each of the right kind."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise _unreadable(file, f"tensor {name} is not told by dtype, shape and data_offsets")
+        raise unreadable(file, f"tensor {name} is not told by dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         shown = dtype if isinstance(dtype, str) and dtype.isprintable() else ascii(dtype)
         raise CheckpointError(f"{file}: tensor {name} is stored as {shown[:100]}; expected {', '.join(STORED)}")
     for what, numbers in (("shape", shape), ("data_offsets", offsets)):
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
-            raise _unreadable(file, f"tensor {name} has the {what} {numbers!r:.100}")
+            raise unreadable(file, f"tensor {name} has the {what} {numbers!r:.100}")
     if len(shape) > 32 or len(offsets) != 2:
-        raise _unreadable(file, f"tensor {name} has {len(shape)} dimensions and {len(offsets)} offsets")
+        raise unreadable(file, f"tensor {name} has {len(shape)} dimensions and {len(offsets)} offsets")
     return DTYPES[dtype], tuple(shape), (offsets[0], offsets[1])
-
-
-def _unreadable(file: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{file} is not a readable safetensors file: {why}")
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
@@ -225,12 +204,3 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
             said = f"in {where[name]}" if name in where else "nowhere"
             raise CheckpointError(f"{index}: tensor {name} is in {tensors[name].file.name}; the index has it {said}")
     return tensors
-
-
-def _why_none(folder: Path) -> str:
-    others = sorted(path.name for path in folder.iterdir())
-    if variants := [name for name in others if name.endswith(".safetensors")]:
-        return f"{folder} holds no {WEIGHTS[0]} or {WEIGHTS[1]}, only {variants[0]}; joyjax reads the default names"
-    if pickled := [name for name in others if name.endswith(PICKLED)]:
-        return f"{folder} holds pickled weights only ({pickled[0]}); joyjax reads safetensors only"
-    return f"{folder} holds no weights; expected {WEIGHTS[0]} or {WEIGHTS[1]}"

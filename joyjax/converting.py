@@ -11,6 +11,7 @@ from joyjax.convert.conversion import convert_checkpoint
 from joyjax.convert.manifest import Manifest
 from joyjax.convert.stream import Progress
 from joyjax.families.registry import family_in
+from joyjax.inputs.identity import is_own_layout
 from joyjax.inputs.model import model_folder
 
 
@@ -33,7 +34,7 @@ def convert_model(
     number = None if dtype is None else dtypes.by_name(dtype)
     with tempfile.TemporaryDirectory() as skeleton:
         place, tensors = folder, None
-        if original.is_original(folder):
+        if is_own_layout(folder):
             place, tensors = Path(skeleton), functools.partial(original.open_tensors, folder)
             original.write_skeleton(folder, place)
         components = family_in(place).components

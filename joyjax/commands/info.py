@@ -1,12 +1,15 @@
-"""`joyjax info`: what a checkpoint holds and needs, or how a picture was made."""
+"""`joyjax info`: what a checkpoint holds and needs, how a picture was made, or what something else is."""
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from joyjax.inputs.identity import Identity
 
 Option = typer.Option
 
@@ -29,22 +32,33 @@ def command(
     """Tell what a checkpoint holds, or how a picture was made.
 
     Of a checkpoint its family, networks, sizes and dtypes, and the memory to run it; no weights are read without
-    --verify. Of a PNG file that joyjax wrote, its recipe.
+    --verify. Of a PNG file that joyjax wrote, its recipe. Of another model or file, what it is, and what joyjax takes.
     """
-    if Path(model).is_file() or (model.lower().endswith(".png") and not Path(model).exists()):
-        for option, given in (("--verify", verified), ("--mesh", mesh is not None)):
-            if given:
-                raise typer.BadParameter(f"is for a checkpoint, and {model} is a file", param_hint=option)
+    from joyjax.errors import CheckpointError
+    from joyjax.inputs.identify import identify
+    from joyjax.inputs.model import model_folder
+
+    options = (("--verify", verified), ("--mesh", mesh is not None))
+    known = identify(model)
+    if known.kind == "picture" or model.lower().endswith(".png"):
+        _refuse_for(f"{model} is a file", options)
         _show_recipe(Path(model), as_json)
         return
+    fetched = model_folder(model) if known.kind == "missing" else None  # a hub id, or else an error
+    known = known if fetched is None else identify(fetched)
+    if known.state in ("foreign", "converts"):
+        _refuse_for(str(known), options)
+        _show_identity(known, as_json)
+        return
+    if known.state != "runs":
+        raise CheckpointError(str(known))
 
     from joyjax.commands.progress import gibibytes, loading
     from joyjax.dtypes import NAMES
     from joyjax.info import describe, on_mesh, verify
-    from joyjax.inputs.model import model_folder
     from joyjax.sharding.mesh import parse_axes
 
-    folder = model_folder(model)
+    folder = fetched or model_folder(model)
     described = describe(folder)
     meshes = [] if mesh is None else [on_mesh(folder, parse_axes(mesh), dtype) for dtype in NAMES]
     if verified:
@@ -52,7 +66,8 @@ def command(
             verify(folder, advance)
     if as_json:
         on_meshes = {} if mesh is None else {"mesh": [dataclasses.asdict(held) for held in meshes]}
-        typer.echo(json.dumps(dataclasses.asdict(described) | on_meshes, indent=2))
+        kind = {"kind": known.kind, "state": known.state}
+        typer.echo(json.dumps(kind | dataclasses.asdict(described) | on_meshes, indent=2))
         return
     checked = ", every weight verified" if verified else ""
     typer.echo(f"{described.family} ({described.class_name}), {described.format} folder, whole{checked}")
@@ -77,6 +92,24 @@ def command(
         for held in meshes:
             parts = ", ".join(f"{name} {gibibytes(size)}" for name, size in held.component_bytes.items())
             typer.echo(f"  {held.dtype:9} {gibibytes(held.bytes):>11}  ({parts})")
+
+
+def _refuse_for(reason: str, options: Iterable[tuple[str, bool]]) -> None:
+    """Raise BadParameter for the first of the options, by name, that was given."""
+    for option, given in options:
+        if given:
+            raise typer.BadParameter(f"is for a checkpoint, and {reason}", param_hint=option)
+
+
+def _show_identity(known: "Identity", as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(known), indent=2))
+        return
+    typer.echo(_printed(f"{known.path} is {known.what}", 4))
+    for name, value in known.details.items():
+        if value is not None:
+            typer.echo("  " + _printed(f"{name:16} {value if isinstance(value, str) else json.dumps(value)}", 19))
+    typer.echo(_printed(f"what to do: {known.advice}", 4))
 
 
 def _show_recipe(path: Path, as_json: bool) -> None:

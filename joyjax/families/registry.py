@@ -6,6 +6,7 @@ from joyjax.errors import CheckpointError
 from joyjax.families.family import Family
 from joyjax.families.joyimage import EDIT, EDIT_PLUS
 from joyjax.inputs.files import quoted, read_json
+from joyjax.inputs.identify import identify
 
 FAMILIES: dict[str, Family] = {family.class_name: family for family in (EDIT, EDIT_PLUS)}
 
@@ -14,9 +15,12 @@ def family_in(folder: Path) -> Family:
     """Return the family of the checkpoint in a folder.
 
     Raises:
-        CheckpointError: if its index cannot be read, or names a class that joyjax does not know.
+        CheckpointError: if it is no such folder, saying what it is; if its index cannot be read, or names a class that
+            joyjax does not know.
     """
     index = folder / "model_index.json"
+    if not index.exists():
+        raise CheckpointError(str(identify(folder)))
     return family_of(read_json(index).get("_class_name"), str(index))
 
 

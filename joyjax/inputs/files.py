@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from joyjax.errors import CheckpointError
+from joyjax.inputs.signatures import stand_in
 
 LONGEST_JSON = 2**24  # bytes; the largest real one, a tokenizer, has two thirds of that
 DEEPEST_JSON = 100  # far below where Python, or what prints a value, gives up
@@ -65,7 +66,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except TypeError as error:
         raise CheckpointError(f"{path} holds {error}; expected an object") from None
     except ValueError as error:
-        raise CheckpointError(f"{path} is not valid json: {error}") from None
+        raise CheckpointError(f"{path} is {stand_in(path) or f'not valid json: {error}'}") from None
 
 
 def _without_doubles(pairs: Pairs) -> dict[str, Any]:

@@ -6,11 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from joyjax.errors import CheckpointError, RequestError
-from joyjax.inputs.files import check_files, unfinished
+from joyjax.inputs.files import check_files
+from joyjax.inputs.identify import identify
+from joyjax.inputs.identity import REAL
 
 DEMO = Path(__file__).parents[1] / "demo"
-REAL = "jdopensource/JoyAI-Image-Edit-Diffusers"
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
+# Other forms of one: an address, with a branch or a file; the path of one on the hub's pages.
+ADDRESS = re.compile(
+    r"(?:https?:/+)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<kind>datasets/|spaces/)?(?P<id>\w[\w.-]*/\w[\w.-]*)"
+    r"(?:/(?:tree|blob|resolve|raw)/(?P<revision>[\w.-]+))?(?:/.*)?",
+    re.ASCII,
+)
+PATH_IN_HUB = re.compile(
+    r"(?P<scheme>hf:(?://)?)?(?P<id>\w[\w.-]*/\w[\w.-]*)(?(scheme)(?:/.*)?|/(?:tree|blob|resolve|raw)/(?P<revision>[\w.-]+)"
+    r"(?:/.*)?)",
+    re.ASCII,
+)
 
 # What joyjax reads of a checkpoint. The pickled ones are those of the model's own repository.
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.jinja", "transformer/*.pth", "vae/*.pth")
@@ -33,24 +45,36 @@ def model_folder(model: str | os.PathLike | None, *, weights: bool = True) -> Pa
     if not isinstance(model, str | os.PathLike):
         raise RequestError(f"model is a {type(model).__name__}; expected the path of a folder, or a hub id")
     folder = Path(model)
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise CheckpointError(f"model {str(model)!r} is not a folder")
-    except OSError as error:
-        raise CheckpointError(f"model {str(model)[:100]!r} cannot be looked for: {error.strerror}") from None
-    if folder.name and unfinished(folder).is_dir() and not (folder / "model_index.json").exists():
-        raise CheckpointError(
-            f"model {str(model)!r} is not whole yet: give the `joyjax convert` that began it once more"
-        )
-    if not folder.exists():
+    if not _is_folder(folder):
         found = HUB_ID.fullmatch(model) if isinstance(model, str) else None
+        identity = identify(folder)
+        if identity.kind != "missing":
+            raise CheckpointError(f"model {str(model)[:100]!r} is {identity.what}; {identity.advice}")
         if found is None:
-            raise CheckpointError(
-                f"model {str(model)!r} does not exist; name a folder, or a hub id such as {REAL} or {REAL}@main"
-            )
+            advice = meant_hub_id(str(model)) or f"name a folder, or a hub id such as {REAL} or {REAL}@main"
+            raise CheckpointError(f"model {str(model)!r} does not exist; {advice}")
         folder = _from_hub(found["name"], found["revision"], PATTERNS if weights else PATTERNS_OF_TEXT)
     check_files(folder)
     return folder
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # `identify` has the reason
+        return False
+
+
+def meant_hub_id(text: str) -> str | None:
+    """Return the advice for a hub id in another form, such as its address; None for what has no such form."""
+    text = text.partition("?")[0].partition("#")[0]
+    found = ADDRESS.fullmatch(text) or PATH_IN_HUB.fullmatch(text)
+    if found is None:
+        return "download it, and give the folder" if re.match(r"\w+:/+\w", text) else None
+    if found.groupdict().get("kind"):
+        return f"that is the address of one of the hub's {found['kind'][:-1]}, not of a model"
+    revision = found["revision"]
+    return f"give the hub id: {found['id']}" + (f"@{revision}" if revision not in (None, "main") else "")
 
 
 def _from_hub(name: str, revision: str | None, patterns: Sequence[str]) -> Path:

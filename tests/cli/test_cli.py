@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -115,7 +116,7 @@ def test_wrong_usage():
 
 def test_failures_of_an_edit(tmp_path, picture):
     fails("edit", "x", "--model", tmp_path / "none", says="does not exist")
-    fails("edit", "x", "--model", picture, says="is not a folder")
+    fails("edit", "x", "--model", picture, says="is a JPEG picture; a picture to edit is given with --image")
     fails("edit", "x", "--model", tmp_path, says="model_index.json is missing")
     fails("edit", "x", "--model", tmp_path, "--image", tmp_path / "none.jpg", says="none.jpg does not exist")
     (tmp_path / "text.jpg").write_text("no picture")
@@ -187,7 +188,11 @@ def test_info(checkpoint, converted):
     assert described["format"] == "converted"
     assert [part["folder"] for part in described["components"]] == ["text_encoder", "transformer", "vae"]
     assert described["parameters"] == sum(part["parameters"] for part in described["components"])
-    fails("info", converted / "vae", says="model_index.json is missing")
+    part = run("info", converted / "vae")
+    assert (part.returncode, part.stderr) == (0, "")
+    assert "is one component of a model, its vae (AutoencoderKLWan)" in part.stdout
+    assert f"what to do: give the folder of the whole pipeline: {converted}\n" in part.stdout
+    fails("edit", "x", "--model", converted / "vae", says=f"give the folder of the whole pipeline: {converted}")
     on_mesh = run("info", checkpoint, "--mesh", "sequence=8,tensor=2")
     assert "mesh sequence=8,tensor=2: each of 16 devices holds\n  2 of the transformer's heads\n" in on_mesh.stdout
     assert "(ring 4 × ulysses 2)" in on_mesh.stdout
@@ -227,6 +232,40 @@ def test_info_of_a_picture(tmp_path, picture):
     fails("info", tmp_path / "none.png", says="none.png does not exist")
     save(Image.new("RGB", (8, 8)), path, None)
     fails("info", path, says="holds no recipe")
+
+
+def test_info_of_what_joyjax_does_not_run(tmp_path):
+    """What it recognises it prints, with status 0; what is broken, or nothing that it knows, is an error."""
+    (tmp_path / "q.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 894, 0))
+    done = run("info", tmp_path / "q.gguf")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[:3] == [
+        f"{tmp_path / 'q.gguf'} is a GGUF file (894 tensors)",
+        "  version          3",
+        "  tensors          894",
+    ]
+    assert done.stdout.splitlines()[3].startswith(
+        "what to do: this version of joyjax reads no GGUF; joyjax takes a folder"
+    )
+    told = json.loads(run("info", tmp_path / "q.gguf", "--json").stdout)
+    assert told["path"] == str(tmp_path / "q.gguf")
+    assert (told["kind"], told["state"], told["details"]) == ("gguf", "foreign", {"version": 3, "tensors": 894})
+    misused("info", tmp_path / "q.gguf", "--verify", says="--verify: is for a checkpoint, and")
+    fails("convert", tmp_path / "q.gguf", tmp_path / "out", says="is a GGUF file (894 tensors); this version")
+    flux = tmp_path / "flux"
+    flux.mkdir()
+    (flux / "model_index.json").write_text('{"_class_name": "Flux\\u001b[31mPipeline"}')
+    done = run("info", flux)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "another pipeline, 'Flux\\x1b[31mPipeline'" in done.stdout
+    assert done.stdout.replace("\n", "").isprintable()
+    (tmp_path / "m.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    fails("info", tmp_path / "m.safetensors", says="is a Git LFS pointer")
+    fails("info", tmp_path / "m.safetensors", "--json", says="git lfs pull")
+    (tmp_path / "notes.md").write_text("# notes")
+    fails("info", tmp_path / "notes.md", says="is a text file that begins '# notes'")
+    fails("info", tmp_path / "none", says="does not exist")
+    fails("info", "https://huggingface.co/owner/name", says="give the hub id: owner/name")
 
 
 @pytest.mark.parity

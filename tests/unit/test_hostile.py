@@ -775,7 +775,7 @@ def test_what_is_no_folder(tmp_path):
     with pytest.raises(CheckpointError, match="nothing' does not exist; name a folder, or a hub id"):
         joyjax.load(tmp_path / "nothing")
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="file' is not a folder"):
+    with pytest.raises(CheckpointError, match="file' is an empty file; download it again"):
         joyjax.load(tmp_path / "file")
     with pytest.raises(CheckpointError, match="model_index.json is missing"):
         joyjax.load(tmp_path)
