@@ -18,7 +18,8 @@ def command(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL_OR_PNG", help="Diffusers folder, one of `convert`, or hub id; or a PNG that joyjax wrote."
+            metavar="MODEL_OR_PNG",
+            help="Diffusers folder, one of `convert`, or hub id; or a picture that joyjax wrote.",
         ),
     ],
     verified: Annotated[bool, Option("--verify", help="Read every weight, too, and check it.")] = False,
@@ -32,7 +33,7 @@ def command(
     """Tell what a checkpoint holds, or how a picture was made.
 
     Of a checkpoint its family, networks, sizes and dtypes, and the memory to run it; no weights are read without
-    --verify. Of a PNG file that joyjax wrote, its recipe. Of another model or file, what it is, and what joyjax takes.
+    --verify. Of a picture that joyjax wrote, its recipe. Of another model or file, what it is, and what joyjax takes.
     """
     from joyjax.errors import CheckpointError
     from joyjax.inputs.identify import identify

@@ -16,7 +16,7 @@ from joyjax.inputs.signatures import HEAD, STAND_INS, signature
 
 REAL = "jdopensource/JoyAI-Image-Edit-Diffusers"
 TAKES = f"joyjax takes a folder in Diffusers format, one that `joyjax convert` wrote, or a hub id such as {REAL}"
-RECIPE = b"iTXtjoyjax\0"  # the chunk of a PNG that holds a recipe, see joyjax/recipe.py
+RECIPES = (b"iTXtjoyjax\0", b"joyjax:recipe=")  # in a PNG and in XMP, see joyjax/media/metadata.py
 INDEX = "model_index.json"
 
 # runs: joyjax runs it. converts: `joyjax convert` takes it. foreign: a whole thing that joyjax does not run.
@@ -90,7 +90,7 @@ def _named(path: Path, kind: str, form: str, head: bytes) -> Identity:
                 advice = whole or f"joyjax unpickles nothing, as a pickle may run any code; {TAKES}"
             return Identity(name, kind, what, advice, details={"format": form})
         case "picture":
-            recipe = form == "PNG" and RECIPE in head
+            recipe = any(mark in head for mark in RECIPES)
             what = f"a {form} picture" + (" with a recipe of joyjax" if recipe else "")
             advice = "its recipe, which names the model, is taken with `joyjax edit --from`" if recipe else ""
             advice = advice or f"a picture to edit is given with --image; {TAKES}"

@@ -22,14 +22,14 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import joyjax
-from joyjax import recipe
 from joyjax.convert import manifest
 from joyjax.errors import CheckpointError
 from joyjax.families.registry import FAMILIES
 from joyjax.inputs import identify as module
 from joyjax.inputs.identify import PIPELINES, identify
-from joyjax.inputs.identity import RECIPE
+from joyjax.inputs.identity import RECIPES
 from joyjax.inputs.model import DEMO, model_folder
+from joyjax.media import metadata
 
 Make = Callable[[Path], Path]
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 4812\n"
@@ -109,8 +109,8 @@ def picture(name: str) -> Make:
 
 
 def png_with_recipe(folder: Path) -> Path:
-    chunk = recipe.PngInfo()
-    chunk.add_itxt(recipe.CHUNK, "{}")
+    chunk = metadata.PngInfo()
+    chunk.add_itxt(metadata.CHUNK, "{}")
     Image.new("RGB", (4, 4)).save(folder / "edit.png", pnginfo=chunk)
     return folder / "edit.png"
 
@@ -696,7 +696,8 @@ def test_the_pipelines_are_those_of_the_registry():
 
 
 def test_the_recipe_is_found_by_its_own_name():
-    assert RECIPE == b"iTXt" + recipe.CHUNK.encode() + b"\0"
+    assert RECIPES[0] == b"iTXt" + metadata.CHUNK.encode() + b"\0"
+    assert RECIPES[1].decode() in metadata.PACKET
 
 
 def test_nothing_heavy_is_imported():
