@@ -1,5 +1,6 @@
 """`joyjax edit`: one edit from the command line."""
 
+import functools
 import itertools
 import os
 import time
@@ -14,6 +15,7 @@ from joyjax.commands.options import (
     LINEAR,
     VAE_DECODE,
     VAE_ENCODE,
+    AllowPrivateURLs,
     BaseSize,
     Cache,
     DType,
@@ -39,9 +41,13 @@ def command(
         str | None, Option("--prompt", "-p", metavar="TEXT", help="The prompt, in place of the argument.")
     ] = None,
     image: Annotated[
-        list[Path] | None,
+        list[str] | None,
         Option(
-            "--image", "-i", metavar="FILE", help="Picture to edit; repeat for several references; none: text to image."
+            "--image",
+            "-i",
+            metavar="FILE",
+            help="Picture to edit: a file, a URL, or - for standard input; repeat for several references; none: text "
+            "to image.",
         ),
     ] = None,
     output: Annotated[
@@ -110,7 +116,7 @@ def command(
         ),
     ] = None,
     mask: Annotated[
-        Path | None,
+        str | None,
         Option(
             metavar="FILE",
             help="White where the picture may change, black where not a bit of it may; as large as the picture.",
@@ -142,6 +148,7 @@ def command(
         Path | None,
         Option(metavar="DIR", help="Write a picture of what each step points at there; each costs a decoding."),
     ] = None,
+    allow_private_urls: AllowPrivateURLs = False,
     no_metadata: Annotated[bool, Option("--no-metadata", help="Leave the recipe out of the PNG file.")] = False,
     timings: Annotated[bool, Option("--timings", help="Tell what each stage took, and the peak of memory.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
@@ -176,10 +183,13 @@ def command(
             'missing: write what to change, as in joyjax edit "make the sky red"', param_hint="prompt"
         )
     number = None if seed is None else _seed(seed)
+    if [*(image or []), mask].count("-") > 1:
+        raise typer.BadParameter("- is given twice, and standard input can be read once", param_hint="--image/--mask")
 
     from joyjax.commands.again import Again, overridden, read_again
     from joyjax.commands.progress import advising, loading, note, peak, stepping
     from joyjax.inputs.image import open_picture, save_png
+    from joyjax.inputs.load import load_image
 
     first = True
     if distributed:
@@ -193,9 +203,12 @@ def command(
     if number is not None:
         given["seed"] = number
     options = {"seed": 0, **overridden(again.options, given), **given}
-    options["image"] = [open_picture(path) for path in image or again.image]
-    if mask or again.mask:
-        options["mask"] = open_picture(mask or again.mask or "")
+    read = functools.partial(load_image, allow_private_urls=allow_private_urls)
+    options["image"] = [read(one) for one in image] if image else [open_picture(path) for path in again.image]
+    if mask is not None:
+        options["mask"] = read(mask)
+    elif again.mask is not None:
+        options["mask"] = open_picture(again.mask)
     targets = _targets(output, num_images) if first else []
     if preview_dir is not None and first:
         make_folder("--preview-dir", preview_dir)

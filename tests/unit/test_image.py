@@ -48,7 +48,7 @@ from joyjax.inputs.image import (
 from joyjax.layers.patch import pixels_to_unit
 
 BROKEN = {  # files that are refused, and a word of the reason
-    "empty": (lambda: b"", "cannot be read"),
+    "empty": (lambda: b"", "is empty"),
     "text": (lambda: b"this is no picture\n", "cannot be read"),
     "png, header only": (lambda: encoded(picture(), "PNG")[:20], "cannot be read"),
     "png, cut off": (lambda: encoded(picture("RGB", 40, 40), "PNG")[:-200], "cut off"),
