@@ -34,6 +34,15 @@ BY_HAND = "download it, and give the file"
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
 UNICAST = ipaddress.IPv6Network("2000::/3")  # all that is allocated for the public internet
+# IANA's special-purpose registries, multicast and what is reserved; older Pythons know a part of them only.
+SPECIAL = tuple(
+    map(
+        ipaddress.ip_network,
+        "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24 "
+        "192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/3 "
+        "2001::/23 2001:db8::/32 3fff::/20".split(),
+    )
+)
 LIKE_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", re.ASCII)
 
 SocketAddress = tuple[socket.AddressFamily, Any]  # as connect takes it
@@ -136,10 +145,10 @@ def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else ip.ipv4_mapped or ip.sixtofour
-        if inner is None:
-            return ip in UNICAST and ip.is_global
-        ip = inner
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+        if inner is None and ip not in UNICAST:
+            return False
+        ip = inner or ip
+    return ip.is_global and not any(ip in network for network in SPECIAL)
 
 
 def _get(target: Target, allow_private: bool, deadline: float, most_bytes: int) -> bytes | str:
