@@ -2,9 +2,11 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from io import BytesIO
 from typing import Any
+
+import PIL
 
 HEAD = 4096  # bytes; enough to know every kind below
 ONE_FRAME = "save one frame of it as PNG"
@@ -17,6 +19,7 @@ SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"gimp xcf", "a GIMP document", AS_PNG),
     (0, b"%!PS", "an EPS or PostScript document, which is a program", "save it as PNG"),
     (0, b"\xc5\xd0\xd3\xc6", "an EPS document, which is a program", "save it as PNG"),
+    (8, b"CR\2\0", "a RAW photo (Canon CR2)", AS_PHOTO),
     (0, b"FUJIFILMCCD-RAW", "a RAW photo (Fujifilm RAF)", AS_PHOTO),
     (0, b"IIRO", "a RAW photo (Olympus ORF)", AS_PHOTO),
     (0, b"IIRS", "a RAW photo (Olympus ORF)", AS_PHOTO),
@@ -41,6 +44,8 @@ SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\x1f\x8b", "compressed by gzip", "unpack it first"),
     (0, b"version https://git-lfs", "a Git LFS pointer in place of the file", "fetch the file with `git lfs pull`"),
 )
+AVIF = ("avif", "avis")  # brands of ISO media files
+HEIF = ("heic", "heix", "heim", "heis", "hevc", "hevx", "hevm", "hevs", "mif1", "msf1")
 RAW_TAGS = {"DNG": 50706, "photometric": 262, "kind": 254}  # of a TIFF's first directory
 CFA, LINEAR_RAW = 32803, 34892  # photometric interpretations of a sensor's values
 
@@ -53,12 +58,15 @@ def read_head(file: str | os.PathLike | BytesIO) -> bytes:
         return opened.read(HEAD)
 
 
-def describe(head: bytes) -> str | None:
-    """Say what a file is by its first bytes, and what to do: the end of a sentence. None where they say nothing."""
+def describe(head: bytes, readers: Container[str]) -> str | None:
+    """Say what a file is by its first bytes, and what to do: the end of a sentence. None where they say nothing.
+
+    `readers` are the formats that Pillow reads here.
+    """
     if not head:
         return "is empty"
     if brand := iso_brand(head):
-        return _of_brand(brand)
+        return _of_brand(brand, readers)
     for start, signature, kind, remedy in SIGNATURES:
         if head.startswith(signature, start):
             return f"is {kind}; {remedy}"
@@ -81,26 +89,28 @@ def iso_brand(head: bytes) -> str:
     if head[4:8] != b"ftyp":
         return ""
     size = min(int.from_bytes(head[:4]), len(head))
-    brands = [head[8:12], *(head[start : start + 4] for start in range(16, size - 3, 4))]
-    if brands[0] in (b"mif1", b"msf1"):
-        brands = [brand for brand in brands if brand in (b"avif", b"avis")] or brands
-    return brands[0].decode("latin-1")
+    brands = [head[start : start + 4].decode("latin-1") for start in (8, *range(16, size - 3, 4))]
+    if brands[0] in ("mif1", "msf1"):
+        brands = [brand for brand in brands if brand in AVIF] or brands
+    return brands[0]
 
 
 def is_heif(head: bytes) -> bool:
     """Say whether a file is a HEIC or HEIF picture, as phones write; not an AVIF one."""
-    return iso_brand(head) in ("heic", "heix", "heim", "heis", "hevc", "hevx", "hevm", "hevs", "mif1", "msf1")
+    return iso_brand(head) in HEIF
 
 
-def _of_brand(brand: str) -> str:
-    if brand in ("avif", "avis"):
-        from PIL import __version__ as pillow
-
+def _of_brand(brand: str, readers: Container[str]) -> str | None:
+    if brand in AVIF:
+        if "AVIF" in readers:  # so the file itself is broken
+            return None
         return (
-            f"is an AVIF picture, which Pillow {pillow} cannot read here; install one that can with "
+            f"is an AVIF picture, which Pillow {PIL.__version__} cannot read here; install one that can with "
             "`pip install --upgrade 'pillow>=11.3'`, or save the picture as PNG or JPEG"
         )
-    if is_heif(b"\0\0\0\x0cftyp" + brand.encode("latin-1")):
+    if brand in HEIF:
+        if "HEIF" in readers:
+            return None
         return (
             "is a HEIC picture, which needs a package that is not installed: `pip install 'joyjax[heic]'`, or save the "
             "picture as JPEG or PNG"
@@ -116,7 +126,7 @@ def describe_raw(head: bytes, tag: Callable[[int, Any], Any]) -> str | None:
     `tag` returns the value of a tag of the first directory, or what is given beside it. Sources: the DNG specification
     and TIFF 6.0 (NewSubfileType).
     """
-    if head[8:10] == b"CR":
+    if head[8:12] == b"CR\2\0":
         return f"is a RAW photo (Canon CR2); {AS_PHOTO}"
     if tag(RAW_TAGS["DNG"], None) is not None:
         return f"is a RAW photo (DNG); {AS_PHOTO}"

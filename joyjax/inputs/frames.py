@@ -47,7 +47,7 @@ def _source(image: Image.Image) -> str | BytesIO:
     name = getattr(image, "filename", "")
     if name:
         return name
-    file = image.fp  # type: ignore[attr-defined] # of its reader
+    file = image.fp or image._fp  # type: ignore[attr-defined] # of its reader; once decoded it has the second alone
     before = file.tell()
     try:
         file.seek(0)

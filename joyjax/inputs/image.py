@@ -66,13 +66,13 @@ def decode_picture(file: str | os.PathLike | BytesIO, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise PictureError(f"{name} is too large; at most {MAX_PIXELS:,} pixels are read") from error
     except OSError as error:
-        known = None if error.errno else describe(head)
+        known = None if error.errno else describe(head, Image.OPEN)
         raise PictureError(f"{name} {known or f'cannot be read as a picture: {error}'}") from error
     except Exception as error:  # each of Pillow's readers fails in its own way
         raise PictureError(f"{name} cannot be read as a picture: {error}") from error
     with image:
         if image.format not in FORMATS:
-            known = describe(head) or f"is in format {image.format}; save it as PNG or JPEG"
+            known = describe(head, Image.OPEN) or f"is in format {image.format}; save it as PNG or JPEG"
             raise PictureError(f"{name} {known}")
         if image.format == "TIFF" and (raw := describe_raw(head, image.tag_v2.get)):  # type: ignore[attr-defined]
             raise PictureError(f"{name} {raw}")
