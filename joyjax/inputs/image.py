@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from joyjax.errors import PictureError, RequestError
@@ -65,11 +65,12 @@ def decode_picture(file: str | os.PathLike | BytesIO, name: str) -> Image.Image:
             image = Image.open(file)
     except Image.DecompressionBombError as error:
         raise PictureError(f"{name} is too large; at most {MAX_PIXELS:,} pixels are read") from error
-    except OSError as error:
-        known = None if error.errno else describe(head, Image.OPEN)
-        raise PictureError(f"{name} {known or f'cannot be read as a picture: {error}'}") from error
+    except UnidentifiedImageError as error:
+        unknown = "cannot be read as a picture: it is broken, or of another format; save it as PNG or JPEG"
+        raise PictureError(f"{name} {describe(head, Image.OPEN) or unknown}") from error
     except Exception as error:  # each of Pillow's readers fails in its own way
-        raise PictureError(f"{name} cannot be read as a picture: {error}") from error
+        said = getattr(error, "strerror", None) or error
+        raise PictureError(f"{name} cannot be read as a picture: {said}") from error
     with image:
         if image.format not in FORMATS:
             known = describe(head, Image.OPEN) or f"is in format {image.format}; save it as PNG or JPEG"

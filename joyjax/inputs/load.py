@@ -3,9 +3,8 @@
 import os
 import stat
 import sys
-from io import BytesIO
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 from PIL import Image
 
@@ -64,12 +63,12 @@ def _read_stdin() -> bytes:
     if sys.stdin is None or sys.stdin.closed:
         raise PictureError("standard input is closed; pipe a picture into it, or name a file")
     try:
-        return _read(sys.stdin.buffer, "standard input")
+        return _read(sys.stdin.buffer, "standard input")  # type: ignore[arg-type]
     except OSError as error:
         raise PictureError(f"standard input cannot be read: {error.strerror or error}") from None
 
 
-def _read(file: BinaryIO, name: str) -> bytes:
+def _read(file: BufferedIOBase, name: str) -> bytes:
     if file.isatty():
         raise PictureError(f"{name} is a terminal; pipe a picture into it, as in `joyjax edit … --image - < photo.jpg`")
     data = file.read(MOST_BYTES + 1) or b""
