@@ -1,8 +1,8 @@
 """Many edits from a file of requests: one warm model, errors kept by row, and resuming where it was stopped.
 
 A row is a JSON object with the keyword arguments of `joyjax.edit`; `image` and `mask` are names of files, relative to
-the file of requests. Beside every result, `NAME.png`, lies `NAME.json`: the row, the model, and what came of it, that
-is `picture`, `crops` and `timings`, or `error`. Neither is ever there in part.
+the file of requests, or URLs. Beside every result, `NAME.png`, lies `NAME.json`: the row, the model, and what came of
+it, that is `picture`, `crops` and `timings`, or `error`. Neither is ever there in part.
 """
 
 import codecs
@@ -21,7 +21,7 @@ from joyjax.errors import AdviceWarning, Cancelled, JoyJaxError, RequestError
 from joyjax.families.family import Request
 from joyjax.fingerprint import fingerprint
 from joyjax.inputs.files import parse_json, quoted
-from joyjax.inputs.image import open_picture
+from joyjax.inputs.load import load_image
 from joyjax.pipeline import Pipeline
 from joyjax.result import Result
 from joyjax.running import Callback, program
@@ -188,13 +188,15 @@ def run_rows(
     batch_size: int = 1,
     overwrite: bool = False,
     metadata: bool = True,
+    allow_private_urls: bool = False,
     callback: Callback | None = None,
 ) -> Iterator[Done]:
     """Run all rows and give what came of each, in the order in which they end.
 
     `source` is the folder that files in rows are relative to. `metadata`: pictures carry their recipes. What is in
     `folder` from an earlier run of the same rows and the same model is not done again; rows that failed are. Rows of
-    one program, up to `batch_size`, run together.
+    one program, up to `batch_size`, run together. `allow_private_urls`: pictures may come from addresses that are not
+    public.
 
     Raises:
         RequestError: before anything runs, if `folder` holds the results of other rows and `overwrite` is not given.
@@ -216,7 +218,7 @@ def run_rows(
         try:
             if row.error is not None:
                 raise RequestError(row.error)
-            options = _opened(row, source) | {"callback": callback}
+            options = _opened(row, source, allow_private_urls) | {"callback": callback}
             key = _key(pipeline, options) if batch_size > 1 else None
         except Exception as error:  # whatever is wrong with one row, the others go on
             yield writer.failed(row, error)
@@ -248,8 +250,8 @@ def _key(pipeline: Pipeline, options: Mapping[str, Any]) -> Hashable:
 def _run(pipeline: Pipeline, group: Sequence[Open], writer: "_Writer") -> Iterator[Done]:
     """Run rows together; if that fails, each by itself, so that the error is that of its row."""
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", AdviceWarning)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AdviceWarning)  # each result has its own notes
             results = edit_batch(pipeline, [options for _, options in group])
     except Cancelled:
         raise
@@ -260,12 +262,11 @@ def _run(pipeline: Pipeline, group: Sequence[Open], writer: "_Writer") -> Iterat
         for one in group:
             yield from _run(pipeline, [one], writer)
         return
-    advice = tuple(str(warning.message) for warning in caught if issubclass(warning.category, AdviceWarning))
     for (row, _), result in zip(group, results, strict=True):
-        yield writer.drawn(row, result, advice)
+        yield writer.drawn(row, result)
 
 
-def _opened(row: Row, source: Path) -> dict[str, Any]:
+def _opened(row: Row, source: Path, allow_private_urls: bool) -> dict[str, Any]:
     """Return the options with their pictures read."""
     options = dict(row.options)
     for key in FILES:
@@ -275,9 +276,11 @@ def _opened(row: Row, source: Path) -> dict[str, Any]:
         several = isinstance(named, list) and key == "image"
         files = named if several else [named]
         if not all(isinstance(file, str) and file for file in files):
-            expected = "the name of a file, or a list of them" if key == "image" else "the name of a file"
+            expected = "the name of a file or a URL" + (", or a list of them" if key == "image" else "")
             raise RequestError(f"{key} is {quoted(named)}; expected {expected}")
-        pictures = [open_picture(source / file) for file in files]
+        pictures = [
+            load_image(file, folder=source, pipes=False, allow_private_urls=allow_private_urls) for file in files
+        ]
         options[key] = pictures if several else pictures[0]
     return options
 
@@ -294,7 +297,7 @@ class _Writer:
         """Return where a row's picture goes."""
         return self.folder / f"{row.name}.png"
 
-    def drawn(self, row: Row, result: Result, advice: tuple[str, ...]) -> Done:
+    def drawn(self, row: Row, result: Result) -> Done:
         """Write a picture. The note beside it says that it is there only once it is."""
         picture = self.picture(row)
         self._note(row, {})
@@ -302,7 +305,7 @@ class _Writer:
         crops = [str(crop) for crop in result.crops]
         self._note(row, {"picture": picture.name, "crops": crops, "timings": dict(result.timings)})
         changed = tuple(str(crop) for crop in result.crops if crop.source != crop.size)
-        return Done(row, picture, result=result, notes=advice + changed)
+        return Done(row, picture, result=result, notes=result.notes + changed)
 
     def failed(self, row: Row, error: Exception) -> Done:
         """Write an error; a picture of that name, of another row, goes."""

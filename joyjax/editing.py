@@ -14,6 +14,7 @@ from PIL import Image
 
 from joyjax.errors import AdviceWarning, JoyJaxError, RequestError
 from joyjax.families.family import Inputs, Request
+from joyjax.inputs.dropped import dropped
 from joyjax.inputs.framing import Fit, paste_back, pasted_region, unpad
 from joyjax.inputs.image import from_pixels, rgb_profile
 from joyjax.pipeline import Pipeline
@@ -90,8 +91,8 @@ def edit(
         callback: called after each step; raise `joyjax.Cancelled` in it to stop.
 
     Warns:
-        AdviceWarning: where the model is a demo and the request leaves what it learned, or references are too many to
-            be passed on whole.
+        AdviceWarning: where the model is a demo and the request leaves what it learned, references are too many to be
+            passed on whole, or transparency or further frames of a picture are not used.
 
     Raises:
         RequestError: for an argument that cannot be honoured, before anything runs.
@@ -183,17 +184,17 @@ def _run(
 ) -> Iterator[tuple[int, Result]]:
     """Prepare all requests, so that what cannot be honoured is told first, then run those of one program together."""
     prepared, seconds = [], []
-    told = dict.fromkeys(text for request in requests for text in _advice(pipeline, request))
+    notes = [_notes(pipeline, request) for request in requests]
     with _on_devices(pipeline):
-        for request in requests:
+        for number, request in enumerate(requests):
             started = time.perf_counter()
             inputs = pipeline.family.prepare(request, pipeline.files)
             check_modes(pipeline, request, inputs)
             _check_return(request, inputs)
             seconds.append(time.perf_counter() - started)
             prepared.append(inputs)
-            told |= dict.fromkeys(inputs.advice)
-    for text in told:
+            notes[number] += inputs.advice
+    for text in dict.fromkeys(text for each in notes for text in each):
         warnings.warn(text, AdviceWarning, stacklevel=3)
     read, encoded = None, None
     for numbers in _together([program(*pair) for pair in zip(requests, prepared, strict=True)], batch_size):
@@ -208,7 +209,8 @@ def _run(
                 condition = pipeline.family.condition(inputs, *encoded)
                 jobs.append(Job(request, inputs, condition, callbacks[number]))
             results = _finish(pipeline, jobs, timings)
-        yield from zip(numbers, results, strict=True)
+        for number, result in zip(numbers, results, strict=True):
+            yield number, dataclasses.replace(result, notes=tuple(notes[number]))
 
 
 @contextlib.contextmanager
@@ -218,8 +220,10 @@ def _on_devices(pipeline: Pipeline) -> Iterator[None]:
         yield
 
 
-def _advice(pipeline: Pipeline, request: Request) -> list[str]:
-    return advice(request.prompt, request.pictures) if pipeline.native.learned == "shapes" else []
+def _notes(pipeline: Pipeline, request: Request) -> list[str]:
+    """Return what to say of a request that will run: what of its pictures is not used, and the demo's advice."""
+    shapes = advice(request.prompt, request.pictures) if pipeline.native.learned == "shapes" else []
+    return dropped(request.originals, last_keeps_alpha=request.returned) + shapes
 
 
 def _finish(pipeline: Pipeline, jobs: Sequence[Job], timings: dict[str, float]) -> list[Result]:

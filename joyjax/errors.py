@@ -30,4 +30,4 @@ class Cancelled(Exception):  # noqa: N818 - not an error: the caller asked for i
 
 
 class AdviceWarning(UserWarning):
-    """A request that will run, but leaves what the loaded model can do well; the text says what to do instead."""
+    """A request that will run, but leaves what the loaded model can do well, or part of a picture unused."""

@@ -251,9 +251,9 @@ def read_recipe(path: str | os.PathLike) -> dict[str, Any]:
     _check(recipe["model"], MODEL, f"{where}'s model")
     _check(recipe["settings"], SETTINGS, f"{where}'s settings", others=None)
     for number, source in enumerate(recipe["references"], 1):
-        _check(source, SOURCE, f"{where}'s reference {number}")
+        _check_source(source, f"{where}'s reference {number}")
     if recipe["mask"] is not None:
-        _check(recipe["mask"], SOURCE, f"{where}'s mask")
+        _check_source(recipe["mask"], f"{where}'s mask")
     return recipe
 
 
@@ -299,6 +299,14 @@ def _check(found: Any, checks: Mapping[str, Check], where: str, others: Collecti
             raise RequestError(f"{where} has {name} = {quoted(found[name])}; expected {expected}")
     if others is not None and (odd := sorted(found.keys() - checks.keys() - set(others))):
         raise RequestError(f"{where} has {quoted(odd[0])}, which joyjax {VERSION} does not know")
+
+
+def _check_source(found: Any, where: str) -> None:
+    """Check a picture of a recipe. It may have a URL, which nothing is taken from unless the user gives it again."""
+    _check(found, SOURCE, where, others=["url"])
+    url = found.get("url")
+    if url is not None and not (isinstance(url, str) and len(url) <= LONGEST_FILE):
+        raise RequestError(f"{where} has url = {quoted(url)}; expected a text")
 
 
 def _is_relative(value: Any) -> bool:

@@ -31,7 +31,8 @@ class Result:
     `crop` says what was kept of the picture that decided the size (the last reference; None without references) and
     `crops` of each; `settings` is every value that the picture depends on, `timings` the seconds of each stage, and
     `computed_steps` how many steps ran the whole transformer: all of them without a step cache. Edits that ran as one
-    batch share timings. `references` and `mask` tell the pictures that went in.
+    batch share timings. `references` and `mask` tell the pictures that went in. `notes` are lines for the user: advice,
+    and what of the pictures was not used.
     """
 
     image: Image.Image
@@ -44,6 +45,7 @@ class Result:
     crops: tuple[Crop, ...] = ()
     references: tuple[Source, ...] = ()
     mask: Source | None = None
+    notes: tuple[str, ...] = ()
 
     def save(self, path: str | os.PathLike, *, metadata: bool = True, quality: Quality = None) -> None:
         """Write the picture as a file of the format that the suffix names, with the recipe that makes it again.

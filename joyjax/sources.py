@@ -33,23 +33,27 @@ def digest(picture: Image.Image) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A picture that went into an edit: the absolute path of its file, if it has one, its digest and its size."""
+    """A picture that went into an edit: the absolute path of its file, or its URL, its digest and its size."""
 
     file: Path | None
     digest: str
     size: Size
+    url: str | None = None
 
     @classmethod
     def of(cls, picture: Image.Image, file: str | os.PathLike | None = None) -> "Source":
         """Describe a picture as it was given; `file` is where it came from, unless the picture says so itself."""
         found = _absolute(picture, file or getattr(picture, "filename", None))
         rgb = as_rgb(picture)
-        return cls(found, digest(picture), (rgb.height, rgb.width))
+        location = getattr(picture, "location", None)  # see inputs/load.py
+        url = location if isinstance(location, str) and location.startswith(("http://", "https://")) else None
+        return cls(found, digest(picture), (rgb.height, rgb.width), url)
 
     def plain(self, folder: Path) -> dict[str, Any]:
         """Return it as JSON has it, the file's name relative to `folder`."""
         file = None if self.file is None else _relative(self.file, folder)
-        return {"file": file, "digest": self.digest, "size": list(self.size)}
+        url = {} if self.url is None else {"url": self.url}
+        return {"file": file, **url, "digest": self.digest, "size": list(self.size)}
 
 
 def find_references(recipe: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -103,7 +107,8 @@ def _relative(file: Path, folder: Path) -> str:
 def _find(source: Mapping[str, Any], folder: Path, what: str, option: str) -> Path:
     file = source["file"]
     if file is None:
-        raise RequestError(f"{what} came from no file; name it with {option}")
+        origin = f"the URL {source['url']}" if source.get("url") else "no file"
+        raise RequestError(f"{what} came from {origin}; name it with {option}")
     there = [path for path in (folder / file, folder / PurePosixPath(file).name) if path.is_file()]
     faults = []
     for path in there:

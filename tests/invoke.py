@@ -11,11 +11,13 @@ from click.testing import CliRunner, Result
 PROGRAM = Path(sys.executable).with_name("joyjax")
 
 
-def invoke(command: str, *arguments: object) -> Result:
-    """Run a command here. What `main` makes status 1 of is in `exception`."""
+def invoke(command: str, *arguments: object, input: bytes | None = None) -> Result:
+    """Run a command here, with this on standard input. What `main` makes status 1 of is in `exception`."""
     from joyjax.cli import app
 
-    return CliRunner().invoke(typer.main.get_command(app).commands[command], [str(each) for each in arguments])
+    return CliRunner().invoke(
+        typer.main.get_command(app).commands[command], [str(each) for each in arguments], input=input
+    )
 
 
 def succeed(command: str, *arguments: object) -> Result:

@@ -18,7 +18,7 @@ class Again:
     linear: str = "exact"
 
 
-def read_again(file: Path, model: str | None, image: Sequence[Path] | None, mask: Path | None) -> Again:
+def read_again(file: Path, model: str | None, image: Sequence[str] | None, mask: str | None) -> Again:
     """Read a recipe; `model`, `image` and `mask` are what the user gave in place of its own.
 
     Raises:

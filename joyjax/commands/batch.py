@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from joyjax.commands.options import DType, Linear, Linears, MeshAxes, Model, make_folder
+from joyjax.commands.options import AllowPrivateURLs, DType, Linear, Linears, MeshAxes, Model, make_folder
 from joyjax.errors import JoyJaxError
 
 Option = typer.Option
@@ -24,6 +24,7 @@ def command(
     overwrite: Annotated[
         bool, Option("--overwrite", help="Replace results in DIR that are of other rows or another model.")
     ] = False,
+    allow_private_urls: AllowPrivateURLs = False,
     no_metadata: Annotated[bool, Option("--no-metadata", help="Leave the recipe out of the PNG files.")] = False,
     dtype: Annotated[DType, Option(help="Of parameters and matrix products.")] = DType.BFLOAT16,
     linear: Linears = Linear.EXACT,
@@ -35,7 +36,7 @@ def command(
     A row is like {"id": "sky", "image": "photo.jpg", "prompt": "make the sky red", "seed": 3}. It needs a prompt; the
     other names are the arguments of joyjax.edit in Python, which are the options of `joyjax edit` with _ for -. "image"
     is a file or a list of files, "mask" a file, relative to the folder of REQUESTS.jsonl, or to the current one if that
-    is a pipe. Without an id the number of the line, as in 0007, is the row's name.
+    is a pipe; a URL may stand for a file. Without an id the number of the line, as in 0007, is the row's name.
 
     A row gives DIR/ID.png, and DIR/ID.json with what was done. A row that fails gives its error in DIR/ID.json; the
     others go on, and the exit status is 1. If the run is stopped, the same command does what is missing, and what
@@ -84,6 +85,7 @@ def command(
             batch_size=batch_size,
             overwrite=overwrite,
             metadata=not no_metadata,
+            allow_private_urls=allow_private_urls,
             callback=callback,
         ):
             advance_row()

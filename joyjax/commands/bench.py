@@ -2,12 +2,12 @@
 
 import json
 import statistics
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from joyjax.commands.options import (
+    AllowPrivateURLs,
     BaseSize,
     Cache,
     DType,
@@ -29,7 +29,13 @@ Option = typer.Option
 def command(
     model: Model = None,
     image: Annotated[
-        Path | None, Option("--image", "-i", metavar="FILE", help="Picture to edit.  [default: a drawing]")
+        str | None,
+        Option(
+            "--image",
+            "-i",
+            metavar="FILE",
+            help="Picture to edit: a file, a URL, or - for standard input.  [default: a drawing]",
+        ),
     ] = None,
     repeats: Annotated[int, Option("--repeats", "-n", metavar="N", min=1, help="Edits that are measured.")] = 5,
     steps: Steps = None,
@@ -42,6 +48,7 @@ def command(
     cache: Cache = None,
     linear: Linears = Linear.EXACT,
     mesh: MeshAxes = None,
+    allow_private_urls: AllowPrivateURLs = False,
     as_json: Annotated[bool, Option("--json", help="Print json.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -52,10 +59,10 @@ def command(
     import joyjax
     from joyjax.benching import bench
     from joyjax.commands.progress import counting, loading
-    from joyjax.inputs.image import open_picture
+    from joyjax.inputs.load import load_image
     from joyjax.sharding.mesh import parse_mesh
 
-    picture = None if image is None else open_picture(image)
+    picture = None if image is None else load_image(image, allow_private_urls=allow_private_urls)
     with loading("loading") as advance:
         devices = None if mesh is None else parse_mesh(mesh)
         pipeline = joyjax.load(model, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)

@@ -1,5 +1,6 @@
 """`joyjax edit`: one edit from the command line."""
 
+import functools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ from joyjax.commands.options import (
     LINEAR,
     VAE_DECODE,
     VAE_ENCODE,
+    AllowPrivateURLs,
     BaseSize,
     Cache,
     DType,
@@ -35,9 +37,13 @@ def command(
         str | None, Option("--prompt", "-p", metavar="TEXT", help="The prompt, in place of the argument.")
     ] = None,
     image: Annotated[
-        list[Path] | None,
+        list[str] | None,
         Option(
-            "--image", "-i", metavar="FILE", help="Picture to edit; repeat for several references; none: text to image."
+            "--image",
+            "-i",
+            metavar="FILE",
+            help="Picture to edit: a file, a URL, or - for standard input; repeat for several references; none: text "
+            "to image.",
         ),
     ] = None,
     output: Annotated[
@@ -112,7 +118,7 @@ def command(
         ),
     ] = None,
     mask: Annotated[
-        Path | None,
+        str | None,
         Option(
             metavar="FILE",
             help="White where the picture may change, black where not a bit of it may; as large as the picture.",
@@ -148,6 +154,7 @@ def command(
         str | None,
         Option(metavar="N|lossless", help="Of a .jpg, .webp or .avif, from 1 to 100.  [default: 95, lossless, 90]"),
     ] = None,
+    allow_private_urls: AllowPrivateURLs = False,
     no_metadata: Annotated[bool, Option("--no-metadata", help="Leave the recipe out of the file.")] = False,
     timings: Annotated[bool, Option("--timings", help="Print the time of each stage and peak memory.")] = False,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
@@ -182,6 +189,8 @@ def command(
             'missing: write what to change, as in joyjax edit "make the sky red"', param_hint="prompt"
         )
     number = None if seed is None else _seed(seed)
+    if [*(image or []), mask].count("-") > 1:
+        raise typer.BadParameter("- is given twice, and standard input can be read once", param_hint="--image/--mask")
 
     from joyjax.commands.again import Again, overridden, read_again
     from joyjax.commands.console import note
@@ -189,6 +198,7 @@ def command(
     from joyjax.commands.progress import advising, loading, peak, stepping
     from joyjax.commands.targets import STANDARD_OUTPUT, Previews, Targets
     from joyjax.inputs.image import open_picture
+    from joyjax.inputs.load import load_image
 
     first = True
     if distributed:
@@ -202,14 +212,18 @@ def command(
     if number is not None:
         given["seed"] = number
     options = {"seed": 0, **overridden(again.options, given), **given}
-    images, mask = list(image or again.image), mask or again.mask
     targets = Targets(output, _quality(quality), metadata=not no_metadata)
     if first:
-        inputs = [("--image", path) for path in images] + [("--mask", path) for path in (mask,) if path is not None]
-        targets.check(num_images, inputs)
-    options["image"] = [open_picture(path) for path in images] or None  # None: text to image
+        read_files: list[tuple[str, str | Path]] = [("--image", one) for one in image or again.image]
+        read_files += [("--mask", one) for one in (mask or again.mask,) if one is not None]
+        targets.check(num_images, read_files)
+    read = functools.partial(load_image, allow_private_urls=allow_private_urls)
+    pictures = [read(one) for one in image] if image else [open_picture(path) for path in again.image]
+    options["image"] = pictures or None  # None: text to image
     if mask is not None:
-        options["mask"] = open_picture(mask)
+        options["mask"] = read(mask)
+    elif again.mask is not None:
+        options["mask"] = open_picture(again.mask)
     if preview_dir is not None and first:
         make_folder("--preview-dir", preview_dir)
 

@@ -150,5 +150,5 @@ def _told(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _picture(source: Mapping[str, Any]) -> str:
     height, width = source["size"]
-    file = "not a file" if source["file"] is None else source["file"]
+    file = source["file"] or source.get("url") or "not a file"
     return f"{file}\n{width} × {height} pixels, {source['digest']}"

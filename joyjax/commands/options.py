@@ -87,6 +87,14 @@ Cache = Annotated[
     ),
 ]
 
+AllowPrivateURLs = Annotated[
+    bool,
+    typer.Option(
+        "--allow-private-urls",
+        help="Fetch pictures by URL from private and loopback addresses too: your own network, or this machine.",
+    ),
+]
+
 
 def make_folder(option: str, folder: Path) -> None:
     """Make a folder for results unless it is there.

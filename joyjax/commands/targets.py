@@ -47,10 +47,10 @@ class Targets:
             return self.first
         return next(path for path in self.candidates() if not os.path.lexists(path))
 
-    def check(self, count: int, inputs: Sequence[tuple[str, Path]]) -> None:
+    def check(self, count: int, inputs: Sequence[tuple[str, str | Path]]) -> None:
         """Refuse what cannot be written, or must not be, before the work begins.
 
-        `inputs` are the files that the edit reads, each with the option that names it.
+        `inputs` are what the edit reads, each with the option that names it; what is no file is passed over.
 
         Raises:
             RequestError: naming --output or --quality.

@@ -8,12 +8,15 @@ import functools
 import os
 import warnings
 from collections.abc import Iterator
+from io import BytesIO
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from joyjax.errors import PictureError, RequestError
+from joyjax.inputs.formats import describe, describe_raw, is_heif, read_head
+from joyjax.inputs.frames import frames_note
 
 Size = tuple[int, int]
 
@@ -34,25 +37,57 @@ FORMATS = frozenset("AVIF BMP DIB GIF HEIF ICO JPEG JPEG2000 MPO PNG PPM QOI TGA
 def open_picture(path: str | os.PathLike) -> Image.Image:
     """Read a picture file: upright, in the mode that it was stored in; of several frames the first.
 
+    What is not a regular file is refused: `load_image` in load.py reads pipes and URLs that a user names.
+
     Raises:
         PictureError: if there is no such file, it is no picture, broken, or of more than `MAX_PIXELS` pixels.
     """
     if not os.path.isfile(path):
         raise PictureError(f"{path} is not a file" if os.path.exists(path) else f"{path} does not exist")
+    picture = decode_picture(path, str(path))
+    # As `Image.open` has it, but absolute: a recipe names the file, and the folder may change until then.
+    picture.filename = os.path.abspath(path)  # type: ignore[attr-defined]
+    return picture
+
+
+def decode_picture(file: str | os.PathLike | BytesIO, name: str) -> Image.Image:
+    """Return the picture in a file as `open_picture` does, with a note of its frames; errors call the file `name`.
+
+    Raises:
+        PictureError: as `open_picture` does.
+    """
     try:
+        head = read_head(file)
+        if is_heif(head):
+            _register_heif()
         with _silence():
-            image = Image.open(path)
+            image = Image.open(file)
     except Image.DecompressionBombError as error:
-        raise PictureError(f"{path} is too large; at most {MAX_PIXELS:,} pixels are read") from error
+        raise PictureError(f"{name} is too large; at most {MAX_PIXELS:,} pixels are read") from error
+    except UnidentifiedImageError as error:
+        unknown = "cannot be read as a picture: it is broken, or of another format; save it as PNG or JPEG"
+        raise PictureError(f"{name} {describe(head, Image.OPEN) or unknown}") from error
     except Exception as error:  # each of Pillow's readers fails in its own way
-        raise PictureError(f"{path} cannot be read as a picture: {error}") from error
+        said = getattr(error, "strerror", None) or error
+        raise PictureError(f"{name} cannot be read as a picture: {said}") from error
     with image:
         if image.format not in FORMATS:
-            raise PictureError(f"{path} is in format {image.format}; save it as PNG or JPEG")
-        picture = upright(image, str(path))
-        # As `Image.open` has it, but absolute: a recipe names the file, and the folder may change until then.
-        picture.filename = os.path.abspath(path)  # type: ignore[attr-defined]
+            known = describe(head, Image.OPEN) or f"is in format {image.format}; save it as PNG or JPEG"
+            raise PictureError(f"{name} {known}")
+        if image.format == "TIFF" and (raw := describe_raw(head, image.tag_v2.get)):  # type: ignore[attr-defined]
+            raise PictureError(f"{name} {raw}")
+        picture = upright(image, name)
+        picture.frames_note = frames_note(image)  # type: ignore[attr-defined]
         return picture
+
+
+def _register_heif() -> None:
+    """Have Pillow read HEIC where the extra is installed, unless it does already."""
+    if "HEIF" not in Image.OPEN:
+        with contextlib.suppress(ImportError):
+            import pillow_heif
+
+            pillow_heif.register_heif_opener()
 
 
 def as_rgb(image: object) -> Image.Image:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from invoke import invoke, start, succeed
 from PIL import Image
+from web import serving
 
 import joyjax
 from joyjax import batching
@@ -255,6 +256,38 @@ def test_cancelling_stops_all_rows(folder):
         done.extend(batching.run_rows(pipeline, rows, folder, folder / "out", callback=cancel))
     assert steps == [1, 2, 1]
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.json", "a.png"]
+
+
+def test_rows_with_pictures_by_url(folder):
+    """The command may allow private addresses, a row may not; nor may it read standard input."""
+    with serving({"/shapes.png": (folder / "shapes.png").read_bytes()}) as url:
+        rows = [
+            {"id": "url", **ROW, "image": f"{url}/shapes.png"},
+            {"id": "file", **ROW},
+            {"id": "none", **ROW, "image": f"{url}/none.png"},
+            {"id": "asks", **ROW, "image": f"{url}/shapes.png", "allow_private_urls": True},
+            {"id": "stdin", **ROW, "image": "-"},
+        ]
+        requests = write(folder / "r.jsonl", *rows)
+        done = invoke("batch", requests, "-o", folder / "public", *FLOAT32)
+        assert [Path(line).stem for line in done.stdout.split()] == ["file"]
+        assert "not a public address" in told(folder / "public", "url")["error"]
+        done = invoke("batch", requests, "-o", folder / "all", "--allow-private-urls", *FLOAT32)
+    assert [Path(line).stem for line in done.stdout.split()] == ["url", "file"]
+    np.testing.assert_array_equal(pixels(folder / "all" / "url.png"), pixels(folder / "all" / "file.png"))
+    assert "answered with 404" in told(folder / "all", "none")["error"]
+    assert "'allow_private_urls' is no argument of edit" in told(folder / "all", "asks")["error"]
+    assert "standard input, which a row cannot read" in told(folder / "all", "stdin")["error"]
+
+
+def test_notes_are_of_their_own_row_where_rows_run_together(folder):
+    image = Image.open(folder / "shapes.png").convert("RGBA")
+    image.putalpha(9)
+    image.save(folder / "clear.png")
+    rows = [{"id": "a", **ROW}, {"id": "b", **ROW, "image": "clear.png"}]
+    done = succeed("batch", write(folder / "r.jsonl", *rows), "-o", folder / "out", "--batch-size", 2, *FLOAT32)
+    notes = [line for line in done.stderr.splitlines() if "transparent" in line]
+    assert notes == ["b: clear.png is partly transparent, which models do not see: the colours beneath show"]
 
 
 def test_notes_name_their_row(folder):

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from invoke import invoke, start, succeed
 from PIL import Image
+from web import serving
 
-from joyjax.errors import CheckpointError, JoyJaxError, RequestError
+from joyjax.errors import AdviceWarning, CheckpointError, JoyJaxError, PictureError, RequestError
 from joyjax.inputs.model import DEMO
 from joyjax.recipe import read_recipe
 
@@ -148,6 +149,67 @@ def test_no_metadata(here):
     succeed("edit", PROMPT, "-i", "shapes.png", "--no-metadata", *FAST)
     assert Image.open("edit.png").text == {}
     fails("--from", "edit.png", says="--no-metadata")
+
+
+def test_pictures_that_are_not_in_files(here, monkeypatch):
+    """From standard input and by URL; a recipe then names no file, but knows the picture by its digest."""
+    data = Path("shapes.png").read_bytes()
+    fast = ["--steps", 1, *FAST]
+    succeed("edit", PROMPT, "-i", "shapes.png", "-o", "file.png", *fast)
+    with monkeypatch.context() as patch:
+        patch.setattr("joyjax.inputs.fetch.is_public", lambda address: False)
+        with serving({"/shapes.png": data}) as url:
+            succeed("edit", PROMPT, "-i", f"{url}/shapes.png?a=b", "--allow-private-urls", "-o", "url.png", *fast)
+            fails(PROMPT, "-i", f"{url}/shapes.png", *fast, says="not a public address", error=PictureError)
+            fails(PROMPT, "-i", "shapes.png", "--mask", f"{url}/none.png", "--allow-private-urls", says="404")
+    done = invoke("edit", PROMPT, "-i", "-", "-o", "stdin.png", *fast, input=data)
+    assert done.exit_code == 0, done.exception
+    for name in ("url.png", "stdin.png"):
+        np.testing.assert_array_equal(pixels(name), pixels("file.png"))
+        [source], [named] = read_recipe(name)["references"], read_recipe("file.png")["references"]
+        assert source == {**named, "file": None}
+    fails("--from", "stdin.png", says="the reference came from no file; name it with --image")
+    succeed("edit", "--from", "url.png", "-i", "shapes.png", "-o", "again.png")
+    np.testing.assert_array_equal(pixels("again.png"), pixels("file.png"))
+    for arguments in (["-i", "-", "-i", "-"], ["-i", "-", "--mask", "-"]):
+        done = invoke("edit", PROMPT, *arguments, input=data)
+        assert done.exit_code == 2
+        assert "standard input can be read once" in done.stderr
+    fails(PROMPT, "-i", "ftp://host/photo.png", says="only http and https", error=PictureError)
+    fails(PROMPT, "-i", "-", says="standard input is empty", error=PictureError)
+
+
+def test_a_file_that_a_recipe_names_is_never_standard_input_or_a_url(here):
+    """A recipe may be a stranger's."""
+    os.rename("shapes.png", "-")
+    succeed("edit", PROMPT, "-i", "./-", "--steps", 1, *FAST)
+    assert [source["file"] for source in read_recipe("edit.png")["references"]] == ["-"]
+    succeed("edit", "--from", "edit.png", "-o", "again.png")
+    np.testing.assert_array_equal(pixels("again.png"), pixels("edit.png"))
+
+
+def test_what_of_a_picture_is_not_used_is_noted(here):
+    clear = Image.open("shapes.png").convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    clear.save("clear.png")
+    first = Image.open("shapes.png")
+    first.save("anim.gif", save_all=True, append_images=[first.rotate(90), first.rotate(180)])
+    transparent = "clear.png is partly transparent, which models do not see: the colours beneath show"
+    done = succeed("edit", PROMPT, "-i", "clear.png", "--steps", 1, "--num-images", 2, *FAST)
+    assert done.stderr.splitlines().count(transparent) == 1
+    done = succeed("edit", PROMPT, "-i", "clear.png", "--paste-back", "--steps", 1, *FAST)
+    assert "transparent" not in done.stderr  # it is in the result
+    done = succeed("edit", PROMPT, "-i", "anim.gif", "--steps", 1, *FAST)
+    assert "anim.gif: frame 1 of 3 is used" in done.stderr.splitlines()
+    done = succeed("edit", PROMPT, "-i", "shapes.png", "--steps", 1, *FAST)
+    assert "transparent" not in done.stderr
+    assert "frame" not in done.stderr
+
+    import joyjax
+
+    with pytest.warns(AdviceWarning, match="frame 1 of 3 is used"):
+        result = joyjax.edit(joyjax.load(dtype="float32"), Image.open("anim.gif"), PROMPT, steps=1)
+    assert result.notes == ("anim.gif: frame 1 of 3 is used",)
 
 
 def test_masks_and_paste_back(here):

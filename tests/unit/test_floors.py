@@ -14,7 +14,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LINKED = ("kernels", "convert", "sharding")  # folders at the top that are imported as joyjax.NAME
 FILES = sorted(path.relative_to(ROOT) for folder in ("joyjax", *LINKED) for path in (ROOT / folder).rglob("*.py"))
-DISTRIBUTIONS = {"PIL": "pillow", "orbax": "orbax-checkpoint"}  # where the name to import is not the name to install
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "pillow_heif": "pillow-heif",
+    "orbax": "orbax-checkpoint",
+}  # where the name to import is not the name to install
 HEAVY = ("jax", "flax", "orbax", "transformers", "numpy")
 
 
@@ -100,7 +104,8 @@ def test_imports_are_absolute():
 def test_imports_are_declared():
     """Nothing but the dependencies in pyproject.toml is imported, so neither torch nor Diffusers."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    requirements = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    extras = project["optional-dependencies"]
+    requirements = [*project["dependencies"], *extras["heic"], *extras["train"]]
     declared = {re.match(r"[\w-]+", requirement)[0] for requirement in requirements}
     assert not declared & {"torch", "diffusers"}
     used = {DISTRIBUTIONS.get(top, top) for file in FILES for name in imported(file) if (top := name.partition(".")[0])}

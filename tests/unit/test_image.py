@@ -4,8 +4,10 @@ import functools
 import os
 import re
 import struct
+import sys
 import warnings
 import zlib
+from io import BytesIO
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,11 +34,14 @@ from pictures import (
 from PIL import Image, ImageCms, PngImagePlugin
 
 from joyjax.errors import PictureError, RequestError
+from joyjax.inputs.dropped import dropped
+from joyjax.inputs.frames import frames_note
 from joyjax.inputs.image import (
     MAX_PIXELS,
     alpha_channel,
     as_rgb,
     buckets,
+    decode_picture,
     from_pixels,
     nearest_bucket,
     open_picture,
@@ -47,7 +52,7 @@ from joyjax.inputs.image import (
 from joyjax.layers.patch import pixels_to_unit
 
 BROKEN = {  # files that are refused, and a word of the reason
-    "empty": (lambda: b"", "cannot be read"),
+    "empty": (lambda: b"", "is empty"),
     "text": (lambda: b"this is no picture\n", "cannot be read"),
     "png, header only": (lambda: encoded(picture(), "PNG")[:20], "cannot be read"),
     "png, cut off": (lambda: encoded(picture("RGB", 40, 40), "PNG")[:-200], "cut off"),
@@ -103,6 +108,56 @@ CLAIMS = {  # small files of every format that say they are huge
     ),
 }
 
+
+def iso(brand: bytes, *compatible: bytes) -> bytes:
+    """The start of an ISO media file: HEIC, AVIF, MP4 and others."""
+    brands = brand + bytes(4) + b"".join(compatible)
+    return struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands + bytes(100)
+
+
+def tiff_with(**tags: object) -> bytes:
+    return encoded(picture(), "TIFF", tiffinfo={int(name.removeprefix("t")): value for name, value in tags.items()})
+
+
+OTHERS = {  # files that are no picture for joyjax: what they are, and what to do
+    "cr2": (lambda: tiff(2, 1, 8, 1, b"CR\2\0"), "RAW photo .Canon CR2.; develop it"),
+    "cr3": (lambda: iso(b"crx "), "RAW photo .Canon CR3.; develop it"),
+    "dng": (lambda: tiff_with(t50706=b"\1\4\0\0"), "RAW photo .DNG.; develop it"),
+    "nef, arw": (lambda: tiff_with(t254=1), "begins with a small preview .*develop it"),
+    "raf": (lambda: b"FUJIFILMCCD-RAW 0201" + bytes(99), "RAW photo .Fujifilm RAF."),
+    "orf": (lambda: b"IIRO\x08\0\0\0" + bytes(99), "RAW photo .Olympus ORF."),
+    "rw2": (lambda: b"IIU\0\x18\0\0\0" + bytes(99), "RAW photo .Panasonic RW2."),
+    "pdf": (lambda: b"%PDF-1.7\n%\xe2\xe3", "PDF document; save the page as PNG"),
+    "pdf behind a mark": (lambda: b"\xef\xbb\xbf\n%PDF-1.7\n", "PDF document"),
+    "svg": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG drawing; export it as PNG"),
+    "svg, with a head": (
+        lambda: b'\xef\xbb\xbf<?xml version="1.0"?>\n<!-- by\nme -->\n<!DOCTYPE svg>\n<svg/>',
+        "SVG drawing; export it as PNG",
+    ),
+    "psd": (lambda: b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 2, 2, 8, 3) + bytes(99), "Photoshop.*as PNG"),
+    "xcf": (lambda: b"gimp xcf v011\0" + bytes(99), "GIMP document; export"),
+    "mp4": (lambda: iso(b"isom", b"avc1"), "video .MP4 or QuickTime.; save one frame"),
+    "mov": (lambda: iso(b"qt  "), "video .MP4 or QuickTime.; save one frame"),
+    "webm": (lambda: b"\x1aE\xdf\xa3" + bytes(99), "video .Matroska or WebM.; save one frame"),
+    "avi": (lambda: b"RIFF\0\0\0\0AVI LIST" + bytes(99), "video .AVI.; save one frame"),
+    "mpeg": (lambda: b"\0\0\1\xb3\x14\0\xf0" + bytes(99), "video .MPEG.; save one frame"),
+    "jpeg xl": (lambda: b"\xff\x0a" + bytes(99), "JPEG XL picture; save it as PNG"),
+    "html": (lambda: b"\n<!-- x --><!doctype HTML><html>", "HTML page, not a picture; open it in a browser"),
+    "zip": (lambda: b"PK\3\4" + bytes(99), "ZIP archive"),
+    "gzip": (lambda: b"\x1f\x8b\x08" + bytes(99), "gzip; unpack it"),
+    "lfs": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer.*git lfs pull"),
+    "macos": (lambda: b"\0\5\x16\7\0\2\0\0Mac OS X" + bytes(99), "macOS keeps beside a file"),
+    "nothing": (lambda: b"", "is empty$"),
+}
+
+
+def without_reader(monkeypatch, kind: str) -> None:
+    """Pillow as it is where it has no reader of a format."""
+    Image.init()
+    monkeypatch.setattr(Image, "OPEN", {name: value for name, value in Image.OPEN.items() if name != kind})
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != kind])
+
+
 UNUSABLE = {  # what may come in place of a Pillow picture, and a word of the reason
     "floating point": (lambda: Image.new("F", (3, 2)), "floating-point"),
     "more than 16 bits": (lambda: Image.fromarray(np.array([[0, 65536]], np.int32)), "65536"),
@@ -154,6 +209,147 @@ def test_a_broken_file_is_refused_by_name(name, tmp_path):
     path.write_bytes(make())
     with pytest.raises(PictureError, match=f"(?s){re.escape(str(path))}.*({reason})"):
         open_picture(path)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_no_picture_says_what_it_is(name, tmp_path):
+    make, says = OTHERS[name]
+    path = tmp_path / "picture"
+    path.write_bytes(make())
+    with pytest.raises(PictureError, match=f"^{re.escape(str(path))} .*{says}") as caught:
+        open_picture(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(PictureError, match=says):
+        decode_picture(BytesIO(make()), "standard input")
+
+
+def test_a_tiff_with_small_pages_behind_its_picture_is_read(tmp_path):
+    pages = [picture("RGB", 40, 30), picture("RGB", 4, 3)]
+    pages[0].save(tmp_path / "picture.tif", save_all=True, append_images=pages[1:], tiffinfo={254: 0})
+    assert open_picture(tmp_path / "picture.tif").size == (30, 40)
+
+
+def test_heic_is_read(tmp_path):
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    sides = np.zeros((32, 64, 3), np.uint8)
+    sides[:, :32] = 200
+    with pytest.MonkeyPatch.context() as patch:
+        Image.fromarray(sides).save(tmp_path / "photo.heic", "HEIF", quality=90, exif=exif(6))
+        without_reader(patch, "HEIF")  # it is found by itself
+        image = as_rgb(open_picture(tmp_path / "photo.heic"))
+    assert image.size == (32, 64)  # turned once: by the format, and not by EXIF once more
+    bright = np.asarray(image)[:, :, 0] > 100
+    assert bright[2:30].all()
+    assert not bright[34:].any()
+    data = (tmp_path / "photo.heic").read_bytes()
+    (tmp_path / "photo.heic").write_bytes(data[: len(data) // 2])
+    with pytest.raises(PictureError, match=r"photo.heic .*(cannot be read|broken)"):
+        open_picture(tmp_path / "photo.heic")
+
+
+@pytest.mark.parametrize("brands", [(b"heic", b"mif1"), (b"mif1", b"heic"), (b"msf1",), (b"hevc",)])
+def test_heic_without_its_extra_names_it(brands, tmp_path, monkeypatch):
+    without_reader(monkeypatch, "HEIF")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    (tmp_path / "photo.heic").write_bytes(iso(*brands))
+    with pytest.raises(PictureError, match=r"photo.heic is a HEIC picture.*`pip install 'joyjax\[heic\]'`"):
+        open_picture(tmp_path / "photo.heic")
+
+
+@pytest.mark.parametrize("brands", [(b"avif",), (b"mif1", b"avif", b"miaf"), (b"avis",)])
+def test_avif_where_pillow_has_none_says_so(brands, tmp_path, monkeypatch):
+    without_reader(monkeypatch, "AVIF")
+    (tmp_path / "photo.avif").write_bytes(iso(*brands))
+    with pytest.raises(PictureError, match=r"photo.avif is an AVIF picture, which Pillow [\d.]+ cannot read.*pillow>="):
+        open_picture(tmp_path / "photo.avif")
+
+
+FRAMES = {  # files, and the note of their frames
+    "one": (lambda: encoded(picture(), "PNG"), ""),
+    "one gif": (lambda: encoded(picture("P"), "GIF"), ""),
+    "one page": (lambda: encoded(picture(), "TIFF"), ""),
+    "gif": (lambda: frames("GIF"), "frame 1 of 2 is used"),
+    "png": (lambda: frames("PNG"), "frame 1 of 2 is used"),
+    "webp": (lambda: frames("WEBP", lossless=True), "frame 1 of 2 is used"),
+    "tiff": (lambda: frames("TIFF"), "page 1 of 2 is used"),
+    "mpo": (lambda: frames("MPO"), "picture 1 of 2 is used"),
+    "mpo, a gain map": (lambda: frames("MPO", xmp=b"<x hdrgm:Version='1.0'/>"), "its HDR gain map is not used"),
+    "gif, broken behind": (lambda: frames("GIF")[:-8] + b"\0" * 8, None),
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_further_frames_are_noted(name, tmp_path, monkeypatch):
+    make, note = FRAMES[name]
+    (tmp_path / "picture").write_bytes(make())
+    read = open_picture(tmp_path / "picture")
+    assert frames_note(read) == (frames_note(read) if note is None else note)
+    if note is not None:
+        assert frames_note(decode_picture(BytesIO(make()), "standard input")) == note
+        assert frames_note(decoded(make())) == note
+        with Image.open(tmp_path / "picture") as image:
+            assert frames_note(image) == note
+    assert as_rgb(read).size == (7, 5)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP", "MPO"])
+def test_counting_frames_leaves_the_callers_picture_alone(kind, tmp_path):
+    """It was drawn on, is at its second frame, or its file is closed: it stays so, and can still be used."""
+    (tmp_path / "picture").write_bytes(frames(kind))
+    for opened in (Image.open(tmp_path / "picture"), decoded(frames(kind))):
+        opened.load()
+        opened.paste(1, (0, 0, 3, 3))
+        drawn = opened.tobytes()
+        frames_note(opened)
+        assert (opened.tobytes(), opened.tell()) == (drawn, 0)
+        opened.seek(1)
+        assert " 2 of 2 is used" in frames_note(opened)
+        assert opened.tell() == 1
+    with Image.open(tmp_path / "picture") as closed:
+        closed.load()
+    before = closed.tobytes()
+    frames_note(closed)
+    assert as_rgb(closed).size == (7, 5)
+    assert closed.tobytes() == before
+
+
+def test_many_frames_are_not_counted_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr("joyjax.inputs.frames.MOST_PAGES", 2)
+    monkeypatch.setattr("joyjax.inputs.frames.LARGEST_GIF", 100)
+    pages = [picture(), picture(), picture()]
+    (tmp_path / "a.tif").write_bytes(encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
+    assert frames_note(open_picture(tmp_path / "a.tif")) == "page 1 of several is used"
+    (tmp_path / "a.gif").write_bytes(frames("GIF"))
+    assert frames_note(open_picture(tmp_path / "a.gif")) == "frame 1 of several is used"
+    (tmp_path / "a.gif").write_bytes(encoded(picture("P"), "GIF"))
+    assert frames_note(open_picture(tmp_path / "a.gif")) == ""
+
+
+def opaque(mode: str) -> Image.Image:
+    image = picture(mode)
+    image.putalpha(255)
+    return image
+
+
+def test_transparency_that_is_dropped_is_noted(tmp_path):
+    def lines(*pictures, keeps=False):
+        return dropped(pictures, last_keeps_alpha=keeps)
+
+    says = "transparent, which models do not see: the colours beneath show"
+    picture("RGBA").save(tmp_path / "photo.png")
+    read = open_picture(tmp_path / "photo.png")
+    assert lines(read) == [f"photo.png is partly {says}"]
+    assert lines(Image.open(tmp_path / "photo.png")) == [f"photo.png is partly {says}"]
+    assert lines(picture("LA")) == [f"the picture is partly {says}"]
+    assert lines(picture(), picture("RGBA")) == [f"reference 2 is partly {says}"]
+    assert lines(Image.new("RGBA", (3, 2))) == [f"the picture is wholly {says}"]
+    assert lines(decoded(encoded(Image.new("P", (2, 1)), "GIF", transparency=0))) == [f"the picture is wholly {says}"]
+    assert lines(read, keeps=True) == []  # it is in the result again
+    assert lines(read, picture(), keeps=True) == [f"photo.png is partly {says}"]
+    for image in (picture(), picture("P"), opaque("L"), opaque("RGB"), Image.new("RGB", (1, 1))):
+        assert lines(image) == []
+    (tmp_path / "anim.gif").write_bytes(frames("GIF"))
+    assert lines(open_picture(tmp_path / "anim.gif"), keeps=True) == ["anim.gif: frame 1 of 2 is used"]
 
 
 @pytest.mark.parametrize("name", CLAIMS)

@@ -240,6 +240,22 @@ def test_what_other_programs_read(tmp_path):
     assert chunks(path)[1:3] == [b"iTXt", b"iTXt"]
 
 
+def test_a_picture_from_a_url(tmp_path):
+    image = picture()
+    image.location = "https://example.org/a.png"
+    save(picture(), tmp_path / "edit.png", recipe_of(Source.of(image)))
+    found = read_recipe(tmp_path / "edit.png")
+    assert (found["references"][0]["file"], found["references"][0]["url"]) == (None, "https://example.org/a.png")
+    with pytest.raises(RequestError, match="came from the URL https://example.org/a.png; name it with --image"):
+        find_references(found, tmp_path)
+    for wrong in (3, "x" * 5000, [], {}):
+        found["references"][0]["url"] = wrong
+        with pytest.raises(RequestError, match="has url = .*; expected a text"):
+            read_recipe(with_text(tmp_path / "bad.png", json.dumps(found)))
+    image.location = "standard input"
+    assert "url" not in Source.of(image).plain(tmp_path)
+
+
 def test_a_digest_is_of_the_picture(tmp_path):
     image = picture(size=(6, 4))
     assert digest(image) == digest(image.copy())
