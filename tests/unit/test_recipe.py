@@ -433,7 +433,7 @@ def test_files_are_read_as_pictures_only(saved, tmp_path):
         ("references/0/digest", "md5:0", "reference 1 has digest = 'md5:0'"),
         ("references/0/size", [1], r"reference 1 has size = \[1\]; expected height and width"),
         ("references/0/size", [0, 1.5], "expected height and width"),
-        ("references/0/url", "http://", "reference 1 has 'url'"),
+        ("references/0/link", "http://", "reference 1 has 'link'"),
         ("mask", 0, "has mask = 0; expected an object or null"),
         ("mask", False, "has mask = False; expected an object or null"),
     ],
