@@ -193,7 +193,7 @@ def command(
     if number is not None:
         given["seed"] = number
     options = {"seed": 0, **overridden(again.options, given), **given}
-    options["image"] = [open_picture(path) for path in image or again.image]
+    options["image"] = [open_picture(path) for path in image or again.image] or None
     if mask or again.mask:
         options["mask"] = open_picture(mask or again.mask or "")
     targets = _targets(output, num_images) if first else []
