@@ -20,7 +20,7 @@ from joyjax.editing import check_options, edit_batch
 from joyjax.errors import AdviceWarning, Cancelled, JoyJaxError, RequestError
 from joyjax.families.family import Request
 from joyjax.fingerprint import fingerprint
-from joyjax.inputs.files import parse_json, quoted
+from joyjax.inputs.files import check_name, parse_json, quoted
 from joyjax.inputs.image import open_picture
 from joyjax.pipeline import Pipeline
 from joyjax.result import Result
@@ -277,6 +277,8 @@ def _opened(row: Row, source: Path) -> dict[str, Any]:
         if not all(isinstance(file, str) and file for file in files):
             expected = "the name of a file, or a list of them" if key == "image" else "the name of a file"
             raise RequestError(f"{key} is {quoted(named)}; expected {expected}")
+        for file in files:
+            check_name(file)
         pictures = [open_picture(source / file) for file in files]
         options[key] = pictures if several else pictures[0]
     return options

@@ -57,11 +57,12 @@ def _no(note: str) -> Instead:
 _MORE_IMAGES = Instead(
     option="--num-images", note="call edit once for each seed, or edit_batch with one request for each seed"
 )
-_OUTPUT = Instead(option="--output", note="write the result with result.save(path)")
-_DEVICE = _use(
-    "mesh",
-    note="for several devices; JAX chooses the one that it runs on by the variables JAX_PLATFORMS (cpu, cuda) and "
-    "CUDA_VISIBLE_DEVICES",
+_OUTPUT = Instead(
+    option="--output", note="write the result with result.save(path); a row of `joyjax batch` names its result by id"
+)
+_DEVICE = _no(
+    "JAX chooses the device, by the variables JAX_PLATFORMS (cpu or cuda) and CUDA_VISIBLE_DEVICES; for several "
+    "devices use mesh"
 )
 _SAMPLER = _no("joyjax has the model's own sampler, flow matching with Euler steps; leave it out")
 _EMBEDDINGS = _use("prompt", note="as text; joyjax takes no embeddings")
@@ -160,8 +161,8 @@ _TABLE: tuple[tuple[str, Instead], ...] = (
         "base_model",
         _use("model"),
     ),
-    ("revision custom_revision", _use("model", note='a hub id names its revision, as in "owner/name@main"')),
-    ("subfolder", _use("model", note="the folder that holds model_index.json")),
+    ("revision custom_revision", _no('write it into the hub id of the model, as in "owner/name@main"')),
+    ("subfolder", _no("as the model name the folder that holds model_index.json")),
     ("cache_dir", _no("the variable HF_HOME says where the hub's files go; leave it out")),
     ("local_files_only", _no("the variable HF_HUB_OFFLINE=1 keeps from the network; leave it out")),
     ("token use_auth_token", _no("log in with `hf auth login`, or set the variable HF_TOKEN; leave it out")),
@@ -172,7 +173,8 @@ _TABLE: tuple[tuple[str, Instead], ...] = (
     ("device devices device_id device_map gpu gpus gpu_id gpu_ids cuda cpu num_gpus", _DEVICE),
     ("tensor_parallel tensor_parallel_size tp ulysses ulysses_degree ring_degree sp_size cfg_parallel", _use("mesh")),
     (
-        "out outfile out_file outdir out_dir output_path output_file output_dir save save_path save_dir save_to dest",
+        "output out outfile filename file_name out_file outdir out_dir output_path output_file output_dir "
+        "save save_path save_dir save_to dest",
         _OUTPUT,
     ),
     (

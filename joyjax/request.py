@@ -230,7 +230,8 @@ def _seed(seed: Any) -> int:
 
 def _integer(name: str, value: Any, lowest: int, highest: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise RequestError(f"{name} is {value!r}; expected a whole number")
+        shown = " ".join(repr(value).split())  # an array's has several lines
+        raise RequestError(f"{name} is {shown[:200]}; expected a whole number")
     if not lowest <= value <= highest:
         raise RequestError(f"{name} is {value}; expected a number from {lowest} to {highest}")
     return int(value)

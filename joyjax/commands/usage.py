@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from joyjax.errors import RequestError
+from joyjax.inputs.files import LOCALE, printable
 from joyjax.names import ARGUMENTS, COMMANDS, INSTEAD, normalized
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # click's own, which newer typers bring with them
@@ -26,6 +27,8 @@ SUBJECTS: Mapping[str, tuple[str, ...]] = {
     "Results and records": (*("recipe", "preview_dir", "no_metadata", "failures", "as_json", "timings", "debug"),),
 }
 MANY = 12
+TEXTS = ("prompt", "prompt_option", "negative_prompt")
+PRINTED = "joyjax.printed"  # the name of a way to encode: see `_printed`
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
 
 
@@ -53,6 +56,7 @@ class Command(TyperCommand):
             if type(error).__name__ == "NoSuchOption" and isinstance(option, str):
                 raise _usage(self._unknown(option, written, ctx, error), ctx) from None
             raise
+        check_decoded((ctx.params.get(name) for name in TEXTS), names=False)
         if ctx.args and not ctx.resilient_parsing:
             raise _usage(self._extra(ctx), ctx)
         return ctx.args
@@ -121,8 +125,8 @@ class Program(TyperGroup):
             option = getattr(error, "option_name", None)
             if type(error).__name__ != "NoSuchOption" or not isinstance(option, str):
                 raise
-            if found := _having(option, self.commands) or remedy(option, self.commands["edit"], {}):
-                raise _usage(f"No such option before a command: {option}; {found}", ctx) from None
+            if found := _having(option, self.commands) or remedy(option, self, self.commands):
+                raise _usage(f"No such option before the command: {option}; {found}", ctx) from None
             raise
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
@@ -164,7 +168,7 @@ def remedy(option: str, command: Any, others: Mapping[str, Any]) -> str:
         note = "" if instead.option or not instead.note else f", {instead.note}"
         return f"use {' and '.join(wanted)}{note}"
     found = next(filter(None, (_elsewhere(one, command, others) for one in wanted)), "")
-    return found or (instead.note if not wanted else f"Python has it: {' and '.join(instead.arguments)} of joyjax.edit")
+    return found or (instead.note if not wanted else f"use {' and '.join(instead.arguments)} of joyjax.edit in Python")
 
 
 def _elsewhere(option: str, command: Any, others: Mapping[str, Any]) -> str:
@@ -176,8 +180,8 @@ def _elsewhere(option: str, command: Any, others: Mapping[str, Any]) -> str:
 
 
 def _having(option: str, commands: Mapping[str, Any]) -> str:
-    named = [name for name, command in commands.items() if option in _options(command)]
-    return f"joyjax {' and '.join(named)} {'has' if len(named) == 1 else 'have'} {option}" if named else ""
+    name = next((name for name, command in commands.items() if option in _options(command)), None)
+    return "" if name is None else f"joyjax {name} has {option}"
 
 
 def _others(ctx: Any) -> Mapping[str, Any]:
@@ -197,27 +201,24 @@ def _is_picture(word: str) -> bool:
 
 
 def _usage(message: str, ctx: Any) -> Exception:
-    return UsageError(message, ctx)
+    return UsageError(printable(message), ctx)
 
 
-def check_decoded(texts: Iterable[str]) -> None:
+def check_decoded(texts: Iterable[object], *, names: bool = True) -> None:
     """Check that the locale could decode what was written.
 
-    A file's name may hold other bytes where the locale is UTF-8.
+    With `names`, files may be among it, whose names may hold any bytes where the locale is UTF-8.
 
     Raises:
-        RequestError: naming the locale and what to set.
+        RequestError: naming the encoding and what to set.
     """
-    encoding = sys.getfilesystemencoding()
-    if codecs.lookup(encoding).name == "utf-8":
+    encoding = codecs.lookup(sys.getfilesystemencoding()).name
+    if names and encoding == "utf-8":
         return
     for text in texts:
-        if any("\udc80" <= letter <= "\udcff" for letter in text):
-            raise RequestError(f"{text!r} cannot be read in the encoding of the locale, {encoding}; {LOCALE}")
-
-
-LOCALE = "set LC_ALL=C.UTF-8 or PYTHONUTF8=1 in the environment"
-PRINTED = "joyjax.printed"
+        if isinstance(text, str) and any("\udc80" <= letter <= "\udcff" for letter in text):
+            remedy = "have the terminal send UTF-8" if encoding == "utf-8" else LOCALE
+            raise RequestError(f"{text!r} cannot be read as {encoding}, the encoding of the locale; {remedy}")
 
 
 def _printed(error: UnicodeError) -> tuple[bytes, int]:

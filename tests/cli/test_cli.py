@@ -298,7 +298,7 @@ def test_the_first_command_uses_the_demo_and_says_so(tmp_path, shapes):
     done = run("edit", "make the red circle blue", "--image", shapes, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "edit.png\n"), done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    assert "the bundled demo model knows one thing" in done.stderr
+    assert "the bundled demo model edits flat coloured shapes only; --model names another\n" == done.stderr
     assert Image.open(tmp_path / "edit.png").size == (128, 128)
     again = run("edit", "make the sky red", "--image", shapes, "--steps", 1, cwd=tmp_path)
     assert (again.returncode, again.stdout) == (0, "edit-2.png\n")
