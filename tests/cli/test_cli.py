@@ -107,7 +107,7 @@ def test_wrong_usage():
     misused("edit", "a", "--height", "8", says="--height")
     misused("edit", "a", "--dtype", "float16", says="bfloat16")
     misused("edit", "a", "--base-size", "300", says="1024")
-    misused("edit", "a", "--cfg-scale", "4", says="No such option")
+    misused("edit", "a", "--cfg-scale", "4", says="No such option: --cfg-scale; use --guidance-scale")
     misused("sketch", says="No such command")
     misused("convert", says="SOURCE")
 
