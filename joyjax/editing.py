@@ -199,7 +199,7 @@ def _run(
             prepared.append(inputs)
             told |= dict.fromkeys(inputs.advice)
     for text in told:
-        warnings.warn(text, AdviceWarning, stacklevel=4)  # the line that called edit or edit_batch
+        warnings.warn(text, AdviceWarning, stacklevel=4)  # the line that called edit
     read, encoded = None, None
     for numbers in _together([program(*pair) for pair in zip(requests, prepared, strict=True)], batch_size):
         timings = {"prepare": sum(seconds[number] for number in numbers), "prompt": 0.0, "references": 0.0}
