@@ -20,7 +20,7 @@ from joyjax.editing import check_options, edit_batch
 from joyjax.errors import AdviceWarning, Cancelled, JoyJaxError, RequestError
 from joyjax.families.family import Request
 from joyjax.fingerprint import fingerprint
-from joyjax.inputs.files import parse_json, quoted
+from joyjax.inputs.files import check_name, parse_json, quoted
 from joyjax.inputs.load import load_image
 from joyjax.pipeline import Pipeline
 from joyjax.result import Result
@@ -278,6 +278,8 @@ def _opened(row: Row, source: Path, allow_private_urls: bool) -> dict[str, Any]:
         if not all(isinstance(file, str) and file for file in files):
             expected = "the name of a file or a URL" + (", or a list of them" if key == "image" else "")
             raise RequestError(f"{key} is {quoted(named)}; expected {expected}")
+        for file in files:
+            check_name(file)
         pictures = [
             load_image(file, folder=source, pipes=False, allow_private_urls=allow_private_urls) for file in files
         ]

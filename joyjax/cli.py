@@ -13,11 +13,13 @@ import typer
 
 from joyjax.commands import batch, bench, convert, edit, info, score, train_demo, warmup
 from joyjax.commands.cancel import finish
+from joyjax.commands.usage import Command, Program
 from joyjax.errors import Cancelled, JoyJaxError
 from joyjax.inputs.files import printable
 
 app = typer.Typer(
     name="joyjax",
+    cls=Program,
     help="Edit pictures with JoyAI-Image-Edit, in JAX.",
     no_args_is_help=True,
     add_completion=False,
@@ -25,14 +27,14 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: brackets in it are text
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("edit")(edit.command)
-app.command("batch")(batch.command)
-app.command("convert")(convert.command)
-app.command("info")(info.command)
-app.command("score")(score.command)
-app.command("warmup")(warmup.command)
-app.command("bench")(bench.command)
-app.command("train-demo")(train_demo.command)
+app.command("edit", cls=Command)(edit.command)
+app.command("batch", cls=Command)(batch.command)
+app.command("convert", cls=Command)(convert.command)
+app.command("info", cls=Command)(info.command)
+app.command("score", cls=Command)(score.command)
+app.command("warmup", cls=Command)(warmup.command)
+app.command("bench", cls=Command)(bench.command)
+app.command("train-demo", cls=Command)(train_demo.command)
 
 
 def _show_version(value: bool) -> bool:

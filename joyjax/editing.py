@@ -14,9 +14,11 @@ from PIL import Image
 
 from joyjax.errors import AdviceWarning, JoyJaxError, RequestError
 from joyjax.families.family import Inputs, Request
+from joyjax.inputs.arrays import Picture
 from joyjax.inputs.dropped import dropped
 from joyjax.inputs.framing import Fit, paste_back, pasted_region, unpad
 from joyjax.inputs.image import from_pixels, rgb_profile
+from joyjax.names import checks_names, refusal
 from joyjax.pipeline import Pipeline
 from joyjax.request import OPTIONS, check_request
 from joyjax.result import Result, settings
@@ -36,9 +38,10 @@ from joyjax.shapes.advice import advice
 from joyjax.sharding.hosts import losing_none
 
 
+@checks_names
 def edit(
     pipeline: Pipeline,
-    image: Image.Image | Sequence[Image.Image] | None,
+    image: Picture | Sequence[Picture] | None,
     prompt: str,
     *,
     negative_prompt: str | None = None,
@@ -51,7 +54,7 @@ def edit(
     base_size: int | None = None,
     sigmas: Sequence[float] | None = None,
     fit: Fit = "crop",
-    mask: Image.Image | None = None,
+    mask: Picture | None = None,
     paste_back: bool = False,
     noise: np.ndarray | None = None,
     vae_encode: Mode = "exact",
@@ -64,7 +67,8 @@ def edit(
 
     Args:
         pipeline: what `joyjax.load` returned.
-        image: a picture, several of them as references of one edit, or None for text to image.
+        image: a picture, several of them as references of one edit, or None for text to image. A picture is a
+            PIL.Image, or a NumPy array, uint8 `[height, width, 3]`, `[height, width, 4]` or `[height, width]`.
         prompt: the instruction. It is text: control tokens written in it have no power.
         negative_prompt: what to steer away from; None takes the family's own, which is not "no guidance".
         steps: denoising steps; None takes the checkpoint's own, else the family's: 40, Edit-Plus 30.
@@ -126,6 +130,7 @@ def edit(
     return result
 
 
+@checks_names
 def edit_batch(
     pipeline: Pipeline, requests: Sequence[Mapping[str, Any]], *, batch_size: int | None = None
 ) -> list[Result]:
@@ -173,7 +178,7 @@ def check_options(pipeline: Pipeline, options: Mapping[str, Any]) -> Request:
         )
     unknown = [name for name in options if name not in OPTIONS]
     if unknown:
-        raise RequestError(f"{unknown[0]!r} is no argument of edit; choose from: {', '.join(OPTIONS)}")
+        raise RequestError(refusal(unknown, "edit", OPTIONS))
     if "prompt" not in options:
         raise RequestError("prompt is missing")
     return check_request(pipeline, **{"image": None, **options})
@@ -195,7 +200,7 @@ def _run(
             prepared.append(inputs)
             notes[number] += inputs.advice
     for text in dict.fromkeys(text for each in notes for text in each):
-        warnings.warn(text, AdviceWarning, stacklevel=3)
+        warnings.warn(text, AdviceWarning, stacklevel=4)  # the line that called edit
     read, encoded = None, None
     for numbers in _together([program(*pair) for pair in zip(requests, prepared, strict=True)], batch_size):
         timings = {"prepare": sum(seconds[number] for number in numbers), "prompt": 0.0, "references": 0.0}

@@ -1,8 +1,10 @@
 """Loading a model: its family, its files, and its networks on the devices."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
+from typing import NoReturn
 
 import jax
 from jax.sharding import Mesh
@@ -12,16 +14,18 @@ from joyjax.convert import checkpoint, manifest, stream
 from joyjax.convert.native import BASE_SIZE, Native
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.stream import Progress
+from joyjax.errors import JoyJaxError
 from joyjax.families.family import Family, Files
 from joyjax.families.registry import family_in
 from joyjax.inputs.model import model_folder
-from joyjax.layers.weights import Weights
+from joyjax.layers.weights import Weights, count_parameters
+from joyjax.names import checks_names
 from joyjax.quantize import check_linear, quantize_linears
 from joyjax.sharding.attention import share_out
 from joyjax.sharding.mesh import check_mesh
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Pipeline:
     """A loaded model. `weights` are its networks by folder name, `native` is what the checkpoint says of itself."""
 
@@ -39,7 +43,46 @@ class Pipeline:
         """Side of the square whose area the buckets have, in pixels."""
         return self.native.base_size or BASE_SIZE
 
+    def __repr__(self) -> str:
+        """Return one line that says what was loaded and how."""
+        parameters = sum(count_parameters(weights.state) for weights in self.weights.values())
+        mesh = None if self.mesh is None else ",".join(f"{axis}={size}" for axis, size in self.mesh.shape.items())
+        return (
+            f"<joyjax.Pipeline {self.family.name} ({self.family.class_name}), {parameters:,} parameters, {self.dtype}, "
+            f"linear {self.linear}, mesh {mesh}, from {self.source}>"
+        )
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Refuse to be pickled or copied: weights are on devices, and may be all that fits."""
+        raise JoyJaxError(
+            f"a pipeline cannot be pickled or copied; load it in each process, with joyjax.load({self.source!r})"
+        )
+
+    def __copy__(self) -> "Pipeline":
+        """Return itself: nothing in it changes."""
+        return self
+
+
+@functools.cache
+def _first_process() -> int:
+    """Return the process that asked first, which is the one that JAX's threads run in."""
+    return os.getpid()
+
+
+def check_process() -> None:
+    """Raise JoyJaxError in a process that was forked after a model was loaded: JAX would wait for its threads forever.
+
+    A fork copies the memory of a process and none of its threads.
+    """
+    if os.getpid() != _first_process():
+        raise JoyJaxError(
+            f"process {os.getpid()} was forked from process {_first_process()} after a model was loaded there, and JAX "
+            'does not survive a fork; start processes with multiprocessing.get_context("spawn") and load the model in '
+            "each"
+        )
+
+
+@checks_names
 def load(
     model: str | os.PathLike | None = None,
     *,
@@ -59,9 +102,10 @@ def load(
         CheckpointError: if the folder is not a whole checkpoint of a known family; ConfigError, a kind of it, for a
             configuration value that joyjax does not implement.
         RequestError: for an unknown dtype, or a form of linear maps that the family does not have.
-        JoyJaxError: for a device that cannot run it.
+        JoyJaxError: for a device that cannot run it, or in a process that was forked after another `load`.
         MeshError: for a mesh that does not fit.
     """
+    check_process()
     number = dtypes.by_name(dtype)
     if mesh is not None:
         mesh = check_mesh(mesh)

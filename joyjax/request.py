@@ -11,10 +11,11 @@ from PIL import Image
 
 from joyjax.errors import RequestError
 from joyjax.families.family import Request
+from joyjax.inputs.arrays import Picture, as_picture
 from joyjax.inputs.framing import FITS, Fit
 from joyjax.inputs.image import as_rgb
 from joyjax.inputs.mask import check_mask
-from joyjax.pipeline import Pipeline
+from joyjax.pipeline import Pipeline, check_process
 from joyjax.sampling.cache import KINDS, MOST_CHANGE, CacheRule
 from joyjax.sampling.tiles import MODES, Mode
 from joyjax.sources import Source
@@ -23,12 +24,11 @@ SIDES = 16, 8192
 BASE_SIZES = (256, 512, 768, 1024)
 MOST_STEPS = 1000
 MOST_GUIDANCE = 1000.0
-OPEN = "open files with PIL.Image.open"
 
 
 def check_request(
     pipeline: Pipeline,
-    image: Image.Image | Sequence[Image.Image] | None,
+    image: Picture | Sequence[Picture] | None,
     prompt: str,
     *,
     negative_prompt: str | None = None,
@@ -41,7 +41,7 @@ def check_request(
     base_size: int | None = None,
     sigmas: Sequence[float] | None = None,
     fit: str = "crop",
-    mask: Image.Image | None = None,
+    mask: Picture | None = None,
     paste_back: bool = False,
     noise: np.ndarray | None = None,
     vae_encode: str = "exact",
@@ -60,6 +60,7 @@ def check_request(
     """
     if not isinstance(pipeline, Pipeline):
         raise RequestError(f"pipeline is a {type(pipeline).__name__}; expected what joyjax.load returns")
+    check_process()
     family, native = pipeline.family, pipeline.native
     for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
         if not isinstance(text, str) and not (name == "negative_prompt" and text is None):
@@ -92,13 +93,15 @@ def check_request(
         raise RequestError(f"callback is {callback!r}; expected a function of one event, or None")
     originals = _pictures(image, family.references, family.name)
     sources = tuple(map(Source.of, originals))  # before pixels are read: see Source
+    if mask is not None:
+        mask = as_picture(mask, "mask")
     request = Request(
         prompt=prompt,
         negative_prompt=family.negative_prompt if negative_prompt is None else negative_prompt,
         pictures=tuple(as_rgb(one) for one in originals),
         steps=steps,
         guidance_scale=_guidance(guidance_scale, steps),
-        seed=_integer("seed", seed, 0, 2**64 - 1),
+        seed=_seed(seed),
         height=height,
         width=width,
         exact_size=_switch("exact_size", exact_size),
@@ -215,25 +218,40 @@ def _cache(cache: Any, pipeline: Pipeline) -> CacheRule | None:
     return CacheRule(threshold, kind or KINDS[0])
 
 
+def _seed(seed: Any) -> int:
+    """Read a seed. Generators and keys of other libraries are refused: joyjax draws the noise itself."""
+    module, kind = type(seed).__module__.partition(".")[0], type(seed).__name__
+    if module != "builtins" and not isinstance(seed, np.integer):
+        known = ", such as the one that the generator was seeded with" if "Generator" in kind else ""
+        raise RequestError(
+            f"seed is a {module} {kind}; expected a whole number{known}: joyjax draws its own noise from it, and noise "
+            "of your own is given as noise"
+        )
+    return _integer("seed", seed, 0, 2**64 - 1)
+
+
 def _integer(name: str, value: Any, lowest: int, highest: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise RequestError(f"{name} is {value!r}; expected a whole number")
+        shown = " ".join(repr(value).split())  # an array's has several lines
+        raise RequestError(f"{name} is {shown[:200]}; expected a whole number")
     if not lowest <= value <= highest:
         raise RequestError(f"{name} is {value}; expected a number from {lowest} to {highest}")
     return int(value)
 
 
 def _pictures(image: Any, most: int, family: str) -> list[Image.Image]:
-    images = [] if image is None else [image] if isinstance(image, Image.Image) else image
-    if not isinstance(images, list | tuple):
-        raise RequestError(f"image is a {type(image).__name__}; expected a PIL.Image, a list of them, or None: {OPEN}")
-    for one in images:
-        if not isinstance(one, Image.Image):
-            raise RequestError(f"image holds a {type(one).__name__}; expected PIL.Image: {OPEN}")
+    if image is None:
+        return []
+    several = isinstance(image, list | tuple)
+    if several and not image:
+        raise RequestError("image is an empty list; give a picture, or for text to image leave it out (Python: None)")
+    images = (
+        [as_picture(one, f"image[{n}]") for n, one in enumerate(image)] if several else [as_picture(image, "image")]
+    )
     if len(images) > most:
-        several = "" if most > 1 else "; Edit-Plus weights take several"
-        raise RequestError(f"{len(images)} reference pictures were given and {family} takes {most} at most{several}")
-    return list(images)
+        other = "" if most > 1 else "; Edit-Plus weights take several"
+        raise RequestError(f"{len(images)} reference pictures were given and {family} takes {most} at most{other}")
+    return images
 
 
 def _noise(noise: Any) -> np.ndarray | None:

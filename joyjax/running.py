@@ -31,9 +31,9 @@ class StepEvent:
     step: int
     steps: int
     seconds: float
-    latents: Float[np.ndarray, "1 T P"]
+    latents: Float[np.ndarray, "1 T P"] = dataclasses.field(repr=False)
     """The target's latent tokens after the step."""
-    preview: Callable[[], Image.Image]
+    preview: Callable[[], Image.Image] = dataclasses.field(repr=False)
     """Decodes the picture that the latents point at now; costs a decoding only when it is called."""
 
 

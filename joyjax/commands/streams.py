@@ -10,6 +10,8 @@ import os
 import sys
 from typing import Any
 
+ANYTHING = "joyjax.anything"  # the name of a way to encode
+
 
 def mend_streams() -> None:
     """Open standard streams that are closed, and let output and errors outlive what reads them.
@@ -51,16 +53,20 @@ class _Lasting(io.FileIO):
 
 
 def _stream(number: int, before: Any) -> io.TextIOWrapper:
-    codecs.register_error("joyjax", _encode_anything)
+    codecs.register_error(ANYTHING, _encode_anything)
     encoding = getattr(before, "encoding", None) or "utf-8"
     raw = _Lasting(number, "w", closefd=False)
     lines = number == 2 or raw.isatty()
-    return io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, errors="joyjax", line_buffering=lines)
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, errors=ANYTHING, line_buffering=lines)
 
 
-def _encode_anything(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Give the bytes of a file's name back as they are; escape what the encoding does not have."""
-    try:
-        return codecs.lookup_error("surrogateescape")(error)
-    except UnicodeError:
-        return codecs.lookup_error("backslashreplace")(error)
+def _encode_anything(error: UnicodeError) -> tuple[bytes, int]:
+    """Encode what an encoding lacks: bytes of a file's name as they are, other characters by their numbers."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    characters = error.object[error.start : error.end]
+    spelled = (
+        character.encode("ascii", "surrogateescape" if "\udc80" <= character <= "\udcff" else "backslashreplace")
+        for character in characters
+    )
+    return b"".join(spelled), error.end

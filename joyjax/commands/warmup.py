@@ -90,7 +90,7 @@ def command(
         warnings.simplefilter("ignore", AdviceWarning)  # nobody looks at the results
         for together, count, ((height, width), prompt) in runs:
             request = {
-                "image": [Image.new("RGB", (width, height))] * count,
+                "image": [Image.new("RGB", (width, height))] * count or None,
                 "prompt": prompt,
                 "steps": 2,  # a step cache does not act before the second, nor does the end of guidance
                 "height": height,

@@ -35,7 +35,7 @@ class Request:
     width: int | None
     exact_size: bool
     base_size: int
-    noise: np.ndarray | None
+    noise: np.ndarray | None = dataclasses.field(repr=False)
     sigmas: tuple[float, ...] | None = None
     fit: Fit = "crop"
     mask: Image.Image | None = None

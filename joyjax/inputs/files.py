@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from joyjax.errors import CheckpointError
+from joyjax.errors import CheckpointError, RequestError
 from joyjax.inputs.signatures import stand_in
 
 LONGEST_JSON = 2**24  # bytes; the largest real one, a tokenizer, has two thirds of that
@@ -15,6 +15,7 @@ DEEPEST_JSON = 100  # far below where Python, or what prints a value, gives up
 LARGEST_FLOAT = 3e38  # everything is computed in float32
 MOST_FILES = 10_000
 DEEPEST_FOLDER = 32
+LOCALE = "set LC_ALL=C.UTF-8 or PYTHONUTF8=1 in the environment"
 
 Pairs = list[tuple[str, Any]]
 Stamp = tuple[int, int, int, int]  # device, inode, size, time of change: two files that have it alike are one
@@ -44,6 +45,21 @@ def printable(text: str) -> str:
     What a file holds is not for the terminal to obey.
     """
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def check_name(name: str) -> None:
+    """Check that the locale can name a file so; Python would say that there is no such file.
+
+    Raises:
+        RequestError: naming the encoding and what to set.
+    """
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError as error:
+        if error.encoding != "utf-8":  # in which only half a character has no form
+            raise RequestError(
+                f"the file {name!r} cannot be named in {error.encoding}, the encoding of the locale; {LOCALE}"
+            ) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from flax import nnx
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["state"], meta_fields=["graph"])
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Weights:
     """An NNX module taken apart, so that it can cross a `jax.jit` boundary as an argument.
 
@@ -19,6 +19,11 @@ class Weights:
 
     graph: nnx.GraphDef
     state: nnx.State
+
+    def __repr__(self) -> str:
+        """Return one line; JAX may have put anything in the place of the arrays."""
+        arrays = jax.tree.leaves(self.state)
+        return f"<Weights: {sum(getattr(array, 'size', 0) for array in arrays):,} parameters in {len(arrays)} arrays>"
 
     @classmethod
     def of(cls, module: nnx.Module) -> "Weights":

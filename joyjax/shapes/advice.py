@@ -10,10 +10,7 @@ from joyjax.shapes import wording
 from joyjax.shapes.draw import RELIEF
 from joyjax.shapes.scene import CELLS, COLORS, GROUNDS, RADII, SHAPES, SIDE, TEXTURES
 
-ABOUT = (
-    "the bundled demo model knows one thing: editing pictures of flat coloured shapes, such as examples/shapes.png; "
-    "it is not JoyAI-Image-Edit, whose weights you name with --model (Python: joyjax.load(folder))"
-)
+ABOUT = "the bundled demo model edits flat coloured shapes only; --model names another"
 ASK = (
     'it understands "make the red circle blue", "remove …", "add a small yellow star at the top left", "move … to the '
     'center", "make … large", "swap … and …", "make the background mint", "turn … into a heart"'

@@ -109,7 +109,7 @@ def test_wrong_usage():
     misused("edit", "a", "--height", "8", says="--height")
     misused("edit", "a", "--dtype", "float16", says="bfloat16")
     misused("edit", "a", "--base-size", "300", says="1024")
-    misused("edit", "a", "--cfg-scale", "4", says="No such option")
+    misused("edit", "a", "--cfg-scale", "4", says="No such option: --cfg-scale; use --guidance-scale")
     misused("sketch", says="No such command")
     misused("convert", says="SOURCE")
 
@@ -338,7 +338,7 @@ def test_the_first_command_uses_the_demo_and_says_so(tmp_path, shapes):
     done = run("edit", "make the red circle blue", "--image", shapes, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "edit.png\n"), done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    assert "the bundled demo model knows one thing" in done.stderr
+    assert "the bundled demo model edits flat coloured shapes only; --model names another\n" == done.stderr
     assert Image.open(tmp_path / "edit.png").size == (128, 128)
     again = run("edit", "make the sky red", "--image", shapes, "--steps", 1, cwd=tmp_path)
     assert (again.returncode, again.stdout) == (0, "edit-2.png\n")

@@ -66,7 +66,13 @@ def test_rows_that_differ_give_what_they_give_alone(demo, monkeypatch):
 def test_rows_with_other_numbers_of_references(plus, monkeypatch):
     pictures = [photo(128, 128, 4), photo(90, 140, 5), photo(150, 80, 6)]
     rows = [
-        {"image": pictures[:count], "prompt": f"put {count} things together", "steps": 2, "height": 128, "width": 128}
+        {
+            "image": pictures[:count] or None,
+            "prompt": f"put {count} things together",
+            "steps": 2,
+            "height": 128,
+            "width": 128,
+        }
         for count in (1, 3, 0, 2)
     ]
     alone = [joyjax.edit(plus, row["image"], **{k: v for k, v in row.items() if k != "image"}) for row in rows]

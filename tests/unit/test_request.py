@@ -1,7 +1,15 @@
 """What `edit` and `load` refuse, in which words, and that they do so before anything is compiled or read."""
 
+import copy
 import dataclasses
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
@@ -16,7 +24,8 @@ from joyjax.sampling import steps
 
 pytestmark = pytest.mark.parity  # the tokenizer and the configurations are the reference's
 
-PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8))
+PIXELS = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
+PICTURE = Image.fromarray(PIXELS)
 PROMPT = "make the sky red"
 NOISE = np.zeros((1, 4, 6, 16), np.float32)
 SIZE = {"height": 32, "width": 48, "exact_size": True}
@@ -54,10 +63,27 @@ def prepare(pipeline, image=PICTURE, prompt=PROMPT, **options):
         ("negative_prompt", 0, "negative_prompt is a int; expected a str"),
         ("negative_prompt", "\udfff", r"holds U\+DFFF at position 0"),
         ("image", "photo.jpg", r"image is a str; .* PIL.Image.open"),
-        ("image", np.zeros((32, 48, 3), np.uint8), r"image is a ndarray; .* PIL.Image.open"),
-        ("image", {"image": PICTURE}, "image is a dict; expected a PIL.Image, a list"),
-        ("image", ["photo.jpg"], r"image holds a str; .* PIL.Image.open"),
-        ("image", [PICTURE, None], "image holds a NoneType"),
+        ("image", Path("photo.jpg"), r"image is a PosixPath; .* PIL.Image.open\(path\)"),
+        ("image", b"\x89PNG", r"image is a bytes; .* PIL.Image.open\(io.BytesIO"),
+        ("image", [], "image is an empty list; give a picture, or for text to image leave it out"),
+        ("image", (), "image is an empty list; give a picture"),
+        ("image", iter([PICTURE]), "image is a list_iterator; expected a PIL.Image"),
+        ("image", PIXELS.astype(np.float32), r"float32 \[40, 50, 3\]; .* \(array \* 255\).round\(\)"),
+        ("image", PIXELS.astype(np.uint16), r"uint16 \[40, 50, 3\]; .* array.astype\(numpy.uint8\)"),
+        ("image", PIXELS[..., 0] > 9, r"bool \[40, 50\]; .* array.astype\(numpy.uint8\) \* 255"),
+        ("image", PIXELS[None], r"\[1, 40, 50, 3\]; .* this is a batch; .* array\[0\]"),
+        ("image", PIXELS.transpose(2, 0, 1), r"\[3, 40, 50\]; .* give array.transpose\(1, 2, 0\)$"),
+        ("image", PIXELS[..., :1], r"\[40, 50, 1\]; .* give array\[..., 0\]"),
+        ("image", PIXELS[..., :2], r"\[40, 50, 2\]; .* make RGB of it"),
+        ("image", PIXELS[0, :, 0], r"\[50\]; .* it has 1 axes"),
+        ("image", PIXELS[:0], r"\[0, 50, 3\]; .* it is empty"),
+        ("image", [PIXELS, PIXELS.astype(object)], r"image\[1\] is an array object"),
+        ("image", jnp.asarray(PIXELS), "make one with numpy.asarray"),
+        ("mask", "mask.png", r"mask is a str; .* PIL.Image.open"),
+        ("mask", PIXELS[..., 0] > 9, r"mask is an array bool \[40, 50\]; .* \* 255"),
+        ("image", {"image": PICTURE}, "image is a dict; expected a PIL.Image or a NumPy array"),
+        ("image", ["photo.jpg"], r"image\[0\] is a str; .* PIL.Image.open"),
+        ("image", [PICTURE, None], r"image\[1\] is a NoneType"),
         ("image", [PICTURE] * 3, "3 reference pictures were given and JoyImage-Edit takes 1 at most; Edit-Plus"),
         ("steps", 0, "steps is 0; expected a number from 1 to 1000"),
         ("steps", -3, "steps is -3"),
@@ -87,6 +113,15 @@ def prepare(pipeline, image=PICTURE, prompt=PROMPT, **options):
         ("seed", 0.5, "seed is 0.5; expected a whole number"),
         ("seed", "random", "seed is 'random'; expected a whole number"),
         ("seed", None, "seed is None; expected a whole number"),
+        ("seed", [1], r"seed is \[1\]; expected a whole number"),
+        ("seed", np.random.default_rng(3), "seed is a numpy Generator; expected a whole number, such as the one"),
+        (
+            "seed",
+            jax.random.key(3),
+            "seed is a jax.* PRNGKeyArray; expected a whole number: joyjax draws its own noise",
+        ),
+        ("seed", np.array([[1, 2], [3, 4]]), "seed is a numpy ndarray; expected a whole number"),
+        ("height", np.zeros((2, 2)), r"height is array\(\[\[0., 0.\], \[0., 0.\]\]\); expected a whole number"),
         ("height", 0, "height is 0; expected a number from 16 to 8192"),
         ("width", 8208, "width is 8208; expected a number from 16 to 8192"),
         ("width", 10**9, "width is 1000000000"),
@@ -219,11 +254,114 @@ def test_the_steps_that_have_guidance(options, guided, loaded):
     assert len(request.guidance) == 10
 
 
-def test_no_picture_and_an_empty_list_are_text_to_image(loaded):
-    for image in (None, [], ()):
-        request, inputs = prepare(loaded, image, base_size=256)
-        assert (request.pictures, inputs.pictures, inputs.crops, inputs.vision) == ((), (), (), None)
-        assert (inputs.height, inputs.width) == (256, 256)
+def test_no_picture_is_text_to_image(loaded):
+    request, inputs = prepare(loaded, None, base_size=256)
+    assert (request.pictures, inputs.pictures, inputs.crops, inputs.vision) == ((), (), (), None)
+    assert (inputs.height, inputs.width) == (256, 256)
+
+
+def test_arrays_are_taken_as_pictures(loaded, plus):
+    """As PIL pictures of the same pixels, and what happens to the array afterwards changes nothing."""
+    alpha = np.full((40, 50, 1), 200, np.uint8)
+    for array, mode in ((PIXELS, "RGB"), (np.concatenate([PIXELS, alpha], -1), "RGBA"), (PIXELS[..., 1], "L")):
+        given = array.copy()
+        request, _ = prepare(loaded, given, **SIZE)
+        expected, _ = prepare(loaded, Image.fromarray(array), **SIZE)
+        given[:] = 0
+        [original] = request.originals
+        assert (original.mode, original.size) == (mode, (50, 40))
+        np.testing.assert_array_equal(np.asarray(original), array)
+        assert request.sources == expected.sources
+    request, _ = prepare(plus, [PIXELS[:, ::-1], PICTURE], **SIZE)
+    np.testing.assert_array_equal(np.asarray(request.pictures[0]), PIXELS[:, ::-1])
+    grey = np.zeros((40, 50), np.uint8)
+    grey[:, 25:] = 255
+    np.testing.assert_array_equal(np.asarray(prepare(loaded, PIXELS, mask=grey)[0].mask), grey)
+
+
+def test_a_tensor_is_refused_with_what_makes_a_picture_of_it(loaded):
+    torch = pytest.importorskip("torch")
+    with pytest.raises(RequestError, match=r"image is a torch.Tensor; .*to_pil_image"):
+        joyjax.edit(loaded, torch.zeros(3, 32, 48), PROMPT)
+    with pytest.raises(RequestError, match="seed is a torch Generator; .* the one that the generator was seeded with"):
+        joyjax.edit(loaded, PICTURE, PROMPT, seed=torch.Generator().manual_seed(3))
+
+
+def test_names_of_other_programs(loaded, checkpoint):
+    """In Python and in requests, with what to use; all of them at once."""
+    theirs = {"num_inference_steps": 4, "true_cfg_scale": 4.0, "torch_dtype": "bfloat16"}
+    says = (
+        "'num_inference_steps' is no argument of edit: use steps; 'true_cfg_scale' is no argument of edit: use "
+        "guidance_scale; 'torch_dtype' is no argument of edit: use dtype of joyjax.load (--dtype on the command line), "
+        '"bfloat16" or "float32"'
+    )
+    for call in (
+        lambda: joyjax.edit(loaded, PICTURE, PROMPT, **theirs),
+        lambda: joyjax.edit_batch(loaded, [{"image": PICTURE, "prompt": PROMPT, **theirs}]),
+    ):
+        with pytest.raises(RequestError) as error:
+            call()
+        assert str(error.value) == says
+    with pytest.raises(RequestError, match="^'torch_dtype' is no argument of load: use dtype, \"bfloat16\""):
+        joyjax.load(checkpoint, torch_dtype="float16")
+    with pytest.raises(RequestError, match="^'steps' is no argument of edit_batch: use steps of joyjax.edit$"):
+        joyjax.edit_batch(loaded, [], steps=4)
+    with pytest.raises(
+        RequestError, match="^joyjax.edit: missing a required argument: 'prompt'; call it as joyjax.edit"
+    ):
+        joyjax.edit(loaded, PICTURE)
+
+
+def test_a_pipeline_in_one_line(loaded):
+    said = repr(loaded)
+    assert "\n" not in said
+    assert len(said) < 300
+    for part in ("JoyImage-Edit (JoyImageEditPipeline)", " parameters, float32, linear exact, mesh None, from /"):
+        assert part in said
+    weights = repr(loaded.weights["vae"])
+    assert weights.startswith("<Weights: ")
+    assert len(weights) < 80
+    assert repr(jax.tree.map(lambda _: None, loaded.weights["vae"])) == "<Weights: 0 parameters in 0 arrays>"
+    event = joyjax.StepEvent(1, 2, 0.5, np.zeros((1, 4, 64), np.float32), lambda: repr(loaded))
+    assert repr(event) == "StepEvent(step=1, steps=2, seconds=0.5)"
+    assert "array" not in repr(prepare(loaded, noise=NOISE, **SIZE)[0])
+
+
+def test_a_pipeline_is_not_copied(loaded):
+    for way in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(
+            joyjax.JoyJaxError, match="cannot be pickled or copied; load it in each process, with joyjax.load"
+        ):
+            way(loaded)
+    assert copy.copy(loaded) is loaded
+
+
+FORKING = """
+import os, signal, warnings
+warnings.simplefilter("ignore")
+import joyjax
+from PIL import Image
+pipeline = joyjax.load()
+for use in (lambda: joyjax.edit(pipeline, Image.new("RGB", (128, 128)), "x"), joyjax.load):
+    if not (child := os.fork()):
+        signal.alarm(30)  # or it would wait without end
+        try:
+            use()
+        except joyjax.JoyJaxError as error:
+            print(error, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_process_is_told_to_spawn():
+    """JAX would wait for threads that a fork does not copy, without end."""
+    done = subprocess.run([sys.executable, "-P", "-c", FORKING], capture_output=True, text=True, timeout=120)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2, done
+    for line in lines:
+        assert 'does not survive a fork; start processes with multiprocessing.get_context("spawn")' in line
 
 
 @pytest.mark.parametrize("image", [PICTURE, None])
