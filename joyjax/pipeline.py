@@ -14,7 +14,7 @@ from joyjax.convert import checkpoint, manifest, stream
 from joyjax.convert.native import BASE_SIZE, Native
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.stream import Progress
-from joyjax.errors import JoyJaxError
+from joyjax.errors import JoyJaxError, RequestError
 from joyjax.families.family import Family, Files
 from joyjax.families.registry import family_in
 from joyjax.inputs.model import model_folder
@@ -51,6 +51,10 @@ class Pipeline:
             f"<joyjax.Pipeline {self.family.name} ({self.family.class_name}), {parameters:,} parameters, {self.dtype}, "
             f"linear {self.linear}, mesh {mesh}, from {self.source}>"
         )
+
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        """Refuse to be called, as a pipeline of Diffusers is."""
+        raise RequestError("a pipeline is not called; write joyjax.edit(pipeline, image, prompt)")
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         """Refuse to be pickled or copied: weights are on devices, and may be all that fits."""

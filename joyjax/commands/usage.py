@@ -24,7 +24,10 @@ SUBJECTS: Mapping[str, tuple[str, ...]] = {
     "Sampling": ("steps", "guidance_scale", "negative_prompt", "sigmas"),
     "Speed and memory": ("dtype", "linear", "cache", "guidance_until", "vae_encode", "vae_decode", "batch_size"),
     "Devices": ("mesh", "distributed"),
-    "Results and records": (*("recipe", "preview_dir", "no_metadata", "failures", "as_json", "timings", "debug"),),
+    "Results and records": (
+        *("recipe", "quality", "preview_dir", "no_metadata", "allow_private_urls"),
+        *("failures", "as_json", "timings", "debug"),
+    ),
 }
 MANY = 12
 TEXTS = ("prompt", "prompt_option", "negative_prompt")
@@ -58,14 +61,16 @@ class Command(TyperCommand):
         check_decoded((ctx.params.get(name) for name in TEXTS), names=False)
         if ctx.args and not ctx.resilient_parsing:
             raise _usage(self._extra(ctx), ctx)
+        given = any(ctx.params.get(name) is not None for name in ("prompt", "prompt_option", "recipe"))
+        if self._has("prompt") and not given and (lost := next(filter(_is_lost_prompt, written), None)):
+            raise _usage(_with_dash(lost), ctx)
         return ctx.args
 
     def _unknown(self, option: str, written: list[str], ctx: Any, error: Any) -> str:
         """Say what to write in place of an option that the command does not have."""
         full = next((argument for argument in written if argument.startswith(option)), option)
         if self._has("prompt") and (" " in full.partition("=")[0].strip() or full[1:2].isdigit()):
-            quoted = full if " " in full else f"{full} …"
-            return f'a prompt that begins with "-" is written --prompt="{quoted}"'
+            return _with_dash(full)
         names = [full.partition("=")[0], option]  # of -steps, click reports -s
         remedies = (instead for name in names if (instead := remedy(name, self, _others(ctx))))
         said = f"No such option: {names[0] if full.startswith('-') else option}"
@@ -186,6 +191,16 @@ def _options(command: Any) -> set[str]:
 
 def _dashed(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def _is_lost_prompt(argument: str) -> bool:
+    """Whether click takes a prompt that begins with "-" for a short option: `-make it red` for `-m "ake it red"`."""
+    return argument[:1] == "-" and argument[1:2].isalpha() and " " in argument and not Path(argument[2:1000]).exists()
+
+
+def _with_dash(prompt: str) -> str:
+    quoted = prompt if " " in prompt else f"{prompt} …"
+    return f'a prompt that begins with "-" is written --prompt="{quoted}"'
 
 
 def _is_picture(word: str) -> bool:

@@ -45,6 +45,7 @@ def here(tmp_path, monkeypatch) -> Path:
         ("edit a -i a.png b.png c.png", "--image b.png --image c.png"),
         (["edit", "-20 degrees", "-i", "x.png"], 'begins with "-" is written --prompt="-20 degrees"'),
         ("edit -20 degrees -i x.png", 'begins with "-" is written --prompt="-20 …"'),
+        (["edit", "-make it red", "-i", "x.png"], 'begins with "-" is written --prompt="-make it red"'),
         (["edit", "--make it red"], '--prompt="--make it red"'),
         (["edit", "- make it red"], '--prompt="- make it red"'),
         ("edit a --num-inference-steps 4", "No such option: --num-inference-steps; use --steps"),

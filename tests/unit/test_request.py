@@ -431,3 +431,8 @@ def test_the_rows_are_the_negative_prompt_and_the_prompt(loaded):
     assert inputs.prompt_lengths[0] > inputs.prompt_lengths[1]
     _, inputs = prepare(loaded, prompt="a", guidance_scale=1.0, **SIZE)
     assert inputs.text.ids.shape[0] == 1
+
+
+def test_a_pipeline_is_not_called(loaded):
+    with pytest.raises(RequestError, match=r"write joyjax.edit\(pipeline, image, prompt\)"):
+        loaded(image=None, prompt="x")
