@@ -10,11 +10,11 @@ from invoke import invoke, start, succeed
 from PIL import Image
 
 import joyjax
-from joyjax import batching
-from joyjax.batching import read_rows
+from joyjax import batch_folder, batching
 from joyjax.errors import Cancelled, RequestError
 from joyjax.inputs.image import open_picture
 from joyjax.recipe import read_recipe
+from joyjax.rows import read_rows
 
 PROMPT = "make the red circle blue"
 ROW = {"image": "shapes.png", "prompt": PROMPT, "steps": 2}
@@ -39,6 +39,11 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"), np.int16)
 
 
+def listed(folder: Path) -> list[str]:
+    """What a user sees in a folder of results: not the hidden file of its lock."""
+    return sorted(path.name for path in folder.iterdir() if path.name != batch_folder.LOCK)
+
+
 def told(folder: Path, name: str) -> dict:
     return json.loads((folder / f"{name}.json").read_bytes())
 
@@ -52,7 +57,7 @@ BAD = {
     "broken": (b'{"prompt": "x"', "line {line} is not valid JSON"),
     "a list": (b'["prompt"]', "line {line} holds a json list; expected a JSON object"),
     "twice": (b'{"prompt": "x", "prompt": "y"}', "'prompt' is there twice"),
-    "not UTF-8": (b'{"prompt": "\xff"}', "line {line} is not valid JSON: 'utf-8' codec"),
+    "not UTF-8": (b'{"prompt": "\xff"}', "line {line} is not UTF-8: byte 0xff after"),
     "NaN": (b'{"prompt": "x", "guidance_scale": NaN}', "line {line} is not valid JSON: Out of range"),
     "infinite": (b'{"prompt": "x", "guidance_scale": 1e999}', "line {line} is not valid JSON: Out of range"),
     "long": (b'{"prompt": "' + b"x" * 2**21 + b'"}', "it has 2097166 bytes; 1048576 at most"),
@@ -88,9 +93,7 @@ def test_bad_rows_do_not_stop_the_others(folder):
         assert not (output / f"{name}.png").exists()
     assert "\x1b" not in done.stderr
     names = {f"{number:04}.json" for number in range(2, len(BAD) + 2)}
-    assert {path.name for path in output.iterdir()} == names | {
-        *("good-1.b.png", "good-1.b.json", f"{last}.png", f"{last}.json")
-    }
+    assert set(listed(output)) == names | {*("good-1.b.png", "good-1.b.json", f"{last}.png", f"{last}.json")}
     held = told(output, "good-1.b")
     assert (held["id"], held["row"], held["picture"]) == ("good-1.b", ROW, "good-1.b.png")
     assert held["timings"]["total"] > 0
@@ -112,7 +115,7 @@ def test_what_no_row_can_mend(folder):
     for arguments, says in (
         ((folder / "none.jsonl", "-o", folder / "out"), "none.jsonl cannot be read"),
         ((folder, "-o", folder / "out"), "cannot be read: Is a directory"),
-        ((write(folder / "r.jsonl", ROW), "-o", folder / "file"), "file is not a folder"),
+        ((write(folder / "r.jsonl", ROW), "-o", folder / "file"), "file, which is a file; name a folder"),
         ((folder / "r.jsonl", "-o", folder / "out", "-m", folder), "model_index.json is missing"),
     ):
         assert says in str(invoke("batch", *arguments).exception)
@@ -178,9 +181,10 @@ def test_stopped_between_picture_and_note(folder, monkeypatch):
         patch.setattr(batching._Writer, "_note", killed)
         assert invoke(*batch).exit_code != 0
     assert (output / "a.png").exists()
-    (output / ".a.png.12345.part").write_bytes(b"half")
+    for name in (".a.png.12345.part", ".a.json.0123456789abcdef.part"):
+        (output / name).write_bytes(b"half")
     assert succeed(*batch).stdout.split() == [str(output / "a.png")]
-    assert sorted(path.name for path in output.iterdir()) == ["a.json", "a.png"]
+    assert listed(output) == ["a.json", "a.png"]
 
 
 def test_rows_of_one_shape_run_together(folder, monkeypatch):
@@ -254,7 +258,7 @@ def test_cancelling_stops_all_rows(folder):
     with pytest.raises(Cancelled):
         done.extend(batching.run_rows(pipeline, rows, folder, folder / "out", callback=cancel))
     assert steps == [1, 2, 1]
-    assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.json", "a.png"]
+    assert listed(folder / "out") == ["a.json", "a.png"]
 
 
 def test_notes_name_their_row(folder):
@@ -323,7 +327,7 @@ def test_killed_and_interrupted_runs_go_on(folder):
     assert "the same command goes on from here" in said
     assert said.endswith("joyjax: cancelled\n")
     assert "Traceback" not in said
-    assert not list(output.glob(".*"))
+    assert not list(output.glob(".*.part"))
     now = len(list(output.glob("*.png")))
     assert there < now < 5
 
