@@ -4,7 +4,6 @@ import dataclasses
 import os
 from collections.abc import Mapping
 
-import jax
 from jax.sharding import Mesh
 
 from joyjax import dtypes
@@ -18,6 +17,7 @@ from joyjax.inputs.model import model_folder
 from joyjax.layers.weights import Weights
 from joyjax.quantize import check_linear, quantize_linears
 from joyjax.sharding.attention import share_out
+from joyjax.sharding.devices import devices
 from joyjax.sharding.mesh import check_mesh
 
 
@@ -67,7 +67,7 @@ def load(
         mesh = check_mesh(mesh)
     folder = model_folder(model)
     family = family_in(folder)
-    float8 = check_linear(linear, family.float8, family.name, (mesh.devices.flat[0] if mesh else jax.devices()[0]))
+    float8 = check_linear(linear, family.float8, family.name, mesh.devices.flat[0] if mesh else devices()[0])
     configs = {component.folder: component.read_config(folder) for component in family.components}
     files = family.read(folder, configs)
     if mesh is not None:

@@ -1,12 +1,15 @@
 """`joyjax batch`: rows good and bad, what it refuses, and going on after it was stopped."""
 
 import json
+import re
+import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from invoke import invoke, start, succeed
+from invoke import PROGRAM, environment, invoke, start, succeed
 from PIL import Image
 
 import joyjax
@@ -341,3 +344,96 @@ def test_killed_and_interrupted_runs_go_on(folder):
     assert told(output, "text")["error"] == "prompt is a int; expected a str"
     assert told(output, "image")["error"].startswith("image is 5; expected the name of a file")
     assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def unloaded(monkeypatch) -> None:
+    monkeypatch.setattr(joyjax, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+
+
+def test_what_is_not_a_file_of_requests_writes_nothing(folder, monkeypatch):
+    unloaded(monkeypatch)
+    for name, text in (("rows.csv", b"id,prompt\na,x\n"), ("rows.json", b'[{"prompt": "x"},\n{"prompt": }]')):
+        (folder / name).write_bytes(text)
+    for name, says in (("shapes.png", "is a PNG picture"), ("rows.csv", "like CSV"), ("rows.json", "in line 2")):
+        done = invoke("batch", folder / name, "-o", folder / "out")
+        assert isinstance(done.exception, RequestError)
+        assert says in str(done.exception)
+        assert not (folder / "out").exists()
+
+
+def test_a_folder_is_written_by_one_batch_at_a_time(folder, monkeypatch):
+    unloaded(monkeypatch)
+    (folder / "out").mkdir()
+    with batch_folder.hold_folder(folder / "out"):
+        done = invoke("batch", write(folder / "r.jsonl", ROW), "-o", folder / "out")
+    assert isinstance(done.exception, RequestError)
+    assert "is being written by another batch at this time" in str(done.exception)
+    assert listed(folder / "out") == []
+
+
+def test_a_batch_never_replaces_what_it_reads(folder, monkeypatch):
+    unloaded(monkeypatch)
+    before = (folder / "shapes.png").read_bytes()
+    rows = [{"id": "a", **ROW}, {"id": "shapes", **ROW, "image": "wide.png"}]
+    requests = write(folder / "r.json", *rows)
+    for more in ([], ["--overwrite"]):
+        done = invoke("batch", requests, "-o", folder, *more)
+        assert isinstance(done.exception, RequestError)
+        assert "would replace a picture that 'a' (line 1) reads" in str(done.exception)
+    done = invoke("batch", write(folder / "r.json", {"id": "r", **ROW}), "-o", folder, "--overwrite")
+    assert "would replace the file of requests" in str(done.exception)
+    assert (folder / "shapes.png").read_bytes() == before
+
+
+def test_an_array_of_rows_that_build_on_each_other(folder):
+    """Seeds are drawn once, kept beside the picture and in it; a row reads an earlier row's result, also later on."""
+    rows = [
+        {"id": "a", **ROW, "seed": "random"},
+        {"id": "b", **ROW, "image": "out/a.png", "seed": "random"},
+        {"id": "c", **ROW, "seed": "chance"},
+    ]
+    requests, output = folder / "r.json", folder / "out"
+    requests.write_text(json.dumps(rows, indent=2))
+    batch = ["batch", requests, "-o", output, *FLOAT32]
+    done = invoke(*batch)
+    assert done.stdout.split() == [str(output / "a.png"), str(output / "b.png")]
+    assert told(output, "c")["error"] == "seed is 'chance'; expected a whole number from 0, or \"random\""
+    seeds = [told(output, name)["seed"] for name in "ab"]
+    assert seeds == [read_recipe(output / f"{name}.png")["settings"]["seed"] for name in "ab"]
+    assert len({0, *seeds}) == 3
+    assert f"a: seed {seeds[0]}\n" in done.stderr
+    assert told(output, "a")["row"]["seed"] == "random"
+    requests.write_text(json.dumps(rows[:2]))
+    for more in ([], ["--overwrite"]):
+        done = succeed(*batch, *more)
+        assert done.stdout == ""
+        assert "2 of 2 are there already" in done.stderr
+    assert seeds == [told(output, name)["seed"] for name in "ab"]
+
+
+FULL = 'mount -t tmpfs -o size=40k none "$2" && "$1" batch "$3" -o "$2"; status=$?; cp -a "$2" "$4"; exit $status'
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode != 0,
+    reason="no file system can be mounted here",
+)
+def test_a_full_disk_names_the_file_and_ends_the_run(folder):
+    """On a real file system of 40 KiB, where the result of the third row or so finds no room."""
+    requests = write(folder / "r.jsonl", *({**ROW, "id": f"row{n}", "steps": 1, "seed": n} for n in range(12)))
+    output = folder / "out"
+    output.mkdir()
+    command = ["unshare", "-rm", "sh", "-c", FULL, "sh", PROGRAM, output, requests, folder / "left"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
+    assert done.returncode == 1, done
+    *_, summary, error = done.stderr.splitlines()
+    drawn = done.stdout.splitlines()
+    assert 1 <= len(drawn) < 12
+    assert summary == f"{len(drawn)} done, 0 there already, 0 failed; the same command goes on from here"
+    last = f"row{len(drawn)}"
+    assert re.fullmatch(rf"joyjax: {output}/{last}\.(png|json) cannot be written: No space left on device", error)
+    whole = {f"row{n}.{ending}" for n in range(len(drawn)) for ending in ("png", "json")}
+    left = set(listed(folder / "left"))
+    assert whole <= left <= whole | {f"{last}.png", f"{last}.json"}
+    for name in left:
+        pixels(folder / "left" / name) if name.endswith("png") else told(folder / "left", name.removesuffix(".json"))
