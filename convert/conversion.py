@@ -28,6 +28,7 @@ from joyjax.convert.stream import Progress
 from joyjax.errors import CheckpointError, RequestError
 from joyjax.inputs.files import read_json
 from joyjax.layers.weights import leaves
+from joyjax.sharding.devices import cpu_device
 from joyjax.sharding.rules import partition_spec
 
 Content = frozenset[tuple[str, Shape, str, str]]  # path, shape, dtype and SHA-256 of each array of a part
@@ -302,4 +303,4 @@ def _with_digest(journal: Journal, name: str, path: str, piece: Piece) -> Piece:
 
 def _contiguous(value: np.ndarray) -> np.ndarray:
     """Lay a rearranged array out in memory. JAX's CPU client goes by tiles, several times as fast as NumPy."""
-    return value if value.flags.c_contiguous else np.asarray(jax.device_put(value, jax.local_devices(backend="cpu")[0]))
+    return value if value.flags.c_contiguous else np.asarray(jax.device_put(value, cpu_device()))

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
-import jax
 import numpy as np
 from PIL import Image
 
@@ -20,6 +19,7 @@ from joyjax.pipeline import Pipeline
 from joyjax.result import Result
 from joyjax.shapes.draw import render
 from joyjax.shapes.scene import random_scene
+from joyjax.sharding.devices import devices
 
 PACKAGES = ("joyjax", "jax", "jaxlib", "flax")
 PROMPT = "make the circle blue"
@@ -86,7 +86,7 @@ def bench(
 
 
 def _device_name() -> str:
-    device = jax.devices()[0]
+    device = devices()[0]
     if device.platform != "cpu":
         return device.device_kind
-    return f"CPU, {platform.processor() or platform.machine()}, {len(jax.devices())} of JAX's devices"
+    return f"CPU, {platform.processor() or platform.machine()}, {len(devices())} of JAX's devices"

@@ -6,13 +6,13 @@ and notes to standard error. Nothing heavy is imported before a command runs.
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from joyjax.commands import batch, bench, convert, edit, info, score, train_demo, warmup
 from joyjax.commands.cancel import finish
+from joyjax.commands.environment import check_environment
 from joyjax.commands.usage import Command, Program
 from joyjax.errors import Cancelled, JoyJaxError
 from joyjax.inputs.files import printable
@@ -57,13 +57,9 @@ def root(
 
 def main() -> None:
     """Run the program and leave with its status."""
-    # JAX takes three quarters of a GPU unless told otherwise, which is too little for the larger models.
-    if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
-        os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.95")
-    _keep_compiled_programs()
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice to install torch is not for our users
     debug = "--debug" in sys.argv[1:]
     try:
+        check_environment(sys.argv[1:])
         app()  # leaves by itself: 0 when done, 2 on wrong usage
     except Cancelled:
         _fail("cancelled", debug)
@@ -75,14 +71,6 @@ def main() -> None:
         _fail(f"internal error, {type(error).__name__}: {error} (--debug shows where)", debug)
     finally:
         finish()
-
-
-def _keep_compiled_programs() -> None:
-    """Have JAX keep compiled programs on disk, so that a second run starts at once; the user's own settings win."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "joyjax" / "compiled"))
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**31))  # bytes; what was used least goes first
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def _fail(reason: str, debug: bool) -> NoReturn:

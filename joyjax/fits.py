@@ -3,12 +3,11 @@
 import dataclasses
 import os
 
-import jax
-
 from joyjax.convert.native import BASE_SIZE, Native
 from joyjax.families.registry import family_in
 from joyjax.info import Need, parameters_need
 from joyjax.inputs.model import model_folder
+from joyjax.sharding.devices import devices
 
 # Working memory of a step with guidance at 1024 × 1024 with one reference, in bfloat16; text encoder and autoencoder
 # take less. As compiled for an H100: docs/parallel.md.
@@ -66,7 +65,7 @@ def room() -> Room:
 
     Of a GPU it is what JAX takes of it: three quarters, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
     """
-    device = jax.devices()[0]
+    device = devices()[0]
     if device.platform != "cpu":
         return Room(device.device_kind, host=False, bytes=(device.memory_stats() or {}).get("bytes_limit"))
     return Room(device.device_kind, host=True, bytes=host_bytes())

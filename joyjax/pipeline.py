@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from typing import NoReturn
 
-import jax
 from jax.sharding import Mesh
 
 from joyjax import dtypes
@@ -22,6 +21,7 @@ from joyjax.layers.weights import Weights, count_parameters
 from joyjax.names import checks_names
 from joyjax.quantize import check_linear, quantize_linears
 from joyjax.sharding.attention import share_out
+from joyjax.sharding.devices import devices
 from joyjax.sharding.mesh import check_mesh
 
 
@@ -115,7 +115,7 @@ def load(
         mesh = check_mesh(mesh)
     folder = model_folder(model)
     family = family_in(folder)
-    float8 = check_linear(linear, family.float8, family.name, (mesh.devices.flat[0] if mesh else jax.devices()[0]))
+    float8 = check_linear(linear, family.float8, family.name, mesh.devices.flat[0] if mesh else devices()[0])
     configs = {component.folder: component.read_config(folder) for component in family.components}
     files = family.read(folder, configs)
     if mesh is not None:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
@@ -21,6 +20,7 @@ from joyjax.sampling.cache import cached_step, empty_cache
 from joyjax.sampling.canvas import Place, place_on_canvas, put_on_canvas, take_from_canvas
 from joyjax.sampling.schedule import sigmas, timesteps
 from joyjax.sampling.tiles import TILE, Mode, choose
+from joyjax.sharding.devices import devices
 from joyjax.sharding.place import devices_along, replicate
 
 
@@ -213,5 +213,5 @@ def not_finite(pipeline: Pipeline, what: str) -> JoyJaxError:
 
 def device_kind(pipeline: Pipeline) -> str:
     """Return the kind of device that a pipeline runs on, as JAX calls it."""
-    device = jax.devices()[0] if pipeline.mesh is None else pipeline.mesh.devices.flat[0]
+    device = devices()[0] if pipeline.mesh is None else pipeline.mesh.devices.flat[0]
     return device.device_kind

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from joyjax.errors import MeshError
+from joyjax.sharding.devices import devices as all_devices
 from joyjax.sharding.rules import MESH_AXES
 
 PASSES = 2  # of guidance, which the axis `cfg` puts side by side
@@ -38,7 +39,7 @@ def parse_mesh(text: str) -> Mesh:
     Raises:
         MeshError: for what `parse_axes` refuses, or more devices than there are.
     """
-    sizes, devices = parse_axes(text), jax.devices()
+    sizes, devices = parse_axes(text), all_devices()
     wanted = math.prod(sizes.values())
     if wanted < len(devices) and jax.process_count() > 1:
         raise MeshError(

@@ -10,6 +10,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from joyjax.errors import MeshError
+from joyjax.sharding.devices import devices
 from joyjax.sharding.rules import PADDED_IF_UNEVEN, WHOLE_IF_UNEVEN, mesh_axes, partition_spec
 
 
@@ -93,7 +94,7 @@ def replicate(arrays: Any, mesh: Mesh | None) -> Any:
     the function is compiled twice. With several processes, each gives the same arrays and fills its own devices.
     """
     if mesh is None:
-        return jax.device_put(arrays, jax.devices()[0])
+        return jax.device_put(arrays, devices()[0])
     place = NamedSharding(mesh, PartitionSpec())
 
     def put(x: Any) -> Array:

@@ -14,7 +14,11 @@ Option = typer.Option
 
 def command(
     requests: Annotated[
-        Path, typer.Argument(metavar="REQUESTS.jsonl", help="One JSON object in each line: the options of one edit.")
+        Path,
+        typer.Argument(
+            metavar="REQUESTS.jsonl",
+            help="A JSON object in each line, or an array of them: options of edits.",
+        ),
     ],
     output: Annotated[Path, Option("--output", "-o", metavar="DIR", help="Folder for the results; made if missing.")],
     model: Model = None,
@@ -36,7 +40,7 @@ def command(
     A row is like {"id": "sky", "image": "photo.jpg", "prompt": "make the sky red", "seed": 3}. It needs a prompt; the
     other names are the arguments of joyjax.edit in Python, which are the options of `joyjax edit` with _ for -. "image"
     is a file or a list of files, "mask" a file, relative to the folder of REQUESTS.jsonl, or to the current one if that
-    is a pipe; a URL may stand for a file. Without an id the number of the line, as in 0007, is the row's name.
+    is a pipe; a URL may stand for a file. "seed" may be "random". Without an id the number of the line, as in 0007, is the row's name.
 
     A row gives DIR/ID.png, and DIR/ID.json with what was done. A row that fails gives its error in DIR/ID.json; the
     others go on, and the exit status is 1. If the run is stopped, the same command does what is missing, and what
@@ -44,60 +48,68 @@ def command(
 
     Prints the path of each result.
     """
-    from joyjax.batching import Model as Used
-    from joyjax.batching import check_folder, read_rows, refuse_others, run_rows
+    from joyjax.batch_folder import Model as Used
+    from joyjax.batch_folder import check_folder, hold_folder
+    from joyjax.batching import run_rows
     from joyjax.commands.cancel import GOES_ON, last_words
     from joyjax.commands.console import note, result
     from joyjax.commands.progress import loading, peak, working
     from joyjax.inputs.model import model_folder
+    from joyjax.rows import read_rows
 
     rows = read_rows(requests)
+    source = requests.parent if requests.is_file() else Path()
     folder = model_folder(model)
     used = Used.of(folder, dtype.value, linear.value)
-    states = Counter(check_folder(output, rows, used).values())
-    if not overwrite:
-        refuse_others(output, rows, used)  # before a large model is loaded in vain
     make_folder("--output", output)
+    with hold_folder(output):
+        # before a large model is loaded in vain
+        found = check_folder(output, rows, used, source, requests=requests, overwrite=overwrite)
+        there = Counter(found.values())["done"]
 
-    import joyjax
-    from joyjax.sharding.mesh import parse_mesh
+        import joyjax
+        from joyjax.sharding.mesh import parse_mesh
 
-    with loading("loading") as advance:
-        devices = None if mesh is None else parse_mesh(mesh)
-        pipeline = joyjax.load(folder, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
-    if pipeline.native.learned == "shapes":
-        from joyjax.shapes.advice import ABOUT
+        with loading("loading") as advance:
+            devices = None if mesh is None else parse_mesh(mesh)
+            pipeline = joyjax.load(folder, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
+        if pipeline.native.learned == "shapes":
+            from joyjax.shapes.advice import ABOUT
 
-        note(ABOUT)
-    if states["done"]:
-        note(f"{states['done']} of {len(rows)} are there already")
-    done = failed = 0
+            note(ABOUT)
+        if there:
+            note(f"{there} of {len(rows)} are there already")
+        done = failed = 0
 
-    def stopped() -> str:
-        return f"{done} done, {failed} failed; {GOES_ON}"
+        def stopped() -> str:
+            return f"{done} done, {there} there already, {failed} failed; {GOES_ON}"
 
-    with last_words(stopped), working(len(rows)) as (callback, advance_row):
-        for one in run_rows(
-            pipeline,
-            rows,
-            requests.parent if requests.is_file() else Path(),
-            output,
-            batch_size=batch_size,
-            overwrite=overwrite,
-            metadata=not no_metadata,
-            allow_private_urls=allow_private_urls,
-            callback=callback,
-        ):
-            advance_row()
-            for text in one.notes:
-                note(f"{one.row.name}: {text}")
-            if one.error is not None:
-                failed += 1
-                note(f"{one.row.name}: failed: {one.error}")
-            elif not one.skipped:
-                done += 1
-                result(one.picture)
+        with last_words(stopped), working(len(rows)) as (callback, advance_row):
+            try:
+                for one in run_rows(
+                    pipeline,
+                    rows,
+                    source,
+                    output,
+                    batch_size=batch_size,
+                    overwrite=overwrite,
+                    metadata=not no_metadata,
+                    allow_private_urls=allow_private_urls,
+                    callback=callback,
+                ):
+                    advance_row()
+                    for text in one.notes:
+                        note(f"{one.row.name}: {text}")
+                    if one.error is not None:
+                        failed += 1
+                        note(f"{one.row.name}: failed: {one.error}")
+                    elif not one.skipped:
+                        done += 1
+                        result(one.picture)
+            except JoyJaxError:  # nothing can be written any more
+                note(stopped())
+                raise
     most = peak()
-    note(f"{done} done, {states['done']} there already, {failed} failed" + ("" if most is None else f"; {most}"))
+    note(f"{done} done, {there} there already, {failed} failed" + ("" if most is None else f"; {most}"))
     if failed:
         raise JoyJaxError(f"{failed} of {len(rows)} requests failed; each error is in its .json file in {output}")

@@ -75,9 +75,11 @@ def command(
 
     import joyjax
     from joyjax.commands.progress import counting, loading
-    from joyjax.errors import AdviceWarning
+    from joyjax.errors import AdviceWarning, JoyJaxError
     from joyjax.sharding.mesh import parse_mesh
 
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        raise JoyJaxError("compiled programs are not kept, so there is nothing to fill: see JAX_COMPILATION_CACHE_DIR")
     with loading("loading") as advance:
         devices = None if mesh is None else parse_mesh(mesh)
         pipeline = joyjax.load(model, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)

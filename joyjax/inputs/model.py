@@ -83,6 +83,11 @@ def _from_hub(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except Exception as error:  # of the hub's, of its HTTP library, of the disk
+        if isinstance(error, OSError) and error.filename is not None:  # an error of the disk, not of HTTP
+            raise CheckpointError(
+                f"model {name!r} is no folder here, and the folder of the hub's files cannot be used: "
+                f"{error.filename}: {error.strerror}; set HF_HOME to a folder that can be written, or unset it"
+            ) from error
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"model {name!r} is no folder here, and cannot be had from the hub ({type(error).__name__}: {reason}); "

@@ -24,6 +24,7 @@ from jaxtyping import Array
 
 from joyjax.errors import MeshError
 from joyjax.layers.weights import Weights, leaves
+from joyjax.sharding.devices import devices
 from joyjax.sharding.place import parameter_sharding
 from joyjax.sharding.rules import mesh_axes, partition_spec
 from joyjax.training.optimizer import Parameters, average
@@ -72,7 +73,7 @@ def _everywhere(parameters: Parameters) -> Any:
 
 def place_parameters(weights: Weights, parameters: Mapping[str, Array], mesh: Mesh | None) -> Parameters:
     """Put the parameters of a network where inference puts them."""
-    own, one = leaves(weights.state), jax.devices()[0]
+    own, one = leaves(weights.state), devices()[0]
     return {
         path: jax.device_put(value, parameter_sharding(path, value.shape, own[path].axes, mesh) or one)
         for path, value in parameters.items()

@@ -1,21 +1,24 @@
 """`joyjax batch`: rows good and bad, what it refuses, and going on after it was stopped."""
 
 import json
+import re
+import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from invoke import invoke, start, succeed
+from invoke import PROGRAM, environment, invoke, start, succeed
 from PIL import Image
 from web import serving
 
 import joyjax
-from joyjax import batching
-from joyjax.batching import read_rows
+from joyjax import batch_folder, batching
 from joyjax.errors import Cancelled, RequestError
 from joyjax.inputs.image import open_picture
 from joyjax.recipe import read_recipe
+from joyjax.rows import read_rows
 
 PROMPT = "make the red circle blue"
 ROW = {"image": "shapes.png", "prompt": PROMPT, "steps": 2}
@@ -40,6 +43,11 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"), np.int16)
 
 
+def listed(folder: Path) -> list[str]:
+    """What a user sees in a folder of results: not the hidden file of its lock."""
+    return sorted(path.name for path in folder.iterdir() if path.name != batch_folder.LOCK)
+
+
 def told(folder: Path, name: str) -> dict:
     return json.loads((folder / f"{name}.json").read_bytes())
 
@@ -54,7 +62,7 @@ BAD = {
     "broken": (b'{"prompt": "x"', "line {line} is not valid JSON"),
     "a list": (b'["prompt"]', "line {line} holds a json list; expected a JSON object"),
     "twice": (b'{"prompt": "x", "prompt": "y"}', "'prompt' is there twice"),
-    "not UTF-8": (b'{"prompt": "\xff"}', "line {line} is not valid JSON: 'utf-8' codec"),
+    "not UTF-8": (b'{"prompt": "\xff"}', "line {line} is not UTF-8: byte 0xff after"),
     "NaN": (b'{"prompt": "x", "guidance_scale": NaN}', "line {line} is not valid JSON: Out of range"),
     "infinite": (b'{"prompt": "x", "guidance_scale": 1e999}', "line {line} is not valid JSON: Out of range"),
     "long": (b'{"prompt": "' + b"x" * 2**21 + b'"}', "it has 2097166 bytes; 1048576 at most"),
@@ -92,9 +100,7 @@ def test_bad_rows_do_not_stop_the_others(folder):
         assert not (output / f"{name}.png").exists()
     assert "\x1b" not in done.stderr
     names = {f"{number:04}.json" for number in range(2, len(BAD) + 2)}
-    assert {path.name for path in output.iterdir()} == names | {
-        *("good-1.b.png", "good-1.b.json", f"{last}.png", f"{last}.json")
-    }
+    assert set(listed(output)) == names | {*("good-1.b.png", "good-1.b.json", f"{last}.png", f"{last}.json")}
     held = told(output, "good-1.b")
     assert (held["id"], held["row"], held["picture"]) == ("good-1.b", ROW, "good-1.b.png")
     assert held["timings"]["total"] > 0
@@ -116,7 +122,7 @@ def test_what_no_row_can_mend(folder):
     for arguments, says in (
         ((folder / "none.jsonl", "-o", folder / "out"), "none.jsonl cannot be read"),
         ((folder, "-o", folder / "out"), "cannot be read: Is a directory"),
-        ((write(folder / "r.jsonl", ROW), "-o", folder / "file"), "file is not a folder"),
+        ((write(folder / "r.jsonl", ROW), "-o", folder / "file"), "file, which is a file; name a folder"),
         ((folder / "r.jsonl", "-o", folder / "out", "-m", folder), "model_index.json is missing"),
     ):
         assert says in str(invoke("batch", *arguments).exception)
@@ -182,9 +188,10 @@ def test_stopped_between_picture_and_note(folder, monkeypatch):
         patch.setattr(batching._Writer, "_note", killed)
         assert invoke(*batch).exit_code != 0
     assert (output / "a.png").exists()
-    (output / ".a.png.12345.part").write_bytes(b"half")
+    for name in (".a.png.12345.part", ".a.json.0123456789abcdef.part"):
+        (output / name).write_bytes(b"half")
     assert succeed(*batch).stdout.split() == [str(output / "a.png")]
-    assert sorted(path.name for path in output.iterdir()) == ["a.json", "a.png"]
+    assert listed(output) == ["a.json", "a.png"]
 
 
 def test_rows_of_one_shape_run_together(folder, monkeypatch):
@@ -258,7 +265,7 @@ def test_cancelling_stops_all_rows(folder):
     with pytest.raises(Cancelled):
         done.extend(batching.run_rows(pipeline, rows, folder, folder / "out", callback=cancel))
     assert steps == [1, 2, 1]
-    assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.json", "a.png"]
+    assert listed(folder / "out") == ["a.json", "a.png"]
 
 
 def test_rows_with_pictures_by_url(folder):
@@ -359,7 +366,7 @@ def test_killed_and_interrupted_runs_go_on(folder):
     assert "the same command goes on from here" in said
     assert said.endswith("joyjax: cancelled\n")
     assert "Traceback" not in said
-    assert not list(output.glob(".*"))
+    assert not list(output.glob(".*.part"))
     now = len(list(output.glob("*.png")))
     assert there < now < 5
 
@@ -373,3 +380,96 @@ def test_killed_and_interrupted_runs_go_on(folder):
     assert told(output, "text")["error"] == "prompt is a int; expected a str"
     assert told(output, "image")["error"].startswith("image is 5; expected the name of a file")
     assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def unloaded(monkeypatch) -> None:
+    monkeypatch.setattr(joyjax, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+
+
+def test_what_is_not_a_file_of_requests_writes_nothing(folder, monkeypatch):
+    unloaded(monkeypatch)
+    for name, text in (("rows.csv", b"id,prompt\na,x\n"), ("rows.json", b'[{"prompt": "x"},\n{"prompt": }]')):
+        (folder / name).write_bytes(text)
+    for name, says in (("shapes.png", "is a PNG picture"), ("rows.csv", "like CSV"), ("rows.json", "in line 2")):
+        done = invoke("batch", folder / name, "-o", folder / "out")
+        assert isinstance(done.exception, RequestError)
+        assert says in str(done.exception)
+        assert not (folder / "out").exists()
+
+
+def test_a_folder_is_written_by_one_batch_at_a_time(folder, monkeypatch):
+    unloaded(monkeypatch)
+    (folder / "out").mkdir()
+    with batch_folder.hold_folder(folder / "out"):
+        done = invoke("batch", write(folder / "r.jsonl", ROW), "-o", folder / "out")
+    assert isinstance(done.exception, RequestError)
+    assert "is being written by another batch at this time" in str(done.exception)
+    assert listed(folder / "out") == []
+
+
+def test_a_batch_never_replaces_what_it_reads(folder, monkeypatch):
+    unloaded(monkeypatch)
+    before = (folder / "shapes.png").read_bytes()
+    rows = [{"id": "a", **ROW}, {"id": "shapes", **ROW, "image": "wide.png"}]
+    requests = write(folder / "r.json", *rows)
+    for more in ([], ["--overwrite"]):
+        done = invoke("batch", requests, "-o", folder, *more)
+        assert isinstance(done.exception, RequestError)
+        assert "would replace a picture that 'a' (line 1) reads" in str(done.exception)
+    done = invoke("batch", write(folder / "r.json", {"id": "r", **ROW}), "-o", folder, "--overwrite")
+    assert "would replace the file of requests" in str(done.exception)
+    assert (folder / "shapes.png").read_bytes() == before
+
+
+def test_an_array_of_rows_that_build_on_each_other(folder):
+    """Seeds are drawn once, kept beside the picture and in it; a row reads an earlier row's result, also later on."""
+    rows = [
+        {"id": "a", **ROW, "seed": "random"},
+        {"id": "b", **ROW, "image": "out/a.png", "seed": "random"},
+        {"id": "c", **ROW, "seed": "chance"},
+    ]
+    requests, output = folder / "r.json", folder / "out"
+    requests.write_text(json.dumps(rows, indent=2))
+    batch = ["batch", requests, "-o", output, *FLOAT32]
+    done = invoke(*batch)
+    assert done.stdout.split() == [str(output / "a.png"), str(output / "b.png")]
+    assert told(output, "c")["error"] == "seed is 'chance'; expected a whole number from 0, or \"random\""
+    seeds = [told(output, name)["seed"] for name in "ab"]
+    assert seeds == [read_recipe(output / f"{name}.png")["settings"]["seed"] for name in "ab"]
+    assert len({0, *seeds}) == 3
+    assert f"a: seed {seeds[0]}\n" in done.stderr
+    assert told(output, "a")["row"]["seed"] == "random"
+    requests.write_text(json.dumps(rows[:2]))
+    for more in ([], ["--overwrite"]):
+        done = succeed(*batch, *more)
+        assert done.stdout == ""
+        assert "2 of 2 are there already" in done.stderr
+    assert seeds == [told(output, name)["seed"] for name in "ab"]
+
+
+FULL = 'mount -t tmpfs -o size=40k none "$2" && "$1" batch "$3" -o "$2"; status=$?; cp -a "$2" "$4"; exit $status'
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode != 0,
+    reason="no file system can be mounted here",
+)
+def test_a_full_disk_names_the_file_and_ends_the_run(folder):
+    """On a real file system of 40 KiB, where the result of the third row or so finds no room."""
+    requests = write(folder / "r.jsonl", *({**ROW, "id": f"row{n}", "steps": 1, "seed": n} for n in range(12)))
+    output = folder / "out"
+    output.mkdir()
+    command = ["unshare", "-rm", "sh", "-c", FULL, "sh", PROGRAM, output, requests, folder / "left"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
+    assert done.returncode == 1, done
+    *_, summary, error = done.stderr.splitlines()
+    drawn = done.stdout.splitlines()
+    assert 1 <= len(drawn) < 12
+    assert summary == f"{len(drawn)} done, 0 there already, 0 failed; the same command goes on from here"
+    last = f"row{len(drawn)}"
+    assert re.fullmatch(rf"joyjax: {output}/{last}\.(png|json) cannot be written: No space left on device", error)
+    whole = {f"row{n}.{ending}" for n in range(len(drawn)) for ending in ("png", "json")}
+    left = set(listed(folder / "left"))
+    assert whole <= left <= whole | {f"{last}.png", f"{last}.json"}
+    for name in left:
+        pixels(folder / "left" / name) if name.endswith("png") else told(folder / "left", name.removesuffix(".json"))

@@ -14,7 +14,8 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "shapes.png"
 COUNTING = """
 import collections, json, sys
 from joyjax import cli
-cli._keep_compiled_programs()
+from joyjax.commands.environment import keep_compiled_programs
+keep_compiled_programs()
 import jax, typer
 seen = collections.Counter()
 jax.monitoring.register_event_listener(lambda name, **_: seen.update([name.rpartition("/")[2]]))

@@ -1,0 +1,195 @@
+"""The environment variables of JAX, XLA, CUDA and the hub: what joyjax sets, and a wrong value named before it harms.
+
+What JAX does with a wrong value: some end the process inside XLA, some are errors without a text, and some are ignored.
+Which platform JAX may use is checked where its devices are first asked for (joyjax/sharding/devices.py).
+"""
+
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from joyjax.errors import JoyJaxError
+
+CACHE_DIR, CACHE_SIZE = "JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"
+MEMORY, OLDER_MEMORY = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
+CHECKED_ELSEWHERE = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME", CACHE_DIR)
+TRUE, FALSE = ("1", "on", "yes", "true"), ("0", "off", "no", "false", "")
+JAX_BOOLEANS = ("y", "yes", "t", "true", "on", "1", "n", "no", "f", "false", "off", "0")  # jax._src.config.bool_env
+GPU = re.compile(r"-?\d+|(GPU|MIG)-[\w/-]+|NoDevFiles")  # NoDevFiles: what Slurm sets for a job without GPUs
+XLA_SAYS = (
+    (re.compile(r"Unknown flags? in XLA_FLAGS: (.*)"), "XLA does not know {}"),
+    (
+        re.compile(r'Could not open file "(.*?)" to read flags'),
+        "{} is neither a flag with -- nor a file",
+    ),
+    (re.compile(r"Couldn't interpret value (.*? for flag \S+?)\.?$", re.MULTILINE), "XLA cannot read the value {}"),
+)
+
+
+def check_environment(arguments: Sequence[str]) -> None:
+    """Set what joyjax wants of JAX, where the user did not, and check what the user set.
+
+    Nothing is checked where `arguments` ask for help. To be called before JAX is imported.
+
+    Raises:
+        JoyJaxError: for the first variable with a wrong value.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice to install torch is not for our users
+    if not arguments or {"--help", "-h", "--version"} & set(arguments):
+        return
+    check_memory(os.environ)
+    check_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), _gpus_here())
+    check_hub(os.environ)
+    check_cache_size(os.environ.get(CACHE_SIZE))
+    if os.environ.get("XLA_FLAGS", "").strip():
+        _check_xla_flags(os.environ["XLA_FLAGS"])
+    _check_jax_settings()
+    # JAX takes three quarters of a GPU unless told otherwise, which is too little for the larger models.
+    if not os.environ.get(OLDER_MEMORY):
+        os.environ.setdefault(MEMORY, "0.95")
+    keep_compiled_programs()
+
+
+def check_memory(environment: os._Environ | dict[str, str]) -> None:
+    """Raise JoyJaxError unless the share of a GPU's memory that JAX takes is given once, as a number it takes."""
+    given = {name: environment[name] for name in (MEMORY, OLDER_MEMORY) if environment.get(name)}
+    if len(given) > 1:
+        raise JoyJaxError(
+            f"{MEMORY} is {given[MEMORY]!r} and {OLDER_MEMORY}, its older name, is {given[OLDER_MEMORY]!r}; JAX takes "
+            f"one of them: unset {OLDER_MEMORY}"
+        )
+    unified = environment.get("TF_FORCE_UNIFIED_MEMORY", "0").lower() not in FALSE  # then the host's memory counts too
+    for name, value in given.items():
+        try:
+            share = float(value)
+        except ValueError:
+            share = math.nan
+        if not 0 < share <= (sys.float_info.max if unified else 1):
+            raise JoyJaxError(
+                f"{name} is {value!r}; expected the share of a GPU's memory, above 0 and up to 1, such as 0.75: "
+                "correct it, or unset it"
+            )
+
+
+def check_gpus(value: str | None, gpus: int) -> None:
+    """Raise JoyJaxError unless CUDA can read which GPUs are to be seen; `gpus` are here, 0 if that is not known.
+
+    CUDA itself ignores a name that it cannot read and all after it, and the edit would run on the CPU.
+    """
+    if not value:  # none is to be seen
+        return
+    for name in value.removesuffix(",").split(","):
+        if not GPU.fullmatch(name.strip()):
+            raise JoyJaxError(
+                f"CUDA_VISIBLE_DEVICES is {value!r}, and {name.strip()!r} names no GPU; expected numbers from 0, as in "
+                "0,1, or names as `nvidia-smi -L` prints them, GPU-… or MIG-…; -1 hides all; or unset it"
+            )
+        if gpus and name.strip().isdecimal() and int(name) >= gpus:
+            raise JoyJaxError(
+                f"CUDA_VISIBLE_DEVICES is {value!r}, and the GPUs here are 0 to {gpus - 1}: correct it, or unset it"
+            )
+
+
+def _gpus_here() -> int:
+    return len([path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)])
+
+
+def check_hub(environment: os._Environ | dict[str, str]) -> None:
+    """Raise JoyJaxError for a switch of the hub's that it would take for "off" because it is misspelt."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        value = environment.get(name, "")
+        if value.lower() not in TRUE + FALSE:
+            raise JoyJaxError(
+                f"{name} is {value!r}, which huggingface_hub takes for no; expected {', '.join(TRUE)}, or {FALSE[0]}: "
+                "correct it, or unset it"
+            )
+
+
+def check_cache_size(value: str | None) -> None:
+    """Raise JoyJaxError unless JAX can read the most bytes of its cache of compiled programs."""
+    try:
+        good = value is None or int(value) >= -1
+    except ValueError:
+        good = False
+    if not good:
+        raise JoyJaxError(
+            f"{CACHE_SIZE} is {value!r}; expected a whole number of bytes, such as {2**31} for 2 GiB, or -1 for no "
+            "limit: correct it, or unset it"
+        )
+
+
+def _check_xla_flags(flags: str) -> None:
+    """Raise JoyJaxError for flags that end the process inside XLA; another process tries them, in half a second."""
+    tried = subprocess.run(
+        [sys.executable, "-c", "import jaxlib.xla_client as client; client.make_cpu_client()"],
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    for pattern, reason in XLA_SAYS if tried.returncode else ():
+        if found := pattern.search(tried.stderr):
+            raise JoyJaxError(f"XLA_FLAGS is {flags!r}; {reason.format(found[1])}: correct it, or unset XLA_FLAGS")
+
+
+def _check_jax_settings() -> None:
+    """Raise JoyJaxError for a value that JAX refuses while it is imported, of whichever of its variables."""
+    given = [name for name in os.environ if name.startswith("JAX_") and name not in CHECKED_ELSEWHERE]
+    if not given:
+        return
+    try:
+        import jax  # noqa: F401  # the command needs it anyway
+    except ValueError as error:
+        found = re.search(r"(?:JAX flag|environment) '?(jax_\w+)", str(error), re.IGNORECASE)
+        if found is None:
+            raise
+        name = found[1].upper()
+        expected = f"expected one of {', '.join(JAX_BOOLEANS)}" if "truth value" in str(error) else "JAX refuses it"
+        raise JoyJaxError(f"{name} is {os.environ.get(name)!r}; {expected}: correct it, or unset it") from None
+
+
+def keep_compiled_programs() -> None:
+    """Have JAX keep compiled programs on disk, so that a second run starts at once; the user's own settings win.
+
+    Where the folder cannot be used, a note says so and nothing is kept.
+    """
+    os.environ.setdefault(CACHE_SIZE, str(2**31))  # bytes; what was used least goes first
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    named, cache = CACHE_DIR, os.environ.get("XDG_CACHE_HOME", "")
+    if cache and not os.path.isabs(cache):
+        _note(f"XDG_CACHE_HOME is {cache!r}; it must be an absolute path: ~/.cache is used")
+        cache = ""
+    if CACHE_DIR not in os.environ:
+        named = "XDG_CACHE_HOME" if cache else "HOME"
+        os.environ[CACHE_DIR] = os.path.join(cache or os.path.expanduser("~/.cache"), "joyjax", "compiled")
+    folder = os.environ[CACHE_DIR]
+    # Empty: the user wants no cache. JAX writes to URLs such as gs://… too.
+    fault = _folder_fault(folder) if folder and "://" not in folder else None
+    if fault is not None:
+        other = "" if named == CACHE_DIR else f", or {CACHE_DIR}"
+        _note(
+            f"compiled programs are not kept: {folder} cannot be written ({fault}); "
+            f"set {named} to another folder{other}"
+        )
+        os.environ[CACHE_DIR] = ""
+
+
+def _folder_fault(folder: str) -> str | None:
+    """Return why files cannot be written into a folder, which is made if missing."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as tried:
+            tried.write(bytes(2**16))
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return None
+
+
+def _note(text: str) -> None:
+    from joyjax.commands.console import note
+
+    note(text)
