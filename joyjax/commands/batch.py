@@ -40,7 +40,8 @@ def command(
     A row is like {"id": "sky", "image": "photo.jpg", "prompt": "make the sky red", "seed": 3}. It needs a prompt; the
     other names are the arguments of joyjax.edit in Python, which are the options of `joyjax edit` with _ for -. "image"
     is a file or a list of files, "mask" a file, relative to the folder of REQUESTS.jsonl, or to the current one if that
-    is a pipe; a URL may stand for a file. "seed" may be "random". Without an id the number of the line, as in 0007, is the row's name.
+    is a pipe; a URL may stand for a file. "seed" may be "random". Without an id the number of the line, as in 0007, is
+    the row's name.
 
     A row gives DIR/ID.png, and DIR/ID.json with what was done. A row that fails gives its error in DIR/ID.json; the
     others go on, and the exit status is 1. If the run is stopped, the same command does what is missing, and what
