@@ -46,6 +46,7 @@ def far(one, other) -> int:
     return int(np.abs(np.asarray(one).astype(int) - np.asarray(other)).max())
 
 
+@pytest.mark.nightly
 def test_given_levels(reference, loaded, monkeypatch):
     image, noise = photo(70, 101), draw(*SIZE)
     theirs = their_edit(reference, monkeypatch, [image], "make it red", SIZE, noise, sigmas=SIGMAS)
@@ -54,6 +55,7 @@ def test_given_levels(reference, loaded, monkeypatch):
     assert far(ours, our_edit(loaded, [image], "make it red", SIZE, noise)) > LEVELS  # others than the schedule's
 
 
+@pytest.mark.nightly
 def test_guidance_by_step(reference, loaded, monkeypatch):
     """One step, whose scale is 1, has no unconditional pass, on both sides."""
     image, noise = photo(70, 101), draw(*SIZE)
@@ -64,6 +66,7 @@ def test_guidance_by_step(reference, loaded, monkeypatch):
     assert far(ours, our_edit(loaded, [image], "make it red", SIZE, noise, guidance_scale=SCALES[0])) > LEVELS
 
 
+@pytest.mark.nightly
 def test_several_results_of_one_request(reference, loaded, monkeypatch):
     from diffusers.pipelines.joyimage import image_processor
 
@@ -80,6 +83,7 @@ def test_several_results_of_one_request(reference, loaded, monkeypatch):
     assert far(ours[0].image, ours[1].image) > LEVELS
 
 
+@pytest.mark.nightly
 def test_a_batch_of_edit_is_not_the_references(reference, loaded, monkeypatch):
     """Edit of Diffusers attends to the padding of a batch's shorter prompts; ours give what they give alone."""
     from diffusers.pipelines.joyimage import image_processor

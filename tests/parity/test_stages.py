@@ -93,7 +93,7 @@ def test_stages(compare, run, sizes, tmp_path, error):
     assert not compare.compare(theirs, ours, "float32")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_bfloat16_is_as_exact_as_the_reference(run, checkpoint):
     """The error of our bfloat16 edit is at most 1.1 times that of Diffusers', each against its own float32."""
     ratios = {}

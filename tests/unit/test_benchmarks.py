@@ -12,7 +12,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TINY = ("--width", "128", "--tokens", "16", "--rounds", "1")
-# What each is given; OUT is a place for a file or a folder that is not there yet.
+# What each is given; OUT is a place for a file or a folder that is not there yet, MODEL the tiny checkpoint.
 QUICK = {
     "kernels.py": ("--shapes", "joyimage, tensor=8", "--kernels", "triton"),
     "parallel.py": ("--predict", "tensor=8"),
@@ -21,10 +21,13 @@ QUICK = {
 }
 SLOW = {
     "checkpoints.py": ("--size-gb", "0.1", "--width", "512", "--no-embedding", "--no-diffusers"),
-    "edit.py": ("--size", "64", "--steps", "1", "--pairs", "1"),
-    "float8.py": ("--count", "8", "--steps", "1"),
+    "edit.py": ("MODEL", "--size", "64", "--steps", "1", "--pairs", "1"),
     "scan.py": ("--layers", "3", *TINY),
-    "score_diffusers.py": ("--count", "8"),
+    "score_diffusers.py": ("--count", "2"),
+}
+NIGHTLY = {
+    "edit.py": ("--size", "64", "--steps", "1", "--pairs", "1"),  # on the checkpoint that it makes
+    "float8.py": ("--count", "8", "--steps", "1"),
     "vae_modes.py": (),
 }
 COMPILING = {"guidance.py": ("--layers", "2"), "scan.py": ("--compile", "--layers", "3")}
@@ -51,12 +54,18 @@ def test_runs(script, tmp_path):
         assert all(json.loads(line)["agrees"] for line in printed.splitlines())
 
 
+LONG = [(script, options, ()) for script, options in SLOW.items()]
+LONG += [(script, options, pytest.mark.nightly) for script, options in NIGHTLY.items()]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("script", SLOW)
-def test_runs_for_long(script, tmp_path):
+@pytest.mark.parametrize(("script", "options"), [pytest.param(*given, marks=marks) for *given, marks in LONG])
+def test_runs_for_long(script, options, tmp_path, request):
     if script in ("edit.py", "score_diffusers.py"):
         pytest.importorskip("diffusers")
-    printed = run(script, SLOW[script], tmp_path / "out")
+    if "MODEL" in options:
+        options = (str(request.getfixturevalue("checkpoint")), *options[1:])
+    printed = run(script, options, tmp_path / "out")
     assert printed
     if script == "scan.py":
         assert [json.loads(line)["form"] for line in printed.splitlines()] == ["unrolled", "scanned"]
@@ -73,7 +82,7 @@ def test_compiles_for_a_gpu(script, tmp_path):
 
 
 def test_every_script_is_run_by_a_test():
-    here = {*QUICK, *SLOW, *COMPILING, "tradeoffs.py"}
+    here = {*QUICK, *SLOW, *NIGHTLY, *COMPILING, "tradeoffs.py"}
     assert {path.name for path in BENCHMARKS.glob("*.py")} == here | ELSEWHERE
 
 

@@ -270,7 +270,7 @@ def test_changed_tokens_weigh_more_and_dropped_prompts_do_not(files, stream):
     assert losses(FlowConfig(change_weight=4.0), dropped)["loss"] == pytest.approx(plain["loss"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_bfloat16_trains_float32_parameters(files, stream):
     step = make_step(flow.make_loss(FlowConfig(), files, jnp.bfloat16, STREAM.kept), OPTIMIZER, ema=0.9, seed=0)
     state, metrics = step(start(files), stream(0))
@@ -301,7 +301,9 @@ def test_the_autoencoder_learns_and_its_encoder_is_left_alone_in_the_end(files, 
     assert all(path.startswith(("encoder", "quant")) for path in fixed)
     late = make_optimizer(OptimizerConfig(steps=2, warmup=0))
     loss = autoencoder.make_loss(config, jnp.float32, kl=1e-4, noise=0.35)
-    moved = jax.grad(lambda parameters: loss(parameters, jnp.asarray(batches(11)), jax.random.key(0))[0])(free | fixed)
+    moved = jax.jit(jax.grad(lambda parameters: loss(parameters, jnp.asarray(batches(11)), jax.random.key(0))[0]))(
+        free | fixed
+    )
     assert not any(np.any(moved[path]) for path in fixed)
     state, _ = make_step(with_fixed(loss, fixed), late, 0.9, 0)(start_state(free, late), jnp.asarray(batches(11)))
     assert state.parameters.keys() == free.keys()
@@ -342,7 +344,7 @@ def test_export_wants_all_parameters_and_no_other(files, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_whole_recipe_further_from_a_checkpoint(tmp_path):
     """`train-demo --start`: two steps on the bundled model give a checkpoint that loads and differs."""
     recipe = Recipe(
@@ -361,7 +363,7 @@ def test_the_whole_recipe_further_from_a_checkpoint(tmp_path):
     assert 0 <= row["strict"] <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_whole_recipe_from_nothing(tmp_path):
     """`train-demo`: a few steps of every stage give a whole checkpoint, with latents normalised by its own numbers."""
     recipe = Recipe(
