@@ -14,6 +14,8 @@ from step_record import RECORD, STAGES, differences, least_tflop, measure, versi
 
 from joyjax.kernels.cases import SHAPES
 
+pytestmark = pytest.mark.jax
+
 missing = gpu_compile.missing_packages()
 needs_compiler = pytest.mark.skipif(missing is not None, reason=str(missing))
 TOKENS = TARGET + REFERENCE + TEXT

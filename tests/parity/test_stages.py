@@ -15,7 +15,7 @@ from parity.test_joyimage import TOLERANCE as TRANSFORMER_TOLERANCE
 from parity.test_qwen3_vl import ENCODER_TOLERANCE
 from parity.test_wan_vae import ENCODE_TOLERANCE
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.jax, pytest.mark.parity]
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "compare.py"
 BUCKETS = ((64, 64), (64, 96), (96, 64))

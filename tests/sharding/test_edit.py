@@ -20,6 +20,8 @@ from joyjax.sharding.mesh import check_mesh, parse_mesh
 from joyjax.sharding.place import constrain, parameter_sharding
 from joyjax.sharding.rules import RULES
 
+pytestmark = pytest.mark.jax
+
 OPTIONS = {"steps": 2, "height": 80, "width": 112, "exact_size": True}  # 35 tokens: no mesh divides them
 SPARED = ({"tensor": 2}, {"sequence": 2}, {"sequence": 3}, {"ulysses": 4}, {"ulysses": 2, "ring": 3})
 EDITED = [sizes for sizes in MESHES if sizes not in SPARED]  # the others run a step each, in test_joyimage.py

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.jax
+
 ROOT = Path(__file__).parents[2]
 EDIT = ["edit", "make the red circle blue", "--image", str(ROOT / "examples" / "shapes.png"), "--dtype", "float32"]
 

@@ -13,6 +13,8 @@ from joyjax.models.joyimage import Condition
 from joyjax.sampling.steps import denoise_step, fill_rows
 from joyjax.sharding.attention import sequence_mesh, share_out
 
+pytestmark = pytest.mark.jax
+
 
 def step(weights: Weights, latents: jax.Array, condition: Condition) -> np.ndarray:
     numbers = (np.float32(number) for number in (0.8, 0.5, 800, 3))

@@ -16,6 +16,8 @@ from joyjax.sampling.steps import decode_latents, encode_images
 from joyjax.sampling.tiles import Mode, choose, patch_grid
 from joyjax.sharding.place import replicate
 
+pytestmark = pytest.mark.jax
+
 
 @pytest.fixture(scope="module")
 def weights() -> Weights:

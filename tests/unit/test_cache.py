@@ -16,7 +16,10 @@ from joyjax.sampling.cache import CacheRule, cached_step, empty_cache, relative_
 from joyjax.sampling.steps import denoise_step
 from joyjax.sharding.place import replicate
 
-pytestmark = pytest.mark.filterwarnings("ignore::joyjax.AdviceWarning")  # the demo is given noise to edit
+pytestmark = [
+    pytest.mark.jax,
+    pytest.mark.filterwarnings("ignore::joyjax.AdviceWarning"),
+]  # the demo is given noise to edit
 
 LEVELS = np.linspace(1, 0, 9, dtype=np.float32)
 THREE = dataclasses.replace(CONFIG, num_layers=3)

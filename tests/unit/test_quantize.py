@@ -19,6 +19,8 @@ from joyjax.layers.linear import Linear
 from joyjax.layers.weights import leaves
 from joyjax.quantize import Float8Linear, check_linear, quantize, quantize_linears
 
+pytestmark = pytest.mark.jax
+
 HALF = 2.0**-4  # of a number, the most that rounding to three bits behind the first changes
 
 
