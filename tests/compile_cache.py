@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 SIZE = 2**31  # bytes; what was used least goes first
-LEAST = 0.1  # seconds of compiling; reading a smaller program costs as much as compiling it
+LEAST = 0.2  # seconds of compiling; what takes less is compiled anew
 SETTINGS = (
     "JAX_COMPILATION_CACHE_DIR",
     "JAX_COMPILATION_CACHE_MAX_SIZE",
