@@ -12,7 +12,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TINY = ("--width", "128", "--tokens", "16", "--rounds", "1")
-# What each is given; OUT is a place for a file or a folder that is not there yet, MODEL the tiny checkpoint.
+# What each is given; OUT is a place for a file or a folder that is not there yet.
 QUICK = {
     "kernels.py": ("--shapes", "joyimage, tensor=8", "--kernels", "triton"),
     "parallel.py": ("--predict", "tensor=8"),
@@ -21,12 +21,11 @@ QUICK = {
 }
 SLOW = {
     "checkpoints.py": ("--size-gb", "0.1", "--width", "512", "--no-embedding", "--no-diffusers"),
-    "edit.py": ("MODEL", "--size", "64", "--steps", "1", "--pairs", "1"),
-    "scan.py": ("--layers", "3", *TINY),
-    "score_diffusers.py": ("--count", "2"),
 }
 NIGHTLY = {
-    "edit.py": ("--size", "64", "--steps", "1", "--pairs", "1"),  # on the checkpoint that it makes
+    "edit.py": ("--size", "64", "--steps", "1", "--pairs", "1"),
+    "scan.py": ("--layers", "3", *TINY),
+    "score_diffusers.py": ("--count", "8"),
     "float8.py": ("--count", "8", "--steps", "1"),
     "vae_modes.py": (),
 }
@@ -54,24 +53,18 @@ def test_runs(script, tmp_path):
         assert all(json.loads(line)["agrees"] for line in printed.splitlines())
 
 
-LONG = [(script, options, ()) for script, options in SLOW.items()]
-LONG += [(script, options, pytest.mark.nightly) for script, options in NIGHTLY.items()]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("script", "options"), [pytest.param(*given, marks=marks) for *given, marks in LONG])
-def test_runs_for_long(script, options, tmp_path, request):
+@pytest.mark.parametrize("script", [*SLOW, *(pytest.param(name, marks=pytest.mark.nightly) for name in NIGHTLY)])
+def test_runs_for_long(script, tmp_path):
     if script in ("edit.py", "score_diffusers.py"):
         pytest.importorskip("diffusers")
-    if "MODEL" in options:
-        options = (str(request.getfixturevalue("checkpoint")), *options[1:])
-    printed = run(script, options, tmp_path / "out")
+    printed = run(script, (SLOW | NIGHTLY)[script], tmp_path / "out")
     assert printed
     if script == "scan.py":
         assert [json.loads(line)["form"] for line in printed.splitlines()] == ["unrolled", "scanned"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(gpu_compile.missing_packages() is not None, reason=str(gpu_compile.missing_packages()))
 @pytest.mark.parametrize("script", COMPILING)
 def test_compiles_for_a_gpu(script, tmp_path):
@@ -106,7 +99,7 @@ tradeoffs.measure({"exact": joyjax.load(dtype="float32")}, 8)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_tradeoffs_of_two_rows():
     """Two of the rows, which in all take minutes."""
     environment = {**os.environ, "PYTHONPATH": f"{BENCHMARKS}{os.pathsep}{BENCHMARKS.parent}"}
