@@ -4,16 +4,17 @@ import json
 
 import numpy as np
 import pytest
-from pairs import assert_same, draw, our_edit, photo, their_edit
+from pairs import BUCKETS, assert_same, draw, our_edit, photo, their_edit
 
 import joyjax
 from joyjax.families import joyimage
+from joyjax.inputs import image as image_inputs
 from joyjax.inputs.image import buckets
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 
-nightly = pytest.mark.nightly  # three edits run daily, and the two of test_stages.py
+nightly = pytest.mark.nightly  # three edits run daily, besides test_batches.py and test_stages.py
 
 LONG = (
     "please replace the small wooden table on the left by a larger round one made of dark marble, and keep the rest; "
@@ -143,6 +144,7 @@ def test_edit_plus(count, monkeypatch, tmp_path):
     """References of unlike shapes, each at its own bucket; the last one gives the size."""
     import random_checkpoint
 
+    monkeypatch.setattr(image_inputs, "buckets", lambda base_size: BUCKETS)
     pipeline = random_checkpoint.make_pipeline("tiny", plus=True, seed=4)
     ours = joyjax.load(random_checkpoint.save(pipeline, tmp_path / "m"), dtype="float32")
     assert ours.family.name == "JoyImage-Edit-Plus"
@@ -151,8 +153,8 @@ def test_edit_plus(count, monkeypatch, tmp_path):
     first = joyjax.edit(ours, images, "put the dog on the table", steps=1, base_size=256)
     noise = draw(first.image.height, first.image.width)
     result = joyjax.edit(ours, images, "put the dog on the table", steps=4, base_size=256, noise=noise)
-    size = {"height": 256, "width": 256} if count == 0 else {}
+    size = {"height": first.image.height, "width": first.image.width} if count == 0 else {}
     theirs = their_edit(
-        pipeline, monkeypatch, images, "put the dog on the table", None, noise, sizes=list(buckets(256)), **size
+        pipeline, monkeypatch, images, "put the dog on the table", None, noise, sizes=list(BUCKETS), **size
     )
     assert_same(np.asarray(result.image), theirs)

@@ -10,7 +10,7 @@ import pytest
 from joyjax.inputs import image as image_inputs
 
 pytest.importorskip("torch")
-from pairs import draw, photo
+from pairs import BUCKETS, draw, photo
 from parity.test_joyimage import TOLERANCE as TRANSFORMER_TOLERANCE
 from parity.test_qwen3_vl import ENCODER_TOLERANCE
 from parity.test_wan_vae import ENCODE_TOLERANCE
@@ -18,7 +18,6 @@ from parity.test_wan_vae import ENCODE_TOLERANCE
 pytestmark = [pytest.mark.jax, pytest.mark.parity]
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "compare.py"
-BUCKETS = ((64, 64), (64, 96), (96, 64))
 LATENTS_TOLERANCE = 4e-5  # measured: 1.1e-5
 TOLERANCES = {
     "token ids": 0,

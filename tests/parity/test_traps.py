@@ -28,11 +28,11 @@ from joyjax.models.joyimage import Condition
 from joyjax.sampling import steps
 
 pytest.importorskip("torch")
-from pairs import SHARE, draw, photo
+from pairs import BUCKETS, SHARE, draw, photo
 from parity.test_joyimage import PART_TOLERANCE
 from parity.test_joyimage import TOLERANCE as TRANSFORMER_TOLERANCE
 from parity.test_qwen3_vl import ENCODER_TOLERANCE, MLP_TOLERANCE, TOWER_TOLERANCE
-from parity.test_stages import BUCKETS, LATENTS_TOLERANCE
+from parity.test_stages import LATENTS_TOLERANCE
 from parity.test_wan_vae import DECODE_TOLERANCE, ENCODE_TOLERANCE, NORM_TOLERANCE
 from traps import TRAPS, Patch
 
