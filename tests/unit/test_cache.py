@@ -18,8 +18,8 @@ from joyjax.sharding.place import replicate
 
 pytestmark = [
     pytest.mark.jax,
-    pytest.mark.filterwarnings("ignore::joyjax.AdviceWarning"),
-]  # the demo is given noise to edit
+    pytest.mark.filterwarnings("ignore::joyjax.AdviceWarning"),  # the demo is given noise to edit
+]
 
 LEVELS = np.linspace(1, 0, 9, dtype=np.float32)
 THREE = dataclasses.replace(CONFIG, num_layers=3)
@@ -57,8 +57,15 @@ def weights():
     return make_weights(THREE)
 
 
-@pytest.mark.parametrize("kind", ["first-block", "taylor"])
-@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "passes"),
+    [
+        ("first-block", 1),
+        ("taylor", 2),
+        pytest.param("first-block", 2, marks=pytest.mark.nightly),
+        pytest.param("taylor", 1, marks=pytest.mark.nightly),
+    ],
+)
 def test_a_threshold_of_nothing_computes_every_step(kind, passes, weights, error):
     """To the last bits: inside a conditional XLA fuses other operations together than outside it."""
     condition = make_condition(1, passes, TOKENS, ragged=False)
@@ -141,7 +148,11 @@ def test_padding_has_no_say():
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"sequence": 3}, {"cfg": 2, "sequence": 2, "tensor": 2}, {"data": 4, "cfg": 2}], ids=name_of
+    "sizes",
+    [
+        pytest.param(sizes, id=name_of(sizes), marks=() if len(sizes) == 3 else pytest.mark.nightly)
+        for sizes in ({"sequence": 3}, {"cfg": 2, "sequence": 2, "tensor": 2}, {"data": 4, "cfg": 2})
+    ],
 )
 def test_a_mesh_gives_the_same(sizes, weights, error):
     condition = make_condition(2, 2, (16, 47, 24), ragged=False)
