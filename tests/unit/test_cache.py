@@ -122,7 +122,7 @@ def test_extrapolation_follows_a_line(weights, error):
     assert error(latents[2], expected) < 1e-4
 
 
-@pytest.mark.parametrize("kind", ["first-block", "taylor"])
+@pytest.mark.parametrize("kind", [pytest.param("first-block", marks=pytest.mark.nightly), "taylor"])
 def test_edits_of_a_batch_decide_for_themselves(kind, weights, error):
     """Three edits with other texts, lengths and decisions: each as if it were alone."""
     condition = make_condition(3, 2, TOKENS, ragged=True)
