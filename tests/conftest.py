@@ -10,6 +10,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import compile_cache
+
+os.environ.update(compile_cache.settings())
+
 import hypothesis
 import jax
 import numpy as np
@@ -78,6 +82,21 @@ def checkpoint(reference, tmp_path_factory) -> Path:
     import random_checkpoint
 
     return random_checkpoint.save(reference, tmp_path_factory.mktemp("tiny"))
+
+
+def pytest_configure(config) -> None:
+    if not hasattr(config, "workerinput"):  # once, before any worker starts
+        compile_cache.mend()
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    """Leave the nightly tests out, unless `-m` speaks of them or a test is called by its name."""
+    if "nightly" in config.option.markexpr or any("::" in argument for argument in config.args):
+        return
+    nightly = [item for item in items if item.get_closest_marker("nightly")]
+    if nightly:
+        config.hook.pytest_deselected(items=nightly)
+        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
 
 
 def pytest_report_header() -> str:

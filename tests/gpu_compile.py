@@ -104,6 +104,17 @@ def cudnn_assumed() -> Iterator[None]:
         private.check_cudnn_version = asked
 
 
+@contextlib.contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Keep JAX from writing programs to its cache, which cannot be read back for a device that is not there."""
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+
+
 def compile_for_gpu(
     function: Callable[..., Any], *arguments: Any, mesh: Mesh | None = None, options: Mapping[str, Any] | None = None
 ) -> jax.stages.Compiled:
@@ -116,7 +127,7 @@ def compile_for_gpu(
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or whole), arguments)
     jitted = function if hasattr(function, "trace") else jax.jit(function)
     # The abstract mesh names the device, from which Pallas takes the architecture.
-    with cudnn_assumed(), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    with nothing_kept(), cudnn_assumed(), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         lowered = jitted.trace(*placed).lower(lowering_platforms=("cuda",))
         return lowered.compile(compiler_options=OPTIONS | dict(options or {}))
 

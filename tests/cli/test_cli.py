@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import compile_cache
 import numpy as np
 import pytest
 import typer
@@ -322,7 +323,10 @@ def shapes(tmp_path) -> Path:
 
 
 def test_compiled_programs_are_kept_for_the_next_run(tmp_path, shapes, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, value in compile_cache.fresh({}, tmp_path).items():
+        monkeypatch.setenv(name, value)
+    for name in compile_cache.SETTINGS:
+        monkeypatch.delenv(name, raising=False)
     kept = []
     for name in ("one.png", "two.png"):
         done = run("edit", "remove the star", "--image", shapes, "--output", tmp_path / name, "--steps", "1")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compile_cache
 import pytest
 from invoke import PROGRAM, environment
 
@@ -29,7 +30,7 @@ print(json.dumps(told))
 
 
 def run(*command: object, cwd: Path, cache: Path) -> subprocess.CompletedProcess:
-    variables = {**environment(), "XDG_CACHE_HOME": str(cache)}
+    variables = compile_cache.fresh(environment(), cache)
     return subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=500, env=variables)
 
 
@@ -74,6 +75,7 @@ def _requests(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.jax
 def test_after_an_edit_the_like_of_it_compiles_nothing(tmp_path):
     """A second process, with another bucket of the same canvas and another prompt of the same class of lengths."""
     cache = tmp_path / "cache"
@@ -85,7 +87,7 @@ def test_after_an_edit_the_like_of_it_compiles_nothing(tmp_path):
     assert counted(like, cwd=tmp_path, cache=cache) == [(misses, 0)]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_warmup_for_what_is_used_otherwise(tmp_path):
     """Guidance in a part of the steps, a step cache, batches, long prompts and no picture, when asked for."""
     cache = tmp_path / "cache"

@@ -6,6 +6,8 @@ import pytest
 
 from joyjax.kernels.attention import QUERY_BLOCK, SCORES_AT_ONCE, attention, attention_and_sum, merge
 
+pytestmark = pytest.mark.jax
+
 TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
 
 

@@ -15,7 +15,10 @@ from joyjax.kernels.modulate_pallas import WIDEST
 from joyjax.sharding.attention import partitioned_attention
 from joyjax.sharding.place import on_shards
 
-pytestmark = pytest.mark.skipif(gpu_compile.missing_packages() is not None, reason=str(gpu_compile.missing_packages()))
+pytestmark = [
+    pytest.mark.jax,
+    pytest.mark.skipif(gpu_compile.missing_packages() is not None, reason=str(gpu_compile.missing_packages())),
+]
 
 CALLS = {"mosaic": "mosaic_gpu_v2", "triton": "__gpu$xla.gpu.triton"}
 COMPILED = [

@@ -8,6 +8,8 @@ import pytest
 
 from joyjax.kernels import attention, dispatch, modulate, qk_norm_rope
 
+pytestmark = pytest.mark.jax
+
 CPU, VOLTA, AMPERE, HOPPER = (
     dispatch.Target("cpu", None),
     dispatch.Target("Tesla V100", (7, 0)),

@@ -18,6 +18,8 @@ from joyjax.kernels.modulate import (
     residual_gate_select01,
 )
 
+pytestmark = pytest.mark.jax
+
 TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-2}
 SHAPES = [(2, 5, 8), (1, 1, 33), (3, 7, 640)]
 # A kernel's shapes: the demo's width, which is padded; one that no load fits; an odd tail of a block; the widths of the

@@ -11,6 +11,8 @@ from joyjax.kernels.dispatch import PALLAS
 from joyjax.kernels.joint import join, split
 from joyjax.kernels.qk_norm_rope import qk_norm_rope
 
+pytestmark = pytest.mark.jax
+
 B, T, J, N, H = 2, 5, 3, 2, 8
 TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-2}
 

@@ -14,6 +14,8 @@ from step_record import RECORD, STAGES, differences, least_tflop, measure, versi
 
 from joyjax.kernels.cases import SHAPES
 
+pytestmark = pytest.mark.jax
+
 missing = gpu_compile.missing_packages()
 needs_compiler = pytest.mark.skipif(missing is not None, reason=str(missing))
 TOKENS = TARGET + REFERENCE + TEXT
@@ -36,7 +38,7 @@ def test_a_block_is_as_recorded():
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_step_is_as_recorded():
     found = measure("step")
     assert differences(recorded("step"), found, "step") == []
@@ -49,7 +51,7 @@ def test_the_step_is_as_recorded():
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("part", STAGES)
 def test_another_stage_is_as_recorded(part):
     found = measure(part)
@@ -59,7 +61,7 @@ def test_another_stage_is_as_recorded(part):
 
 @needs_compiler
 @pytest.mark.parametrize(
-    "shape", [name if name == "joyimage" else pytest.param(name, marks=pytest.mark.slow) for name in SHAPES]
+    "shape", [name if name == "joyimage" else pytest.param(name, marks=pytest.mark.nightly) for name in SHAPES]
 )
 def test_kernels_use_what_is_recorded(shape):
     """In a process of its own: Mosaic GPU tells what a kernel uses once, and other tests compile the same kernels."""

@@ -1,7 +1,7 @@
 """The notebooks run from the first cell to the last on the demo model, and give what they promise.
 
-A folder stands in for the browser's upload and another for Google Drive. The slow test does so in an environment that
-begins with the JAX that Colab has, through the notebooks' own installing cell.
+A folder stands in for the browser's upload and another for Google Drive. The nightly test does so in an environment
+that begins with the JAX that Colab has, through the notebooks' own installing cell.
 """
 
 import base64
@@ -181,7 +181,7 @@ def runs(python: str | Path) -> bool:
     return subprocess.run([python, "-c", ""], capture_output=True).returncode == 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_on_an_older_jax(tmp_path, monkeypatch):
     """In an environment as Colab's, with an old JAX, and nothing but what the installing cell brings."""
     python = next(python for python in (*pythons_like_colabs(), sys.executable) if runs(python))

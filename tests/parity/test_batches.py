@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from pairs import LEVELS, assert_same, draw, our_edit, photo, their_edit
+from pairs import BUCKETS, LEVELS, assert_same, draw, our_edit, photo, their_edit
 
 import joyjax
-from joyjax.inputs.image import buckets
+from joyjax.inputs import image as image_inputs
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -46,6 +46,7 @@ def far(one, other) -> int:
     return int(np.abs(np.asarray(one).astype(int) - np.asarray(other)).max())
 
 
+@pytest.mark.nightly
 def test_given_levels(reference, loaded, monkeypatch):
     image, noise = photo(70, 101), draw(*SIZE)
     theirs = their_edit(reference, monkeypatch, [image], "make it red", SIZE, noise, sigmas=SIGMAS)
@@ -54,6 +55,7 @@ def test_given_levels(reference, loaded, monkeypatch):
     assert far(ours, our_edit(loaded, [image], "make it red", SIZE, noise)) > LEVELS  # others than the schedule's
 
 
+@pytest.mark.nightly
 def test_guidance_by_step(reference, loaded, monkeypatch):
     """One step, whose scale is 1, has no unconditional pass, on both sides."""
     image, noise = photo(70, 101), draw(*SIZE)
@@ -64,6 +66,7 @@ def test_guidance_by_step(reference, loaded, monkeypatch):
     assert far(ours, our_edit(loaded, [image], "make it red", SIZE, noise, guidance_scale=SCALES[0])) > LEVELS
 
 
+@pytest.mark.nightly
 def test_several_results_of_one_request(reference, loaded, monkeypatch):
     from diffusers.pipelines.joyimage import image_processor
 
@@ -80,6 +83,7 @@ def test_several_results_of_one_request(reference, loaded, monkeypatch):
     assert far(ours[0].image, ours[1].image) > LEVELS
 
 
+@pytest.mark.nightly
 def test_a_batch_of_edit_is_not_the_references(reference, loaded, monkeypatch):
     """Edit of Diffusers attends to the padding of a batch's shorter prompts; ours give what they give alone."""
     from diffusers.pipelines.joyimage import image_processor
@@ -106,11 +110,12 @@ def test_a_ragged_batch_of_edit_plus(their_plus, plus, monkeypatch):
     """Rows with one, three and two references of unlike aspects, and prompts of unlike lengths."""
     from diffusers.pipelines.joyimage import image_processor
 
-    monkeypatch.setitem(image_processor.BUCKETS, 1024, list(buckets(256)))
+    monkeypatch.setattr(image_inputs, "buckets", lambda base_size: BUCKETS)
+    monkeypatch.setitem(image_processor.BUCKETS, 1024, list(BUCKETS))
     pictures = [photo(120, 90, 1), photo(100, 180, 2), photo(130, 128, 3)]
     images = [pictures[:1], pictures, pictures[1:]]
     prompts = ["red", "put the first dog on the second table in the room of the third", "swap both"]
-    height, width = 224, 288
+    height, width = 64, 96
     noise = [draw(height, width, seed) for seed in range(3)]
     latents = torch.from_numpy(np.moveaxis(np.concatenate(noise), -1, 1)[:, :, None])
     theirs = their_plus(

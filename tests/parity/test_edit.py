@@ -4,14 +4,17 @@ import json
 
 import numpy as np
 import pytest
-from pairs import assert_same, draw, our_edit, photo, their_edit
+from pairs import BUCKETS, assert_same, draw, our_edit, photo, their_edit
 
 import joyjax
 from joyjax.families import joyimage
+from joyjax.inputs import image as image_inputs
 from joyjax.inputs.image import buckets
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
+
+nightly = pytest.mark.nightly  # three edits run daily, besides test_batches.py and test_stages.py
 
 LONG = (
     "please replace the small wooden table on the left by a larger round one made of dark marble, and keep the rest; "
@@ -29,15 +32,22 @@ def _posterior_mode(monkeypatch):
 @pytest.mark.parametrize(
     ("size", "prompt", "options"),
     [
-        ((64, 96), "make the sky red", {}),
-        ((96, 64), "remove the dog", {"seed": 3}),
-        ((64, 64), "", {}),
-        ((64, 160), 12 * LONG, {}),
-        ((96, 64), "ein Hügel in Öl 画 🎨\n\n  and more", {"negative_prompt": "blurry, low quality"}),
-        ((64, 96), "make the sky red", {"guidance_scale": 1.0}),
-        ((64, 96), "make the sky red", {"guidance_scale": 7.5, "seed": 5, "steps": 7}),
+        pytest.param((64, 96), "make the sky red", {}, marks=nightly, id="landscape"),
+        pytest.param((96, 64), "remove the dog", {"seed": 3}, marks=nightly, id="portrait"),
+        pytest.param((64, 64), "", {}, marks=nightly, id="empty"),
+        pytest.param((64, 160), 12 * LONG, {}, marks=nightly, id="long"),
+        pytest.param(
+            (96, 64), "ein Hügel in Öl 画 🎨\n\n  and more", {"negative_prompt": "blurry, low quality"}, id="negative"
+        ),
+        pytest.param((64, 96), "make the sky red", {"guidance_scale": 1.0}, marks=nightly, id="unguided"),
+        pytest.param(
+            (64, 96),
+            "make the sky red",
+            {"guidance_scale": 7.5, "seed": 5, "steps": 7},
+            marks=nightly,
+            id="seven-steps",
+        ),
     ],
-    ids=["landscape", "portrait", "empty", "long", "negative", "unguided", "seven-steps"],
 )
 def test_edit(reference, loaded, monkeypatch, size, prompt, options):
     image, noise = photo(70, 101, seed=options.get("seed", 0)), draw(*size, seed=options.pop("seed", 0))
@@ -46,12 +56,14 @@ def test_edit(reference, loaded, monkeypatch, size, prompt, options):
     assert_same(our_edit(loaded, [image], prompt, size, noise, steps=steps, **options), theirs)
 
 
+@nightly
 def test_text_to_image(reference, loaded, monkeypatch):
     size, noise = (64, 96), draw(64, 96)
     theirs = their_edit(reference, monkeypatch, [], "a blue tree", size, noise, height=64, width=96)
     assert_same(our_edit(loaded, None, "a blue tree", size, noise), theirs)
 
 
+@nightly
 def test_the_end_of_a_long_prompt_with_a_picture_is_kept(reference, loaded, monkeypatch):
     """As above 4096 hidden states, where the picture's are lost first."""
     monkeypatch.setattr(joyimage, "LONGEST_PROMPT", 24)
@@ -60,6 +72,7 @@ def test_the_end_of_a_long_prompt_with_a_picture_is_kept(reference, loaded, monk
     assert_same(our_edit(loaded, [image], LONG, size, noise), theirs)
 
 
+@nightly
 def test_the_longest_prompt_alone(reference, loaded, monkeypatch):
     """As at 2048 tokens, the most that the reference reads; beyond, it cuts the turn's end and joyjax refuses."""
     longest = len(joyimage.prompt_tokens(loaded.files.tokenizer, LONG, []))
@@ -73,6 +86,7 @@ def test_the_longest_prompt_alone(reference, loaded, monkeypatch):
         our_edit(loaded, None, LONG, size, noise)
 
 
+@nightly
 def test_small_bucket_is_enlarged_for_the_text_encoder(monkeypatch, tmp_path):
     """A picture below the processor's smallest is resized for Qwen3-VL, bicubically, and not for the VAE."""
     import random_checkpoint
@@ -84,6 +98,7 @@ def test_small_bucket_is_enlarged_for_the_text_encoder(monkeypatch, tmp_path):
     assert_same(our_edit(ours, [image], "make it red", (64, 96), noise), theirs)
 
 
+@nightly
 @pytest.mark.parametrize("rope_type", ["mrope"])
 def test_rope_type(rope_type, monkeypatch, tmp_path):
     import random_checkpoint
@@ -95,6 +110,7 @@ def test_rope_type(rope_type, monkeypatch, tmp_path):
     assert_same(our_edit(ours, [image], "make it red", (64, 96), noise), theirs)
 
 
+@nightly
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_sharded_and_bfloat16_files(dtype, monkeypatch, tmp_path):
     """Weights stored in bfloat16, or in several files, computed in float32 on both sides."""
@@ -123,11 +139,12 @@ def test_buckets_decide_the_size(reference, loaded, monkeypatch):
     assert_same(np.asarray(result.image), theirs)
 
 
-@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("count", [pytest.param(0, marks=nightly), pytest.param(1, marks=nightly), 2])
 def test_edit_plus(count, monkeypatch, tmp_path):
     """References of unlike shapes, each at its own bucket; the last one gives the size."""
     import random_checkpoint
 
+    monkeypatch.setattr(image_inputs, "buckets", lambda base_size: BUCKETS)
     pipeline = random_checkpoint.make_pipeline("tiny", plus=True, seed=4)
     ours = joyjax.load(random_checkpoint.save(pipeline, tmp_path / "m"), dtype="float32")
     assert ours.family.name == "JoyImage-Edit-Plus"
@@ -136,8 +153,8 @@ def test_edit_plus(count, monkeypatch, tmp_path):
     first = joyjax.edit(ours, images, "put the dog on the table", steps=1, base_size=256)
     noise = draw(first.image.height, first.image.width)
     result = joyjax.edit(ours, images, "put the dog on the table", steps=4, base_size=256, noise=noise)
-    size = {"height": 256, "width": 256} if count == 0 else {}
+    size = {"height": first.image.height, "width": first.image.width} if count == 0 else {}
     theirs = their_edit(
-        pipeline, monkeypatch, images, "put the dog on the table", None, noise, sizes=list(buckets(256)), **size
+        pipeline, monkeypatch, images, "put the dog on the table", None, noise, sizes=list(BUCKETS), **size
     )
     assert_same(np.asarray(result.image), theirs)

@@ -14,7 +14,7 @@ from joyjax.inputs.files import read_json
 from joyjax.layers.patch import patchify, unpatchify
 from joyjax.models.joyimage import Condition
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.jax, pytest.mark.parity]
 torch = pytest.importorskip("torch")
 
 TOLERANCE = 8e-5  # measured: 2.0e-5, most of it the reference's own rounding

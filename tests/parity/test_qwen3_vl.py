@@ -16,7 +16,7 @@ from joyjax.models.qwen3_vl import Qwen3VL, TextInputs
 from joyjax.models.qwen3_vl_vision import VisionInputs, gelu, place_patches
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.jax, pytest.mark.parity]
 
 # Measured on this checkpoint: 5e-7 for an MLP, 1.9e-6 for the vision tower, 3.2e-6 for the whole encoder. The mistake
 # that moves them least, a GELU of the other kind, moves them by 2.5e-4.

@@ -10,15 +10,14 @@ import pytest
 from joyjax.inputs import image as image_inputs
 
 pytest.importorskip("torch")
-from pairs import draw, photo
+from pairs import BUCKETS, draw, photo
 from parity.test_joyimage import TOLERANCE as TRANSFORMER_TOLERANCE
 from parity.test_qwen3_vl import ENCODER_TOLERANCE
 from parity.test_wan_vae import ENCODE_TOLERANCE
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.jax, pytest.mark.parity]
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "compare.py"
-BUCKETS = ((64, 64), (64, 96), (96, 64))
 LATENTS_TOLERANCE = 4e-5  # measured: 1.1e-5
 TOLERANCES = {
     "token ids": 0,
@@ -93,7 +92,7 @@ def test_stages(compare, run, sizes, tmp_path, error):
     assert not compare.compare(theirs, ours, "float32")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_bfloat16_is_as_exact_as_the_reference(run, checkpoint):
     """The error of our bfloat16 edit is at most 1.1 times that of Diffusers', each against its own float32."""
     ratios = {}

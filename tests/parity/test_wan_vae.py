@@ -14,7 +14,7 @@ from joyjax.convert.wan_vae import VAE
 from joyjax.inputs.files import read_json
 from joyjax.layers.norm import ChannelNorm
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.jax, pytest.mark.parity]
 torch = pytest.importorskip("torch")
 
 ENCODE_TOLERANCE = 3e-6  # measured: 7e-7

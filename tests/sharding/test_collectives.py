@@ -22,6 +22,8 @@ from joyjax.models.wan_vae import WanVAEConfig
 from joyjax.sampling.steps import denoise_step
 from joyjax.sharding.place import parameter_sharding
 
+pytestmark = pytest.mark.jax
+
 
 def compiled_step(layers: int, sizes: dict[str, int], tokens: tuple[int, int, int]) -> str:
     config, mesh = dataclasses.replace(CONFIG, num_layers=layers), mesh_of(**sizes)

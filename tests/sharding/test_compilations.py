@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 import joyjax
 from joyjax.convert.conversion import convert_checkpoint
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.jax, pytest.mark.parity]
 
 
 @pytest.fixture(scope="module")

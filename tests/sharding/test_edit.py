@@ -1,5 +1,6 @@
 """The tiny edit on meshes of simulated devices: the same latents as on one device."""
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -19,9 +20,17 @@ from joyjax.sharding.mesh import check_mesh, parse_mesh
 from joyjax.sharding.place import constrain, parameter_sharding
 from joyjax.sharding.rules import RULES
 
+pytestmark = pytest.mark.jax
+
 OPTIONS = {"steps": 2, "height": 80, "width": 112, "exact_size": True}  # 35 tokens: no mesh divides them
 SPARED = ({"tensor": 2}, {"sequence": 2}, {"sequence": 3}, {"ulysses": 4}, {"ulysses": 2, "ring": 3})
 EDITED = [sizes for sizes in MESHES if sizes not in SPARED]  # the others run a step each, in test_joyimage.py
+DAILY = ({"data": 3}, {"ring": 4}, {"sequence": 2, "tensor": 4}, {"cfg": 2, "sequence": 2, "tensor": 2})  # every axis
+CASES = [
+    pytest.param(sizes, family, marks=() if family == "plus" and sizes in DAILY else pytest.mark.nightly)
+    for sizes in EDITED
+    for family in ("edit", "plus")
+]
 PICTURES = [
     Image.fromarray(np.random.default_rng(n).integers(0, 255, (*size, 3), np.uint8))
     for n, size in enumerate([(64, 96), (96, 64), (64, 64)])
@@ -50,17 +59,18 @@ def folders(checkpoint, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def alone(folders):
-    return {name: latents_and_image(joyjax.load(folder, dtype="float32")) for name, folder in folders.items()}
+    """What an edit of a folder gives on one device."""
+    return functools.cache(lambda name: latents_and_image(joyjax.load(folders[name], dtype="float32")))
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("family", ["edit", "plus"])
-@pytest.mark.parametrize("sizes", EDITED, ids=name_of)
+@pytest.mark.parametrize(("sizes", "family"), CASES, ids=lambda x: x if isinstance(x, str) else name_of(x))
 def test_every_mesh_gives_the_same_picture(sizes, family, folders, alone, error):
     pipeline = joyjax.load(folders[family], dtype="float32", mesh=mesh_of(**sizes))
     latents, image = latents_and_image(pipeline)
-    assert error(latents, alone[family][0]) < 1e-4
-    assert np.abs(image - alone[family][1]).max() <= 1  # of 255, where a number lies between two of them
+    expected, picture = alone(family)
+    assert error(latents, expected) < 1e-4
+    assert np.abs(image - picture).max() <= 1  # of 255, where a number lies between two of them
     kernel = leaves(pipeline.weights["transformer"].state)["blocks.0.img.up.kernel"][...]
     assert kernel.addressable_shards[0].data.size == kernel.size // sizes.get("tensor", 1)
 

@@ -1,4 +1,4 @@
-"""An edit by two processes with four simulated devices each, over the loopback address."""
+"""An edit by two processes with two simulated devices each, over the loopback address."""
 
 import os
 import signal
@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.jax
+
 ROOT = Path(__file__).parents[2]
 EDIT = ["edit", "make the red circle blue", "--image", str(ROOT / "examples" / "shapes.png"), "--dtype", "float32"]
 
@@ -23,7 +25,7 @@ def free_port() -> int:
 
 
 def start(arguments: list[str], folder: Path, **variables: str) -> subprocess.Popen:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4", **variables}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", **variables}
     folder.mkdir(exist_ok=True)
     program = Path(sys.executable).with_name("joyjax")
     return subprocess.Popen(
@@ -53,7 +55,7 @@ def without_gloo(out: str) -> list[str]:
 
 def test_two_processes_make_one_picture(tmp_path):
     alone = start(EDIT, tmp_path / "alone")
-    running = [alone, *start_both(tmp_path, ["--mesh", "ring=8"])]
+    running = [alone, *start_both(tmp_path, ["--mesh", "ring=4"])]
     said = [process.communicate(timeout=300) for process in running]
     assert [process.returncode for process in running] == [0, 0, 0], said
     assert [without_gloo(out) for out, _ in said[1:]] == [["edit.png"], []]
@@ -65,7 +67,7 @@ def test_two_processes_make_one_picture(tmp_path):
 
 
 def test_a_process_that_dies_ends_the_other(tmp_path):
-    both = start_both(tmp_path, ["--mesh", "ring=8", "--steps", "1000"], JAX_LOG_COMPILES="1")
+    both = start_both(tmp_path, ["--mesh", "ring=4", "--steps", "1000"], JAX_LOG_COMPILES="1")
     try:
         for line in both[0].stderr:
             if "Finished XLA compilation of jit(denoise_step)" in line:
@@ -89,8 +91,8 @@ def test_a_process_that_dies_ends_the_other(tmp_path):
 @pytest.mark.parametrize(
     ("variables", "arguments", "message"),
     [
-        ({}, ["--mesh", "ring=8"], "did not find each other"),
-        ({"JAX_PROCESS_ID": "0"}, ["--mesh", "ring=8"], "JAX_PROCESS_ID without JAX_COORDINATOR_ADDRESS"),
+        ({}, ["--mesh", "ring=4"], "did not find each other"),
+        ({"JAX_PROCESS_ID": "0"}, ["--mesh", "ring=4"], "JAX_PROCESS_ID without JAX_COORDINATOR_ADDRESS"),
         ({}, [], "--distributed needs --mesh"),
     ],
 )

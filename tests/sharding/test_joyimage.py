@@ -13,6 +13,8 @@ from joyjax.models.joyimage import Condition
 from joyjax.sampling.steps import denoise_step, fill_rows
 from joyjax.sharding.attention import sequence_mesh, share_out
 
+pytestmark = pytest.mark.jax
+
 
 def step(weights: Weights, latents: jax.Array, condition: Condition) -> np.ndarray:
     numbers = (np.float32(number) for number in (0.8, 0.5, 800, 3))
@@ -38,11 +40,22 @@ def alone():
     return found
 
 
+ALL_CASES = {"cfg": 2, "sequence": 2, "tensor": 2}
+DAILY = ({"tensor": 2}, {"sequence": 3}, {"sequence": 8}, {"ulysses": 2, "ring": 3}, ALL_CASES)  # the others nightly
 PAIRS = [(sizes, "plus") for sizes in MESHES]
 PAIRS += [(sizes, case) for sizes in MESHES if len(sizes) > 2 or "ring" in sizes for case in ("edit", "even", "text")]
+STEPS = [
+    pytest.param(
+        sizes,
+        case,
+        id=f"{name_of(sizes)} {case}",
+        marks=() if sizes in DAILY and (case == "plus" or sizes == ALL_CASES) else pytest.mark.nightly,
+    )
+    for sizes, case in PAIRS
+]
 
 
-@pytest.mark.parametrize(("sizes", "case"), PAIRS, ids=[f"{name_of(sizes)} {case}" for sizes, case in PAIRS])
+@pytest.mark.parametrize(("sizes", "case"), STEPS)
 def test_a_step_is_the_same_on_every_mesh(sizes, case, alone, error):
     latents, condition, expected = alone[case]
     mesh = mesh_of(**sizes)

@@ -2,12 +2,15 @@
 
 import jax
 import numpy as np
+import pytest
 from collectives import count_collectives
 from jax.sharding import NamedSharding, PartitionSpec
 
 from joyjax.kernels.cases import Shape, cases, draw
 from joyjax.sharding.mesh import parse_mesh
 from joyjax.sharding.place import on_shards
+
+pytestmark = pytest.mark.jax
 
 SMALL = Shape(rows=2, images=12, texts=4, heads=8, width=64, channels=512)
 

@@ -17,6 +17,8 @@ from joyjax.convert.conversion import convert_checkpoint
 from joyjax.convert.safetensors import Tensors
 from joyjax.layers.weights import leaves
 
+pytestmark = pytest.mark.jax
+
 PROGRAM = Path(__file__).parents[1] / "processes.py"
 
 

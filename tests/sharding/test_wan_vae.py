@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from meshes import mesh_of
+from meshes import mesh_of, name_of
 from small_vae import decode, draw, encode, make_vae, on_canvas
 
 from joyjax.errors import MeshError
@@ -16,15 +16,31 @@ from joyjax.sampling.steps import decode_latents, encode_images
 from joyjax.sampling.tiles import Mode, choose, patch_grid
 from joyjax.sharding.place import replicate
 
+pytestmark = pytest.mark.jax
+
 
 @pytest.fixture(scope="module")
 def weights() -> Weights:
     return make_vae()
 
 
+def crossed(pictures: list[tuple[int, int, int]], meshes: list[dict[str, int]]) -> list:
+    """Return every picture on every mesh; nightly but for the first picture on the first mesh, and so on."""
+    return [
+        pytest.param(size, sizes, id=f"{size} {name_of(sizes)}", marks=() if n == m else pytest.mark.nightly)
+        for n, size in enumerate(pictures)
+        for m, sizes in enumerate(meshes)
+    ]
+
+
 # Rows that no mesh divides, in latents and in pixels; a batch; what attends a block of queries at a time.
-@pytest.mark.parametrize("sizes", [{"sequence": 4, "data": 2}, {"tensor": 3}, {"cfg": 2, "ring": 2, "tensor": 2}])
-@pytest.mark.parametrize("size", [(1, 26, 20), (2, 64, 48), (3, 22, 70)])
+ROWS = crossed(
+    [(1, 26, 20), (2, 64, 48), (3, 22, 70)],
+    [{"tensor": 3}, {"sequence": 4, "data": 2}, {"cfg": 2, "ring": 2, "tensor": 2}],
+)
+
+
+@pytest.mark.parametrize(("size", "sizes"), ROWS)
 def test_rows_over_devices(size, sizes, weights, error):
     pixels, latents = draw(*size)
     alone = encode(weights, pixels), decode(weights, latents)
@@ -34,7 +50,7 @@ def test_rows_over_devices(size, sizes, weights, error):
         assert error(ours, expected) < 1e-5  # measured: 4e-6
 
 
-@pytest.mark.parametrize("latent_rows", [5, 8, 9, 13, 17])
+@pytest.mark.parametrize("latent_rows", [5, *(pytest.param(n, marks=pytest.mark.nightly) for n in (8, 9, 13)), 17])
 def test_few_and_uneven_rows(latent_rows, weights, error):
     """Some devices of eight then have one row, or none."""
     pixels, latents = draw(1, 2 * latent_rows, 24)
@@ -46,8 +62,12 @@ def test_few_and_uneven_rows(latent_rows, weights, error):
 
 
 # A batch; rows that no mesh divides; a picture that leaves some of eight devices nothing but padding.
-@pytest.mark.parametrize("sizes", [{"sequence": 4, "data": 2}, {"tensor": 3}, {"sequence": 8}])
-@pytest.mark.parametrize("size", [(2, 26, 20), (1, 72, 34), (1, 12, 44)])
+ON_CANVAS = crossed(
+    [(2, 26, 20), (1, 72, 34), (1, 12, 44)], [{"sequence": 4, "data": 2}, {"tensor": 3}, {"sequence": 8}]
+)
+
+
+@pytest.mark.parametrize(("size", "sizes"), ON_CANVAS)
 def test_a_canvas_over_devices(size, sizes, weights, error):
     pixels, latents = draw(*size)
     alone = encode(weights, pixels), decode(weights, latents)

@@ -21,10 +21,12 @@ QUICK = {
 }
 SLOW = {
     "checkpoints.py": ("--size-gb", "0.1", "--width", "512", "--no-embedding", "--no-diffusers"),
+}
+NIGHTLY = {
     "edit.py": ("--size", "64", "--steps", "1", "--pairs", "1"),
-    "float8.py": ("--count", "8", "--steps", "1"),
     "scan.py": ("--layers", "3", *TINY),
     "score_diffusers.py": ("--count", "8"),
+    "float8.py": ("--count", "8", "--steps", "1"),
     "vae_modes.py": (),
 }
 COMPILING = {"guidance.py": ("--layers", "2"), "scan.py": ("--compile", "--layers", "3")}
@@ -52,17 +54,17 @@ def test_runs(script, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", SLOW)
+@pytest.mark.parametrize("script", [*SLOW, *(pytest.param(name, marks=pytest.mark.nightly) for name in NIGHTLY)])
 def test_runs_for_long(script, tmp_path):
     if script in ("edit.py", "score_diffusers.py"):
         pytest.importorskip("diffusers")
-    printed = run(script, SLOW[script], tmp_path / "out")
+    printed = run(script, (SLOW | NIGHTLY)[script], tmp_path / "out")
     assert printed
     if script == "scan.py":
         assert [json.loads(line)["form"] for line in printed.splitlines()] == ["unrolled", "scanned"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(gpu_compile.missing_packages() is not None, reason=str(gpu_compile.missing_packages()))
 @pytest.mark.parametrize("script", COMPILING)
 def test_compiles_for_a_gpu(script, tmp_path):
@@ -73,7 +75,7 @@ def test_compiles_for_a_gpu(script, tmp_path):
 
 
 def test_every_script_is_run_by_a_test():
-    here = {*QUICK, *SLOW, *COMPILING, "tradeoffs.py"}
+    here = {*QUICK, *SLOW, *NIGHTLY, *COMPILING, "tradeoffs.py"}
     assert {path.name for path in BENCHMARKS.glob("*.py")} == here | ELSEWHERE
 
 
@@ -97,7 +99,7 @@ tradeoffs.measure({"exact": joyjax.load(dtype="float32")}, 8)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_tradeoffs_of_two_rows():
     """Two of the rows, which in all take minutes."""
     environment = {**os.environ, "PYTHONPATH": f"{BENCHMARKS}{os.pathsep}{BENCHMARKS.parent}"}

@@ -16,7 +16,10 @@ from joyjax.sampling.cache import CacheRule, cached_step, empty_cache, relative_
 from joyjax.sampling.steps import denoise_step
 from joyjax.sharding.place import replicate
 
-pytestmark = pytest.mark.filterwarnings("ignore::joyjax.AdviceWarning")  # the demo is given noise to edit
+pytestmark = [
+    pytest.mark.jax,
+    pytest.mark.filterwarnings("ignore::joyjax.AdviceWarning"),  # the demo is given noise to edit
+]
 
 LEVELS = np.linspace(1, 0, 9, dtype=np.float32)
 THREE = dataclasses.replace(CONFIG, num_layers=3)
@@ -54,8 +57,15 @@ def weights():
     return make_weights(THREE)
 
 
-@pytest.mark.parametrize("kind", ["first-block", "taylor"])
-@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "passes"),
+    [
+        ("first-block", 1),
+        ("taylor", 2),
+        pytest.param("first-block", 2, marks=pytest.mark.nightly),
+        pytest.param("taylor", 1, marks=pytest.mark.nightly),
+    ],
+)
 def test_a_threshold_of_nothing_computes_every_step(kind, passes, weights, error):
     """To the last bits: inside a conditional XLA fuses other operations together than outside it."""
     condition = make_condition(1, passes, TOKENS, ragged=False)
@@ -112,7 +122,7 @@ def test_extrapolation_follows_a_line(weights, error):
     assert error(latents[2], expected) < 1e-4
 
 
-@pytest.mark.parametrize("kind", ["first-block", "taylor"])
+@pytest.mark.parametrize("kind", [pytest.param("first-block", marks=pytest.mark.nightly), "taylor"])
 def test_edits_of_a_batch_decide_for_themselves(kind, weights, error):
     """Three edits with other texts, lengths and decisions: each as if it were alone."""
     condition = make_condition(3, 2, TOKENS, ragged=True)
@@ -138,7 +148,11 @@ def test_padding_has_no_say():
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"sequence": 3}, {"cfg": 2, "sequence": 2, "tensor": 2}, {"data": 4, "cfg": 2}], ids=name_of
+    "sizes",
+    [
+        pytest.param(sizes, id=name_of(sizes), marks=() if len(sizes) == 3 else pytest.mark.nightly)
+        for sizes in ({"sequence": 3}, {"cfg": 2, "sequence": 2, "tensor": 2}, {"data": 4, "cfg": 2})
+    ],
 )
 def test_a_mesh_gives_the_same(sizes, weights, error):
     condition = make_condition(2, 2, (16, 47, 24), ragged=False)

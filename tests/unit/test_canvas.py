@@ -10,7 +10,13 @@ from joyjax.sampling.canvas import canvases, place_on_canvas, put_on_canvas, tak
 from joyjax.sampling.steps import decode_latents, encode_images
 
 PATCH, FACTOR = (2, 2), 4
-SIZES = [(64, 64), (80, 48), (48, 80), (128, 32), (32, 128)]  # of the table for 64, on both canvases
+SIZES = [  # of the table for 64, on both canvases, upright and turned
+    (64, 64),
+    (48, 80),
+    (128, 32),
+    pytest.param((80, 48), marks=pytest.mark.nightly),
+    pytest.param((32, 128), marks=pytest.mark.nightly),
+]
 
 
 @pytest.fixture(scope="module")

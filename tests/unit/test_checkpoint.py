@@ -27,6 +27,8 @@ from joyjax.convert.safetensors import Tensors
 from joyjax.errors import CheckpointError, MeshError, RequestError
 from joyjax.layers.weights import leaves
 
+pytestmark = pytest.mark.jax
+
 CONFIG = toy.ToyConfig()
 BOTH = (toy.TOY, toy.OTHER)
 

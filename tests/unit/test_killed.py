@@ -222,8 +222,13 @@ def kill(converter, source, target, options, before: dict[str, bytes], new: Mani
     return ran.signal == signal.SIGKILL
 
 
+DAILY = ("nothing there", "another dtype there")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in DAILY else pytest.mark.nightly) for name in SCENARIOS]
+)
 def test_a_killed_conversion_goes_on_and_was_never_half_there(converter, source, made, tmp_path, name):
     scenario, rng, kills = SCENARIOS[name], random.Random(name), 0
     options = {**scenario.options, **({"share": str(made(dtype="bfloat16"))} if scenario.share else {})}

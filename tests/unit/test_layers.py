@@ -10,6 +10,8 @@ from jax.sharding import Mesh
 
 from joyjax.layers.linear import contract
 
+pytestmark = pytest.mark.jax
+
 
 def on(split: bool):
     """Put a mesh of two devices in force, or none."""

@@ -12,6 +12,8 @@ from joyjax.families.joyimage import item_positions
 from joyjax.inputs.image import buckets
 from joyjax.models.joyimage import Condition
 
+pytestmark = pytest.mark.jax
+
 WORDS = "make the red circle a little larger and the blue square behind it much darker than before please now"
 
 

@@ -19,6 +19,8 @@ from joyjax.layers.linear import Linear
 from joyjax.layers.weights import leaves
 from joyjax.quantize import Float8Linear, check_linear, quantize, quantize_linears
 
+pytestmark = pytest.mark.jax
+
 HALF = 2.0**-4  # of a number, the most that rounding to three bits behind the first changes
 
 
@@ -90,10 +92,12 @@ def test_the_transformer_in_eight_bits(error):
         for stream in ("img", "txt")
         for name in ("qkv", "out", "up", "down")
     )
-    # an edit of a batch does not depend on its neighbour
+    # An edit of a batch does not depend on its neighbour. In another batch a last bit may round an eight-bit input to
+    # its neighbour, which moves one number by 1e-4 of the largest; one scale for all rows would move the norm by 0.03.
     own = jax.tree.map(lambda rows: rows[1:], condition)
     alone = predict(small, draw(4, 2, 48, 16)[1:], own)
-    assert error(both[1][1:, :45], alone[:, :45]) < 1e-4
+    together, alone = np.asarray(both[1][1:, :45]), np.asarray(alone[:, :45])
+    assert np.linalg.norm(together - alone) < 1e-3 * np.linalg.norm(alone)  # measured: 1e-7 to 1e-4
 
 
 def test_on_a_mesh():

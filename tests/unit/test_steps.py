@@ -17,7 +17,7 @@ from joyjax.request import check_request
 from joyjax.sampling import steps as stages
 from joyjax.sampling.schedule import sigmas, timesteps
 
-pytestmark = pytest.mark.parity  # the checkpoint is the reference's
+pytestmark = [pytest.mark.jax, pytest.mark.parity]  # the checkpoint is the reference's
 
 STAGES = (stages.encode_prompt, stages.encode_images, stages.denoise_step, stages.decode_latents)
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8))

@@ -139,7 +139,15 @@ def small():
     return make_vae((1, 2, 2))
 
 
-@pytest.mark.parametrize("size", [(48, 48), (48, 16), (8, 40), (4, 4)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        (48, 16),
+        (4, 4),
+        pytest.param((48, 48), marks=pytest.mark.nightly),
+        pytest.param((8, 40), marks=pytest.mark.nightly),
+    ],
+)
 def test_a_picture_on_a_canvas_is_as_alone(size, small, error):
     """Numbers that are not finite beside it change nothing."""
     pixels, latents = draw(2, *size, factor=4)
