@@ -12,7 +12,7 @@ import typer
 
 from joyjax.commands import batch, bench, convert, edit, info, score, train_demo, warmup
 from joyjax.commands.cancel import finish
-from joyjax.commands.environment import check_environment
+from joyjax.commands.environment import check_environment, refused_by_jax
 from joyjax.commands.usage import Command, Program
 from joyjax.errors import Cancelled, JoyJaxError
 from joyjax.inputs.files import printable
@@ -68,7 +68,8 @@ def main() -> None:
     except (OSError, MemoryError) as error:
         _fail(f"{type(error).__name__}: {error}", debug)
     except Exception as error:  # a user gets one line; --debug shows the rest
-        _fail(f"internal error, {type(error).__name__}: {error} (--debug shows where)", debug)
+        internal = f"internal error, {type(error).__name__}: {error} (--debug shows where)"
+        _fail(refused_by_jax(error) or internal, debug)
     finally:
         finish()
 

@@ -1,7 +1,8 @@
 """The environment variables of JAX, XLA, CUDA and the hub: what joyjax sets, and a wrong value named before it harms.
 
 What JAX does with a wrong value: some end the process inside XLA, some are errors without a text, and some are ignored.
-Which platform JAX may use is checked where its devices are first asked for (joyjax/sharding/devices.py).
+Which platform JAX may use is checked where its devices are first asked for (joyjax/sharding/devices.py), and the other
+variables of JAX by itself, when it is imported.
 """
 
 import math
@@ -17,7 +18,6 @@ from joyjax.errors import JoyJaxError
 
 CACHE_DIR, CACHE_SIZE = "JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"
 MEMORY, OLDER_MEMORY = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
-CHECKED_ELSEWHERE = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME", CACHE_DIR)
 TRUE, FALSE = ("1", "on", "yes", "true"), ("0", "off", "no", "false", "")
 JAX_BOOLEANS = ("y", "yes", "t", "true", "on", "1", "n", "no", "f", "false", "off", "0")  # jax._src.config.bool_env
 GPU = re.compile(r"-?\d+|(GPU|MIG)-[\w/-]+|NoDevFiles")  # NoDevFiles: what Slurm sets for a job without GPUs
@@ -48,7 +48,6 @@ def check_environment(arguments: Sequence[str]) -> None:
     check_cache_size(os.environ.get(CACHE_SIZE))
     if os.environ.get("XLA_FLAGS", "").strip():
         _check_xla_flags(os.environ["XLA_FLAGS"])
-    _check_jax_settings()
     # JAX takes three quarters of a GPU unless told otherwise, which is too little for the larger models.
     if not os.environ.get(OLDER_MEMORY):
         os.environ.setdefault(MEMORY, "0.95")
@@ -136,20 +135,14 @@ def _check_xla_flags(flags: str) -> None:
             raise JoyJaxError(f"XLA_FLAGS is {flags!r}; {reason.format(found[1])}: correct it, or unset XLA_FLAGS")
 
 
-def _check_jax_settings() -> None:
-    """Raise JoyJaxError for a value that JAX refuses while it is imported, of whichever of its variables."""
-    given = [name for name in os.environ if name.startswith("JAX_") and name not in CHECKED_ELSEWHERE]
-    if not given:
-        return
-    try:
-        import jax  # noqa: F401  # the command needs it anyway
-    except ValueError as error:
-        found = re.search(r"(?:JAX flag|environment) '?(jax_\w+)", str(error), re.IGNORECASE)
-        if found is None:
-            raise
-        name = found[1].upper()
-        expected = f"expected one of {', '.join(JAX_BOOLEANS)}" if "truth value" in str(error) else "JAX refuses it"
-        raise JoyJaxError(f"{name} is {os.environ.get(name)!r}; {expected}: correct it, or unset it") from None
+def refused_by_jax(error: Exception) -> str | None:
+    """Return the reason if an error is JAX's, raised at its import, about one of its variables; None for others."""
+    found = re.search(r"(?:JAX flag|environment) '?(jax_\w+)", str(error), re.IGNORECASE)
+    name = "" if found is None or not isinstance(error, ValueError) else found[1].upper()
+    if name not in os.environ:
+        return None
+    expected = f"expected one of {', '.join(JAX_BOOLEANS)}" if "truth value" in str(error) else "JAX refuses it"
+    return f"{name} is {os.environ[name]!r}; {expected}: correct it, or unset it"
 
 
 def keep_compiled_programs() -> None:

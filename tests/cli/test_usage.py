@@ -155,7 +155,7 @@ def test_bytes_that_are_not_utf_8(tmp_path):
     assert b"cannot be read as utf-8, the encoding of the locale; have the terminal send UTF-8" in done.stderr
     done = run("edit", "--help", cwd=tmp_path, PYTHONIOENCODING="latin-1")
     assert done.returncode == 0, done.stderr
-    assert rb"then edit-2.png, \u2026]" in done.stdout
+    assert rb"edit-2.png, \u2026]" in done.stdout
 
 
 def test_a_result_whose_name_is_not_utf_8_is_told_by_its_bytes(tmp_path):
