@@ -15,6 +15,7 @@ from typing import Any
 
 from joyjax.errors import RequestError
 from joyjax.inputs.files import parse_json, quoted
+from joyjax.inputs.signatures import signature
 
 NAME = re.compile(r"\w[\w.-]{0,99}")
 LONGEST_NAME = 200  # bytes, as most file systems allow 255
@@ -25,19 +26,7 @@ WANTED = (
     'expected one JSON object in each line, such as {"image": "photo.jpg", "prompt": "make the sky red"}, '
     "or one JSON array of such objects"
 )
-SIGNATURES = (
-    (b"\x89PNG", "a PNG picture"),
-    (b"\xff\xd8\xff", "a JPEG picture"),
-    (b"GIF8", "a GIF picture"),
-    (b"RIFF", "a WebP picture or another RIFF file"),
-    (b"II*\0", "a TIFF picture"),
-    (b"MM\0*", "a TIFF picture"),
-    (b"%PDF-", "a PDF document"),
-    (b"\xd0\xcf\x11\xe0", "an Excel file (.xls) or another old Office document"),
-    (b"PK\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "a gzip file"),
-    (b"GGUF", "a GGUF file of weights"),
-)
+DOCUMENTS = ((b"%PDF-", "a PDF document"), (b"\xd0\xcf\x11\xe0", "an Excel file (.xls) or another old Office document"))
 OFFICE = (b"[Content_Types].xml", b"docProps/", b"xl/")  # names of files in a ZIP archive that Excel wrote
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, b"{\0", b"[\0", b"\0{", b"\0[")
 BETWEEN = re.compile(r"[\s,]*")  # elements of a JSON array
@@ -105,12 +94,18 @@ def _read(file: Path) -> bytes:
 
 
 def _binary_kind(head: bytes) -> str | None:
-    for signature, kind in SIGNATURES:
-        if head.startswith(signature):
-            office = signature == b"PK\x03\x04" and any(name in head for name in OFFICE)
-            return "an Excel workbook or another Office document" if office else kind
-    if head[4:8] == b"ftyp":
-        return "a HEIC or AVIF picture, or a video"
+    """Say what a file is that holds no text; None for text."""
+    for magic, kind in DOCUMENTS:
+        if head.startswith(magic):
+            return kind
+    found = signature(head)
+    if found is not None and found.kind == "archive":
+        office = any(name in head for name in OFFICE)
+        return "an Excel workbook or another Office document" if office else f"a {found.format} archive"
+    if found is not None and found.kind in ("picture", "video"):
+        return f"a {found.format} {found.kind}"
+    if found is not None and found.kind in ("gguf", "pickle", "hdf5", "numpy"):
+        return f"a {found.format} file of weights"
     return "a binary file" if b"\0" in head else None
 
 
