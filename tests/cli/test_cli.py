@@ -322,6 +322,7 @@ def shapes(tmp_path) -> Path:
     return path
 
 
+@pytest.mark.jax
 def test_compiled_programs_are_kept_for_the_next_run(tmp_path, shapes, monkeypatch):
     for name, value in compile_cache.fresh({}, tmp_path).items():
         monkeypatch.setenv(name, value)
@@ -395,6 +396,7 @@ def test_bench(shapes):
     fails("bench", "--image", "missing.jpg", says="missing.jpg")
 
 
+@pytest.mark.nightly
 def test_speed_that_costs_a_little(tmp_path, shapes):
     edit = ["edit", "make the red circle blue", "--image", shapes, "--steps", 6]
     done = run(*edit, "--cache", "taylor:1000", "--guidance-scale", 2, "--guidance-until", 0.5, cwd=tmp_path)

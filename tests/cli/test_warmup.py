@@ -75,7 +75,7 @@ def _requests(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.jax
+@pytest.mark.nightly
 def test_after_an_edit_the_like_of_it_compiles_nothing(tmp_path):
     """A second process, with another bucket of the same canvas and another prompt of the same class of lengths."""
     cache = tmp_path / "cache"
