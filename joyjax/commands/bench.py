@@ -60,12 +60,14 @@ def command(
     from joyjax.benching import bench
     from joyjax.commands.progress import counting, loading
     from joyjax.inputs.load import load_image
+    from joyjax.inputs.model import model_folder
     from joyjax.sharding.mesh import parse_mesh
 
     picture = None if image is None else load_image(image, allow_private_urls=allow_private_urls)
+    folder = model_folder(model)
     with loading("loading") as advance:
         devices = None if mesh is None else parse_mesh(mesh)
-        pipeline = joyjax.load(model, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
+        pipeline = joyjax.load(folder, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
     with counting("measuring", repeats + 1) as advance_by_one:
         found = bench(
             pipeline,

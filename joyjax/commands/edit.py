@@ -199,6 +199,7 @@ def command(
     from joyjax.commands.targets import STANDARD_OUTPUT, Previews, Targets
     from joyjax.inputs.image import open_picture
     from joyjax.inputs.load import load_image
+    from joyjax.inputs.model import model_folder
 
     first = True
     if distributed:
@@ -231,11 +232,12 @@ def command(
     from joyjax.editing import edit_each
     from joyjax.sharding.mesh import parse_mesh
 
+    folder = model_folder(model or again.model)
     started = time.perf_counter()
     with loading("loading") as advance:
         devices = None if mesh is None else parse_mesh(mesh)
         pipeline = joyjax.load(
-            model or again.model,
+            folder,
             dtype=dtype.value if dtype else again.dtype,
             mesh=devices,
             linear=linear.value if linear else again.linear,

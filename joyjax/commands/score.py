@@ -47,12 +47,14 @@ def command(
     import joyjax
     from joyjax.commands.console import note
     from joyjax.commands.progress import counting, loading
+    from joyjax.inputs.model import model_folder
     from joyjax.scoring import save_comparison, score
     from joyjax.sharding.mesh import parse_mesh
 
+    folder = model_folder(model)
     with loading("loading") as advance:
         devices = None if mesh is None else parse_mesh(mesh)
-        pipeline = joyjax.load(model, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
+        pipeline = joyjax.load(folder, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
     if failures is not None:
         failures.mkdir(parents=True, exist_ok=True)
     with counting("scoring", count) as advance_by_one:

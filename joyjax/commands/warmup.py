@@ -76,13 +76,15 @@ def command(
     import joyjax
     from joyjax.commands.progress import counting, loading
     from joyjax.errors import AdviceWarning, JoyJaxError
+    from joyjax.inputs.model import model_folder
     from joyjax.sharding.mesh import parse_mesh
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         raise JoyJaxError("compiled programs are not kept, so there is nothing to fill: see JAX_COMPILATION_CACHE_DIR")
+    folder = model_folder(model)
     with loading("loading") as advance:
         devices = None if mesh is None else parse_mesh(mesh)
-        pipeline = joyjax.load(model, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
+        pipeline = joyjax.load(folder, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
     if references is None:
         references = [0, 1] if pipeline.family.references == 1 else [0, 1, 2]
     several = [1] if batch_size is None else [1, batch_size]

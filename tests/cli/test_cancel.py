@@ -87,7 +87,7 @@ def test_a_batch_says_how_far_it_came_and_goes_on(tmp_path):
     assert process.returncode == 1
     said = err.splitlines()[-2:]
     assert said[1] == "joyjax: cancelled"
-    assert said[0].endswith("done, 0 failed; the same command goes on from here")
+    assert said[0].endswith("done, 0 there already, 0 failed; the same command goes on from here")
     assert list((tmp_path / "out").glob(".*")) == []
 
 

@@ -167,7 +167,9 @@ def test_pictures_that_are_not_in_files(here, monkeypatch):
     for name in ("url.png", "stdin.png"):
         np.testing.assert_array_equal(pixels(name), pixels("file.png"))
         [source], [named] = read_recipe(name)["references"], read_recipe("file.png")["references"]
-        assert source == {**named, "file": None}
+        url = {"url": source.get("url")} if name == "url.png" else {}
+        assert source == {**named, "file": None, **url}
+    assert read_recipe("url.png")["references"][0]["url"].endswith("/shapes.png?…")  # without what may be a secret
     fails("--from", "stdin.png", says="the reference came from no file; name it with --image")
     succeed("edit", "--from", "url.png", "-i", "shapes.png", "-o", "again.png")
     np.testing.assert_array_equal(pixels("again.png"), pixels("file.png"))
