@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from joyjax.convert.component import Component
 from joyjax.convert.rules import find_rule
+from joyjax.files import temporary_beside
 from joyjax.layers.weights import leaves
 
 FILE = "diffusion_pytorch_model.safetensors"  # as Diffusers names it; Transformers has a name of its own
@@ -35,7 +36,10 @@ def export(component: Component, config: Any, parameters: Mapping[str, Array], f
         tensors[name] = np.full(shape, number, dtype)
     target = folder / component.folder / FILES.get(component.folder, FILE)
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_suffix(".partial")
-    save_file(tensors, beside, metadata={"format": "pt"})
-    beside.replace(target)
+    temporary = temporary_beside(target)
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
     return target

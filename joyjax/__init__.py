@@ -4,7 +4,7 @@ import joyjax
 
 pipeline = joyjax.load()  # the bundled demo; joyjax.load("JoyAI-Image-Edit-Diffusers") for the real model
 result = joyjax.edit(pipeline, image, "make the red circle blue")
-result.image.save("edit.png")
+result.save("edit.png")
 """
 
 import importlib

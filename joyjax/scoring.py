@@ -1,6 +1,7 @@
 """How often a model does what it is asked: held-out edits of the demo's world, judged from their pixels."""
 
 import dataclasses
+import io
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from joyjax.editing import edit
+from joyjax.files import publish
+from joyjax.media.formats import writing
 from joyjax.pipeline import Pipeline
 from joyjax.shapes.draw import render
 from joyjax.shapes.edits import KINDS, Pair, pairs
@@ -121,6 +124,8 @@ def save_comparison(file: Path, task: Task, image: Image.Image) -> None:
     pictures = (Image.fromarray(render(task.pair.source)), image, Image.fromarray(render(task.pair.target)))
     for column, picture in enumerate(pictures):
         sheet.paste(picture, (column * side[0], 0))
-    text = PngInfo()
+    text, written = PngInfo(), io.BytesIO()
     text.add_text("prompt", task.prompt)
-    sheet.save(file, pnginfo=text)
+    sheet.save(written, "PNG", pnginfo=text)
+    with writing(file):
+        publish(written.getvalue(), file)
