@@ -1,6 +1,7 @@
 """Runs joyjax's commands: in this process, where programs stay compiled, or in one of their own, as a user does."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,8 +34,13 @@ def environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TOKENIZERS_"))}
 
 
+def hear_interrupts() -> None:
+    """In a new process: let Ctrl-C reach it, also where these tests run as a shell's job in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen:
     """Start the installed program."""
     command = [str(PROGRAM), *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=cwd, **pipes, text=True, env=environment())
+    return subprocess.Popen(command, cwd=cwd, **pipes, text=True, env=environment(), preexec_fn=hear_interrupts)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pyte
-from invoke import PROGRAM, environment
+from invoke import PROGRAM, environment, hear_interrupts
 
 
 class Shown:
@@ -31,6 +31,11 @@ class Shown:
         return not self._screen.cursor.hidden
 
 
+def _take_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    hear_interrupts()
+
+
 def show(*arguments: object, cwd: Path, columns: int = 100, rows: int = 24, interrupt_after: str = "") -> Shown:
     """Run the installed program on a terminal of this size; Ctrl-C is pressed once a line holds `interrupt_after`."""
     ours, theirs = pty.openpty()
@@ -44,7 +49,7 @@ def show(*arguments: object, cwd: Path, columns: int = 100, rows: int = 24, inte
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=_take_terminal,
     )
     os.close(theirs)
     screen = pyte.HistoryScreen(columns, rows, history=1000)

@@ -14,6 +14,7 @@ import compile_cache
 import numpy as np
 import pytest
 import typer
+from invoke import hear_interrupts
 from PIL import Image
 from saved import save
 
@@ -127,7 +128,7 @@ def test_failures_of_an_edit(tmp_path, picture):
     fails("edit", "x", "--model", tmp_path, "--image", tmp_path / "half.jpg", says="half.jpg is broken or cut off")
     fails("edit", "x", "--model", tmp_path, "--mesh", "model=2", says="expected axes such as tensor=4,sequence=2")
     fails("edit", "x", "--model", tmp_path, "--mesh", "tensor=64,cfg=2", says="needs 128 devices")
-    fails("edit", "x", "--model", tmp_path, "--output", tmp_path / "a.jpg", says=".png")
+    fails("edit", "x", "--model", tmp_path, "--output", tmp_path / "a.gif", says=".png")
     (tmp_path / "folder.png").mkdir()
     fails("edit", "x", "--model", tmp_path, "--output", tmp_path / "folder.png", says="is a folder")
     debug = run("edit", "x", "--model", tmp_path / "none", "--debug")
@@ -295,6 +296,7 @@ def test_interrupt_ends_cleanly(tmp_path, converted):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "JAX_LOG_COMPILES": "1"},
+        preexec_fn=hear_interrupts,
     )
     seen = ""
     for line in process.stderr:  # wait until the step is compiled, so that steps are running

@@ -155,8 +155,9 @@ def test_little_is_read(checkpoint, monkeypatch):
 
 @pytest.mark.parity
 def test_a_folder_that_is_not_whole(copy, tmp_path):
+    (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="model_index.json is missing"):
-        fingerprint(tmp_path)
+        fingerprint(tmp_path / "empty")
     weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="download complete"):
