@@ -1,9 +1,9 @@
 """Runs joyjax's commands: in this process, where programs stay compiled, or in one of their own, as a user does."""
 
 import os
-import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import typer
@@ -34,13 +34,20 @@ def environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TOKENIZERS_"))}
 
 
-def hear_interrupts() -> None:
-    """In a new process: let Ctrl-C reach it, also where these tests run as a shell's job in the background."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def hearing_interrupts(*command: object, terminal: bool = False) -> list[str]:
+    """Return a command whose process Ctrl-C reaches, also where these tests are a shell's job in the background.
+
+    `terminal`: standard input becomes the terminal that it is pressed on. What the process does first is done by a
+    program in its place, since JAX's threads do not survive a fork that runs Python.
+    """
+    first = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); " if terminal else ""
+    reset = "signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    code = f"import os, signal, sys; {first}{reset}"
+    return [sys.executable, "-c", code, *map(str, command)]
 
 
-def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen:
-    """Start the installed program."""
-    command = [str(PROGRAM), *map(str, arguments)]
+def start(*arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> subprocess.Popen:
+    """Start the installed program; `env` is set besides what a user has."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=cwd, **pipes, text=True, env=environment(), preexec_fn=hear_interrupts)
+    command = hearing_interrupts(PROGRAM, *arguments)
+    return subprocess.Popen(command, cwd=cwd, **pipes, text=True, env={**environment(), **(env or {})})

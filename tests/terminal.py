@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pyte
-from invoke import PROGRAM, environment, hear_interrupts
+from invoke import PROGRAM, environment, hearing_interrupts
 
 
 class Shown:
@@ -31,25 +31,19 @@ class Shown:
         return not self._screen.cursor.hidden
 
 
-def _take_terminal() -> None:
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    hear_interrupts()
-
-
 def show(*arguments: object, cwd: Path, columns: int = 100, rows: int = 24, interrupt_after: str = "") -> Shown:
     """Run the installed program on a terminal of this size; Ctrl-C is pressed once a line holds `interrupt_after`."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     env = {k: v for k, v in environment().items() if k not in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")}
     program = subprocess.Popen(
-        [str(PROGRAM), *map(str, arguments)],
+        hearing_interrupts(PROGRAM, *arguments, terminal=True),
         cwd=cwd,
         env={**env, "TERM": "xterm-256color"},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=_take_terminal,
     )
     os.close(theirs)
     screen = pyte.HistoryScreen(columns, rows, history=1000)

@@ -14,7 +14,7 @@ import compile_cache
 import numpy as np
 import pytest
 import typer
-from invoke import hear_interrupts
+from invoke import start
 from PIL import Image
 from saved import save
 
@@ -289,15 +289,7 @@ def test_convert_keeps_what_is_there(checkpoint, converted, tmp_path):
 def test_interrupt_ends_cleanly(tmp_path, converted):
     """Ctrl-C in the middle of the steps: status 1, one word, no file."""
     arguments = ["edit", "a tree", "--model", converted, "--steps", "1000", "--base-size", "256", "--dtype", "float32"]
-    process = subprocess.Popen(
-        [str(PROGRAM), *map(str, arguments)],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "JAX_LOG_COMPILES": "1"},
-        preexec_fn=hear_interrupts,
-    )
+    process = start(*arguments, cwd=tmp_path, env={"JAX_LOG_COMPILES": "1"})
     seen = ""
     for line in process.stderr:  # wait until the step is compiled, so that steps are running
         seen += line
