@@ -150,9 +150,9 @@ def test_edit_plus(count, monkeypatch, tmp_path):
     assert ours.family.name == "JoyImage-Edit-Plus"
     assert json.loads((tmp_path / "m" / "model_index.json").read_text())["_class_name"] == ours.family.class_name
     images = [photo(120, 90, seed=1), photo(100, 180, seed=2)][:count]
-    first = joyjax.edit(ours, images, "put the dog on the table", steps=1, base_size=256)
+    first = joyjax.edit(ours, images or None, "put the dog on the table", steps=1, base_size=256)
     noise = draw(first.image.height, first.image.width)
-    result = joyjax.edit(ours, images, "put the dog on the table", steps=4, base_size=256, noise=noise)
+    result = joyjax.edit(ours, images or None, "put the dog on the table", steps=4, base_size=256, noise=noise)
     size = {"height": first.image.height, "width": first.image.width} if count == 0 else {}
     theirs = their_edit(
         pipeline, monkeypatch, images, "put the dog on the table", None, noise, sizes=list(BUCKETS), **size
