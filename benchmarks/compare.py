@@ -163,7 +163,7 @@ def run_joyjax(arguments: argparse.Namespace, noise: np.ndarray | None, out: Pat
         "base_size": arguments.base_size,
         "noise": noise,
     }
-    pictures = [open_picture(path) for path in arguments.image]
+    pictures = [open_picture(path) for path in arguments.image] or None  # None: text to image
     request = check_request(pipeline, pictures, arguments.prompt, seed=0, exact_size=False, **options)
     inputs = pipeline.family.prepare(request, pipeline.files)
     if noise is None:
