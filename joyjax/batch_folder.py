@@ -15,7 +15,7 @@ from typing import Literal
 import filelock
 
 from joyjax.errors import RequestError
-from joyjax.files import Identity, identity
+from joyjax.files import FileKey, file_key
 from joyjax.inputs.files import parse_json
 from joyjax.rows import Row
 
@@ -111,12 +111,12 @@ def _keep_inputs(
     Files are the same by device and inode, so through links and other spellings too. A result that is done, or that an
     unfinished run of the same row wrote, is the batch's own: a later row may read it.
     """
-    read: dict[Identity, str] = {}
+    read: dict[FileKey, str] = {}
     for row in rows:
         for file in _named_files(row):
-            if (key := identity(source / file)) is not None:
+            if (key := file_key(source / file)) is not None:
                 read.setdefault(key, f"a picture that {row.name!r} ({row.place}) reads")
-    if requests is not None and (key := identity(requests)) is not None:
+    if requests is not None and (key := file_key(requests)) is not None:
         read[key] = "the file of requests"
     for row in rows:
         if states[row.name] in ("done", "begun"):
@@ -124,7 +124,7 @@ def _keep_inputs(
         for target in targets(folder, row):
             if target.is_dir():
                 raise RequestError(f"{target} is a folder, and the result of {row.place} has its name; give another id")
-            key = identity(target)
+            key = file_key(target)
             if key in read:
                 raise RequestError(
                     f"{target}, the result of {row.name!r} ({row.place}), would replace {read[key]}; give the row "

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-Identity = tuple[int, int]  # device and inode
+FileKey = tuple[int, int]  # device and inode
 
 _unfinished: set[Path] = set()  # temporary files of this process, for an exit that unwinds no stack
 
@@ -50,7 +50,7 @@ def discard_unfinished() -> None:
             path.unlink()
 
 
-def identity(path: str | os.PathLike) -> Identity | None:
+def file_key(path: str | os.PathLike) -> FileKey | None:
     """Return what a path leads to, the same for every link and spelling; None if there is nothing."""
     try:
         found = os.stat(path)
@@ -61,8 +61,8 @@ def identity(path: str | os.PathLike) -> Identity | None:
 
 def same_file(one: str | os.PathLike, other: str | os.PathLike) -> bool:
     """Tell whether two paths lead to one file that exists."""
-    found = identity(one)
-    return found is not None and found == identity(other)
+    found = file_key(one)
+    return found is not None and found == file_key(other)
 
 
 @contextlib.contextmanager

@@ -64,7 +64,7 @@ class Result:
             CheckpointError: if the model is no longer where it was loaded from.
         """
         form = format_of(path)
-        self.check_target(path)
+        self._check_target(path)
         data = self.encoded(form, Path(path).parent, metadata=metadata, quality=quality)
         with writing(path):
             publish(data, Path(path))
@@ -84,7 +84,7 @@ class Result:
         """Return the picture as the bytes of a file in `folder`; the recipe names other files relative to it."""
         return encode(self.image, form, texts=self._texts(folder) if metadata else None, quality=quality)
 
-    def check_target(self, path: str | os.PathLike) -> None:
+    def _check_target(self, path: str | os.PathLike) -> None:
         """Raise RequestError if a file is one of the pictures that the edit was made from."""
         for source in (*self.references, *([] if self.mask is None else [self.mask])):
             if source.file is not None and same_file(path, source.file):

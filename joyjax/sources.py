@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from joyjax.errors import PictureError, RequestError
-from joyjax.files import identity
+from joyjax.files import file_key
 from joyjax.inputs.image import Size, alpha_channel, as_rgb, open_picture, upright
 
 
@@ -86,7 +86,7 @@ def _absolute(picture: Image.Image, name: str | os.PathLike | None) -> Path | No
     if not name:
         return None
     path = Path(os.path.abspath(os.fsdecode(name)))
-    opened, found = getattr(picture, "fp", None), identity(path)
+    opened, found = getattr(picture, "fp", None), file_key(path)
     try:
         held = os.fstat(opened.fileno()) if opened is not None else None
     except (AttributeError, OSError, ValueError):  # a file that is closed, or in memory

@@ -30,9 +30,7 @@ NARROW = 64  # columns of a terminal, below which a bar is left out of its line
 class Update(Protocol):
     """Says how far a stage is. What is left out stays as it was."""
 
-    def __call__(
-        self, *, title: str | None = None, done: int | None = None, total: int | None = None, detail: str | None = None
-    ) -> None:
+    def __call__(self, *, done: int | None = None, total: int | None = None, detail: str | None = None) -> None:
         """Change what is shown."""
 
 
@@ -118,18 +116,16 @@ def _bar(title: str, total: int | None, unit: str, detail: str) -> Iterator[Upda
     with terminal().bar(*columns, TimeRemainingColumn(compact=True)) as bar:
         task = bar.add_task(title, total=total, detail=detail)
 
-        def update(
-            *, title: str | None = None, done: int | None = None, total: int | None = None, detail: str | None = None
-        ) -> None:
+        def update(*, done: int | None = None, total: int | None = None, detail: str | None = None) -> None:
             fields = {} if detail is None else {"detail": detail}
-            bar.update(task, description=title, completed=done, total=total, **fields)  # type: ignore[arg-type]
+            bar.update(task, completed=done, total=total, **fields)  # type: ignore[arg-type]
 
         yield update
 
 
 @contextlib.contextmanager
 def _lines(title: str, total: int | None, unit: str, detail: str) -> Iterator[Update]:
-    state: dict[str, Any] = {"title": title, "done": None, "total": total, "detail": detail}
+    state: dict[str, Any] = {"done": None, "total": total, "detail": detail}
     started, ended = time.monotonic(), threading.Event()
     size: Callable[[int], str] = gibibytes if unit == "bytes" else str
 
@@ -139,7 +135,7 @@ def _lines(title: str, total: int | None, unit: str, detail: str) -> Iterator[Up
     def tell() -> None:
         while not ended.wait(EVERY):
             done, total = state["done"], state["total"]
-            parts = [f"{state['title']}, {time.monotonic() - started:.0f} s"]
+            parts = [f"{title}, {time.monotonic() - started:.0f} s"]
             if done is not None and total is not None:
                 parts.append(f"{size(done)} of {size(total)}")
             note(", ".join([*parts, *([str(state["detail"])] if state["detail"] else [])]))

@@ -15,8 +15,8 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from joyjax.errors import PictureError, RequestError
-from joyjax.inputs.formats import describe, describe_raw, is_heif, read_head
 from joyjax.inputs.frames import frames_note
+from joyjax.inputs.not_pictures import describe, describe_raw, is_heif, read_head
 
 Size = tuple[int, int]
 

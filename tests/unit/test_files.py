@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from joyjax import files
-from joyjax.files import discard_unfinished, identity, publish, publish_free, same_file, temporary_beside
+from joyjax.files import discard_unfinished, file_key, publish, publish_free, same_file, temporary_beside
 
 PROCESSES, ROUNDS = 6, 40
 
@@ -146,5 +146,5 @@ def test_a_path_is_known_by_what_it_leads_to(tmp_path, monkeypatch):
     for other in ("b.png", "none.png", "sub", "a\0.png", "x" * 5000):
         assert not same_file("a.png", other), other
         assert not same_file(other, "a.png"), other
-    assert identity("none.png") is None
+    assert file_key("none.png") is None
     assert not same_file("none.png", "none.png")
