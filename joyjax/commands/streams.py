@@ -16,22 +16,23 @@ ANYTHING = "joyjax.anything"  # the name of a way to encode
 def mend_streams() -> None:
     """Open standard streams that are closed, and let output and errors outlive what reads them.
 
-    It comes before any file is opened: a closed descriptor would go to the next file, and messages into that file.
+    It comes before any file is opened: a closed descriptor would go to the next file, and messages into that file. It
+    becomes one that nothing can be written to, so that a picture for standard output still finds it closed.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            _open_null(number)
+            _open_null(number, os.O_RDONLY)
     if sys.stdin is None:
         sys.stdin = io.TextIOWrapper(io.FileIO(0, "r", closefd=False))
     sys.stdout = _stream(1, sys.stdout)
     sys.stderr = _stream(2, sys.stderr)
 
 
-def _open_null(number: int) -> None:
+def _open_null(number: int, mode: int) -> None:
     """Open the null device as a descriptor."""
-    opened = os.open(os.devnull, os.O_RDWR)
+    opened = os.open(os.devnull, mode)
     if opened != number:
         os.dup2(opened, number)
         os.close(opened)
@@ -48,7 +49,7 @@ class _Lasting(io.FileIO):
             raise
         except OSError:
             with contextlib.suppress(OSError):
-                _open_null(self.fileno())
+                _open_null(self.fileno(), os.O_WRONLY)
             return len(data)
 
 

@@ -61,6 +61,9 @@ def test_a_result_to_standard_output(tmp_path):
     done = shell(f"{EDIT} -o - >/dev/full", tmp_path)  # here the picture is what was asked for
     assert done.returncode == 1
     assert "the picture cannot be written to standard output: No space left" in done.stderr
+    done = shell(f"{EDIT} -o - >&-", tmp_path)
+    assert done.returncode == 1
+    assert "the picture cannot be written to standard output: it is closed" in done.stderr
     assert "takes one result, and --num-images is 2" in shell(f"{EDIT} -o - --num-images 2", tmp_path).stderr
 
 
