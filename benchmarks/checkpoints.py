@@ -109,7 +109,7 @@ def run_child(name: str, folder: str, *more: str) -> None:
     if name == "load":
         from transformers import AutoTokenizer  # noqa: F401
 
-        import joyjax.pipeline  # noqa: F401
+        import joyjax.runtime.load  # noqa: F401
     elif name.startswith("peer"):
         import torch  # noqa: F401
 

@@ -34,7 +34,7 @@ def run_diffusers(arguments: argparse.Namespace, noise: np.ndarray, out: Path) -
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
     from diffusers.pipelines.joyimage import image_processor
 
-    from joyjax.inputs.image import buckets
+    from joyjax.media.image import buckets
 
     torch.set_grad_enabled(False)
     DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mode()
@@ -147,9 +147,9 @@ def run_joyjax(arguments: argparse.Namespace, noise: np.ndarray | None, out: Pat
     import jax.numpy as jnp
 
     import joyjax
-    from joyjax import running
-    from joyjax.inputs.image import open_picture
-    from joyjax.request import check_request
+    from joyjax.media.image import open_picture
+    from joyjax.runtime import engine
+    from joyjax.runtime.request import check_request
 
     started = time.perf_counter()
     pipeline = joyjax.load(arguments.model, dtype=arguments.dtype)
@@ -165,14 +165,14 @@ def run_joyjax(arguments: argparse.Namespace, noise: np.ndarray | None, out: Pat
     }
     pictures = [open_picture(path) for path in arguments.image] or None  # None: text to image
     request = check_request(pipeline, pictures, arguments.prompt, seed=0, exact_size=False, **options)
-    inputs = pipeline.family.prepare(request, pipeline.files)
+    inputs = pipeline.family.prepare(request, pipeline.parts)
     if noise is None:
         np.savez(out, noise=inputs.noise, steps=request.steps, guided=request.guided)
         return
 
     stages: dict[str, np.ndarray] = {"seconds to load": np.array(loaded)}
     names = ["negative", "prompt"] if request.guided else ["prompt"]
-    txt = running.encode_prompt(pipeline, inputs)
+    txt = engine.encode_prompt(pipeline, inputs)
     lengths = np.asarray(inputs.first) + inputs.prompt_lengths
     for n, name in enumerate(names):
         stages[f"hidden states, {name}"] = np.asarray(txt.astype(jnp.float32))[n : n + 1, : inputs.prompt_lengths[n]]
@@ -181,10 +181,10 @@ def run_joyjax(arguments: argparse.Namespace, noise: np.ndarray | None, out: Pat
     if inputs.vision is not None:
         valid = [patches[:count] for patches, count in zip(inputs.vision.patches, inputs.vision.lengths, strict=True)]
         stages["vision patches"] = np.concatenate(valid)
-        latents = np.asarray(running.encode_references(pipeline, inputs))
+        latents = np.asarray(engine.encode_references(pipeline, inputs))
         stages["reference latents"] = latents[:, : sum(inputs.reference_lengths)]
-    condition = pipeline.family.condition(inputs, txt, running.encode_references(pipeline, inputs))
-    rows = jnp.tile(jnp.asarray(running.noise_tokens(pipeline, inputs)), (len(names), 1, 1))
+    condition = pipeline.family.condition(inputs, txt, engine.encode_references(pipeline, inputs))
+    rows = jnp.tile(jnp.asarray(engine.noise_tokens(pipeline, inputs)), (len(names), 1, 1))
     velocity = pipeline.weights["transformer"].module()(rows, jnp.full(len(names), 1000.0, jnp.float32), condition)
     for n, name in enumerate(names):
         stages[f"first velocity, {name}"] = np.asarray(velocity)[n : n + 1, : inputs.target_length]

@@ -133,19 +133,19 @@ class Ours:
         """The stages alone, on the inputs that the edit gives them."""
         import jax
 
-        from joyjax import running
-        from joyjax.request import check_request
-        from joyjax.sampling import steps
+        from joyjax.runtime import engine
+        from joyjax.runtime.request import check_request
+        from joyjax.sampling import guided_step as steps
 
         check = {"negative_prompt": None, "guidance_scale": 4.0, "seed": 0, "base_size": None, **self.options}
         prepared = self.pipeline.family.prepare(
-            check_request(self.pipeline, self.image, PROMPT, **check), self.pipeline.files
+            check_request(self.pipeline, self.image, PROMPT, **check), self.pipeline.parts
         )
-        txt = running.encode_prompt(self.pipeline, prepared)
-        references = running.encode_references(self.pipeline, prepared)
+        txt = engine.encode_prompt(self.pipeline, prepared)
+        references = engine.encode_references(self.pipeline, prepared)
         condition = self.pipeline.family.condition(prepared, txt, references)
-        config = self.pipeline.files.configs["transformer"]
-        start = running.noise_tokens(self.pipeline, prepared)
+        config = self.pipeline.parts.configs["transformer"]
+        start = engine.noise_tokens(self.pipeline, prepared)
         scalars = [np.float32(value) for value in (1.0, 0.9, 1000.0, 4.0)]
 
         def step() -> None:
@@ -158,10 +158,10 @@ class Ours:
             ).block_until_ready()
 
         calls: tuple[Call, ...] = (
-            lambda: running.encode_prompt(self.pipeline, prepared).block_until_ready(),
-            lambda: running.encode_references(self.pipeline, prepared).block_until_ready(),
+            lambda: engine.encode_prompt(self.pipeline, prepared).block_until_ready(),
+            lambda: engine.encode_references(self.pipeline, prepared).block_until_ready(),
             step,
-            lambda: running.decode(self.pipeline, prepared, start),
+            lambda: engine.decode(self.pipeline, prepared, start),
             self.edit,
         )
         return dict(zip(STAGES, calls, strict=True))
@@ -256,7 +256,7 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     if arguments.only:
-        from joyjax.benching import peak_bytes
+        from joyjax.bench import peak_bytes
 
         side = Ours(arguments.model, arguments) if arguments.only == "joyjax" else None
         (side or Diffusers(arguments.model, arguments, compiled=False)).edit()

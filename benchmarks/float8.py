@@ -3,8 +3,8 @@
     python benchmarks/float8.py --count 16
 
 PSNR of the pictures against the exact ones. joyjax has a scale for each output channel of a weight and for each token
-(joyjax/quantize.py); here it stands beside one scale for a whole weight and a whole batch of inputs, and beside leaving
-the image stream's last map of each MLP exact. One JSON line for each; docs/speed.md has the decision.
+(joyjax/storage/float8.py); here it stands beside one scale for a whole weight and a whole batch of inputs, and beside
+leaving the image stream's last map of each MLP exact. One JSON line for each; docs/speed.md has the decision.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from PIL import Image
 from tradeoffs import psnr
 
 import joyjax
-from joyjax.dtypes import ISLAND
+from joyjax.dtypes import FLOAT32
 from joyjax.families.joyimage import FLOAT8
 from joyjax.layers.linear import Linear
 from joyjax.layers.weights import Weights
-from joyjax.quantize import contract_last, quantize, quantize_linears
-from joyjax.scoring import tasks
+from joyjax.score import tasks
 from joyjax.shapes.draw import render
+from joyjax.storage.float8 import contract_last, quantize, quantize_linears
 
 DOWN = "blocks.*.img.down"
 
@@ -45,7 +45,7 @@ class WholeLinear(nnx.Module):
 
     def __call__(self, x: jax.Array, start: int = 0, stop: int | None = None) -> jax.Array:
         numbers, scale = quantize(x, x.ndim)
-        product = contract_last(numbers, self.kernel[...][start:stop], self.contracted, self.dtype).astype(ISLAND)
+        product = contract_last(numbers, self.kernel[...][start:stop], self.contracted, self.dtype).astype(FLOAT32)
         y = (product * scale.reshape(()) * self.scale[...]).astype(self.dtype)
         return y if self.bias is None else y + self.bias[...][start:stop]
 

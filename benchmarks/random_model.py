@@ -25,8 +25,8 @@ from joyjax.convert.component import Component
 from joyjax.convert.export import FILE, FILES
 from joyjax.convert.rules import Shape, find_rule
 from joyjax.families.joyimage import EDIT
-from joyjax.inputs.files import read_json, write_json
 from joyjax.layers.weights import leaves
+from joyjax.reading import read_json, write_json
 
 DEMO = Path(joyjax.__file__).parent / "demo"  # its tokenizer, processor and scheduler serve here
 DTYPE, ITEM = ml_dtypes.bfloat16, 2

@@ -36,7 +36,7 @@ from step import NUMBERS, WARM_UP, condition_of, random_weights
 
 from joyjax.layers.weights import Weights
 from joyjax.models.joyimage import Condition
-from joyjax.sampling.steps import denoise_step, lay_rows, move
+from joyjax.sampling.guided_step import denoise_step, expand_for_cfg, guided_step
 
 ENDS = 2  # the first layer and the last
 
@@ -46,18 +46,18 @@ def scanned_step(
 ) -> jax.Array:
     """Take a step as `denoise_step` does; `ends` is a network of two layers, `middle` the state of those between."""
     sigma, sigma_next, timestep, guidance = numbers
-    passes, rows, condition = lay_rows(latents, condition)
+    passes, rows, condition = expand_for_cfg(latents, condition)
     network = ends.module()
-    begun = network.begin(rows, jnp.broadcast_to(timestep, rows.shape[:1]), condition)
+    first_output = network.first_block(rows, jnp.broadcast_to(timestep, rows.shape[:1]), condition)
     graph, _ = nnx.split(network.blocks[0])
 
     def body(streams: tuple[jax.Array, jax.Array], state: Any) -> tuple[tuple[jax.Array, jax.Array], None]:
-        return nnx.merge(graph, state)(*streams, begun.temb, begun.layout), None
+        return nnx.merge(graph, state)(*streams, first_output.temb, first_output.layout), None
 
-    (img, txt), _ = jax.lax.scan(body, (begun.img, begun.txt), middle)
-    hidden = network.rest(dataclasses.replace(begun, img=img, txt=txt))
-    velocity = network.predict(hidden)[:, : latents.shape[1]]
-    return move(latents, velocity, sigma, sigma_next, guidance, passes=passes, channels=channels)
+    (img, txt), _ = jax.lax.scan(body, (first_output.img, first_output.txt), middle)
+    hidden = network.remaining_blocks(dataclasses.replace(first_output, img=img, txt=txt))
+    velocity = network.head(hidden)[:, : latents.shape[1]]
+    return guided_step(latents, velocity, sigma, sigma_next, guidance, passes=passes, channels=channels)
 
 
 def block_state(network: Any, n: int) -> Any:

@@ -16,10 +16,10 @@ from diffusers.pipelines.joyimage import image_processor
 from PIL import Image
 
 import joyjax
-from joyjax.inputs.image import to_pixels
-from joyjax.inputs.model import model_folder
+from joyjax.convert.source.model import model_folder
+from joyjax.media.image import to_pixels
 from joyjax.sampling.noise import initial_noise
-from joyjax.scoring import Score, tasks
+from joyjax.score import Score, tasks
 from joyjax.shapes.draw import render
 from joyjax.shapes.judge import Verdict, judge
 from joyjax.shapes.scene import SIDE
@@ -42,8 +42,8 @@ def main() -> None:
     theirs = load_diffusers(folder, getattr(torch, arguments.dtype))
     theirs.set_progress_bar_config(disable=True)
     ours = joyjax.load(folder, dtype=arguments.dtype)
-    steps = arguments.steps or ours.native.steps
-    scale = ours.native.guidance_scale if arguments.guidance_scale is None else arguments.guidance_scale
+    steps = arguments.steps or ours.generation_defaults.steps
+    scale = ours.generation_defaults.guidance_scale if arguments.guidance_scale is None else arguments.guidance_scale
 
     verdicts: dict[str, dict[str, list[Verdict]]] = {"joyjax": {}, "diffusers": {}}
     largest, shares, disagree = [], [], 0

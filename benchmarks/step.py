@@ -35,11 +35,11 @@ from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.families.joyimage import FLOAT8
 from joyjax.kernels import dispatch, modulate, qk_norm_rope
 from joyjax.layers.weights import Weights, leaves
-from joyjax.memory import peak_bytes
 from joyjax.models.joyimage import Condition, JoyImageConfig
-from joyjax.quantize import CAPABILITY, quantize_linears
-from joyjax.sampling.cache import cached_step, empty_cache
-from joyjax.sampling.steps import denoise_step
+from joyjax.runtime.peak_memory import peak_bytes
+from joyjax.sampling.guided_step import denoise_step
+from joyjax.sampling.step_cache import cached_step, empty_cache
+from joyjax.storage.float8 import CAPABILITY, quantize_linears
 
 NUMBERS = [np.float32(number) for number in (0.8, 0.75, 800, 4)]  # sigma, the next, timestep, guidance
 WARM_UP = 3

@@ -23,11 +23,11 @@ from PIL import Image
 from random_model import write_model
 
 import joyjax
-from joyjax import running
 from joyjax.layers.patch import patchify
-from joyjax.request import check_request
-from joyjax.sampling.steps import denoise_step, lay_rows
-from joyjax.scoring import Rate, tasks
+from joyjax.runtime import engine
+from joyjax.runtime.request import check_request
+from joyjax.sampling.guided_step import denoise_step, expand_for_cfg
+from joyjax.score import Rate, tasks
 from joyjax.shapes.draw import render
 from joyjax.shapes.judge import judge
 
@@ -73,17 +73,17 @@ def flops(pipeline: joyjax.Pipeline, guidance_scale: float) -> tuple[float, floa
     request = check_request(
         pipeline, image, "move it", guidance_scale=guidance_scale, seed=0, exact_size=False, **arguments
     )
-    inputs = pipeline.family.prepare(request, pipeline.files)
-    txt, references = running.encode_prompt(pipeline, inputs), running.encode_references(pipeline, inputs)
+    inputs = pipeline.family.prepare(request, pipeline.parts)
+    txt, references = engine.encode_prompt(pipeline, inputs), engine.encode_references(pipeline, inputs)
     condition = pipeline.family.condition(inputs, txt, references)
-    config = pipeline.files.configs["transformer"]
+    config = pipeline.parts.configs["transformer"]
     latents = patchify(jax.numpy.asarray(inputs.noise), config.patch)
 
     @jax.jit
     def short(transformer: Any, latents: Any, condition: Any) -> Any:
-        _, rows, condition = lay_rows(latents, condition)
+        _, rows, condition = expand_for_cfg(latents, condition)
         network = transformer.module()
-        return network.predict(network.begin(rows, jax.numpy.ones(rows.shape[:1]), condition).target())
+        return network.head(network.first_block(rows, jax.numpy.ones(rows.shape[:1]), condition).target())
 
     numbers = [np.float32(1)] * 4
     transformer = pipeline.weights["transformer"]

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 import joyjax
 from joyjax.layers.patch import pixels_to_unit
 from joyjax.layers.weights import Weights
-from joyjax.sampling.tiles import Mode
+from joyjax.models.autoencoder.tiling import Mode
 from joyjax.shapes.draw import render
 from joyjax.shapes.scene import random_scene
 from joyjax.sharding.mesh import check_mesh

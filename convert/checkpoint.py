@@ -29,8 +29,8 @@ from joyjax.convert.manifest import MANIFEST, Manifest, Piece, Stored, Told, par
 from joyjax.convert.rules import Shape, raise_faults
 from joyjax.convert.stream import Progress
 from joyjax.errors import CheckpointError
-from joyjax.inputs.files import parse_json, quoted
 from joyjax.layers.weights import Weights, leaves
+from joyjax.reading import parse_json, quoted
 from joyjax.sharding.build import build
 from joyjax.sharding.place import parameter_sharding
 
@@ -129,7 +129,7 @@ def digest(array: np.ndarray) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class ReadPlan:
     """How the parts of one component fill the parameters of `abstract`. They fit; nothing has been read."""
 
     folder: Path
@@ -206,7 +206,7 @@ def _finite(array: jax.Array) -> jax.Array:
     return jnp.isfinite(array).all()
 
 
-def plan(folder: Path, component: Component, config: Any, dtype: DTypeLike) -> Plan:
+def plan(folder: Path, component: Component, config: Any, dtype: DTypeLike) -> ReadPlan:
     """Find the parameters of one component in a converted folder.
 
     Raises:
@@ -231,7 +231,7 @@ def plan(folder: Path, component: Component, config: Any, dtype: DTypeLike) -> P
     place = folder / component.folder
     faults += [f"{part} is missing" for part in parts(parameters) if not (place / part).is_dir()]
     raise_faults(f"{place}: the parameters are not those of its configuration", faults)
-    return Plan(place, abstract, parameters)
+    return ReadPlan(place, abstract, parameters)
 
 
 def restore(

@@ -9,10 +9,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from joyjax.convert.rules import Rule, Shape
+from joyjax.convert.source.weights import NOT_QUANTISED, quantisation_method
 from joyjax.errors import CheckpointError, ConfigError
-from joyjax.inputs.files import quoted, read_json
-from joyjax.inputs.weights import NOT_QUANTISED, quantisation_method
 from joyjax.layers.weights import Weights
+from joyjax.reading import quoted, read_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,16 +18,16 @@ from jax.typing import DTypeLike
 
 from joyjax.convert import checkpoint, manifest, stream
 from joyjax.convert.component import Component
+from joyjax.convert.generation_defaults import GenerationDefaults
 from joyjax.convert.journal import Journal, open_journal
 from joyjax.convert.manifest import Converted, Manifest, Piece, Stored, Told
-from joyjax.convert.native import Native
-from joyjax.convert.placing import INDEX, copy_files, flush, link, place_folder
+from joyjax.convert.publish import INDEX, copy_files, flush, link, place_folder
 from joyjax.convert.rules import Match, Shape
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.stream import Progress
 from joyjax.errors import CheckpointError, RequestError
-from joyjax.inputs.files import read_json
 from joyjax.layers.weights import leaves
+from joyjax.reading import read_json
 from joyjax.sharding.devices import cpu_device
 from joyjax.sharding.rules import partition_spec
 
@@ -57,7 +57,7 @@ def convert_checkpoint(
     in the source folder.
 
     Every part is read back and compared. The target has its name when it is whole; until then everything is beside it
-    (journal.py), and the same call goes on there after a kill or an error. Files in the target are kept; only with
+    (journal.py), and the same call goes on there after a kill or an error. Parts in the target are kept; only with
     `overwrite` are those replaced that the conversion writes too.
 
     Raises:
@@ -74,12 +74,12 @@ def convert_checkpoint(
         for each in _chosen(components, component)
     }
     made = {name: Converted(_layout(plan, dtype is None), _origin(plan, dtype)) for name, plan in plans.items()}
-    native = Native.read(source)
+    defaults = GenerationDefaults.read(source)
     job = _sha256(
         [
             str(target),
             index,
-            dataclasses.asdict(native),
+            defaults.plain(),
             *(dataclasses.asdict(converted) for converted in made.values()),
         ]
     )
@@ -104,7 +104,7 @@ def convert_checkpoint(
                         name: _write_component(journal, name, plans[name], converted, share, advance)
                         for name, converted in made.items()
                     }
-                    Manifest({**kept, **made}, native).write(journal.new)
+                    Manifest({**kept, **made}, defaults).write(journal.new)
                     journal.all_done(overwrite)
                 place_folder(journal.new, target, overwrite)
                 journal.done.clear()
@@ -191,7 +191,7 @@ def _converted(target: Path, index: Mapping[str, Any]) -> Mapping[str, Converted
     return None
 
 
-def _layout(plan: stream.Plan, keep: bool) -> dict[str, Stored]:
+def _layout(plan: stream.ReadPlan, keep: bool) -> dict[str, Stored]:
     """Say in which dtype and parts each parameter is stored: the tensor's own dtype, or that of the network."""
     parameters, headers = leaves(plan.abstract.state), plan.tensors.headers
     return manifest.partition(
@@ -200,7 +200,7 @@ def _layout(plan: stream.Plan, keep: bool) -> dict[str, Stored]:
     )
 
 
-def _origin(plan: stream.Plan, dtype: DTypeLike | None) -> str:
+def _origin(plan: stream.ReadPlan, dtype: DTypeLike | None) -> str:
     """Return a mark of the files that a component is made of, by name, size and time of change, and of the dtype.
 
     A file in the hub's cache is called after the SHA-256 of its content: that stands for the time, so that what was
@@ -236,7 +236,7 @@ def _check_space(journal: Journal, made: Mapping[str, Converted]) -> None:
 def _write_component(
     journal: Journal,
     name: str,
-    plan: stream.Plan,
+    plan: stream.ReadPlan,
     converted: Converted,
     share: Path | None,
     advance: Callable[[int], None],
@@ -284,7 +284,7 @@ def _by_content(folder: Path, name: str) -> dict[Content, Path]:
     components = Manifest.read(folder).components
     if name not in components:
         return {}
-    parts = manifest.told(components[name].parameters)
+    parts = manifest.expected(components[name].parameters)
     return {_content(held): folder / name / part for part, held in parts.items()}
 
 
@@ -292,7 +292,7 @@ def _content(told: Told) -> Content:
     return frozenset((path, *what) for path, what in told.items())
 
 
-def _source_bytes(plan: stream.Plan, found: Match, piece: Piece) -> int:
+def _source_bytes(plan: stream.ReadPlan, found: Match, piece: Piece) -> int:
     rows = found.shape[0] if found.shape else 1
     return plan.tensors.headers[found.source].nbytes * (piece.stop - piece.start) // max(1, rows)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import filelock
 
 from joyjax.errors import CheckpointError
-from joyjax.inputs.files import unfinished
+from joyjax.reading import unfinished
 
 JOURNAL = "journal.jsonl"
 PLACING = "placing"

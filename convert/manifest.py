@@ -19,16 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from joyjax.convert import native
-from joyjax.convert.native import Native
+from joyjax.convert import generation_defaults
+from joyjax.convert.generation_defaults import GenerationDefaults
 from joyjax.convert.rules import Shape
 from joyjax.dtypes import STORED
 from joyjax.errors import CheckpointError
-from joyjax.inputs.files import read_json
+from joyjax.reading import read_json
 
-MANIFEST = native.FILE
+MANIFEST = generation_defaults.FILE
 FORMAT, VERSION = "joyjax-orbax", 2
-NATIVE_KEYS = {field.name for field in dataclasses.fields(Native)}
+GENERATION_KEYS = set(GenerationDefaults().plain())
 PART_BYTES = 2**27  # converting takes about three times this besides the interpreter
 
 
@@ -82,7 +82,7 @@ class Manifest:
     """The converted components, and what the checkpoint says of itself."""
 
     components: Mapping[str, Converted]
-    native: Native = Native()
+    generation_defaults: GenerationDefaults = GenerationDefaults()
 
     def write(self, folder: Path) -> None:
         """Write `joyjax.json`."""
@@ -90,7 +90,7 @@ class Manifest:
             name: {"origin": converted.origin, "parameters": _plain(converted.parameters)}
             for name, converted in self.components.items()
         }
-        raw = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self.native), "components": components}
+        raw = {"format": FORMAT, "version": VERSION, **self.generation_defaults.plain(), "components": components}
         (folder / MANIFEST).write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -116,13 +116,13 @@ class Manifest:
             }
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{file} is damaged ({error!r}): convert the model again") from None
-        return cls(components, Native.from_json(raw, str(file)))
+        return cls(components, GenerationDefaults.from_json(raw, str(file)))
 
 
 def is_converted(folder: Path) -> bool:
-    """Say whether `joyjax convert` wrote this folder; a Diffusers folder may have the file too, with `Native` alone."""
+    """Say whether `joyjax convert` wrote this folder; a Diffusers folder may have the file with generation defaults."""
     file = folder / MANIFEST
-    return file.is_file() and not (read_json(file).keys() <= NATIVE_KEYS)
+    return file.is_file() and not (read_json(file).keys() <= GENERATION_KEYS)
 
 
 def partition(parameters: Iterable[tuple[str, Shape, str]]) -> dict[str, Stored]:
@@ -157,7 +157,7 @@ def parts(parameters: Mapping[str, Stored]) -> dict[str, dict[str, Piece]]:
 Told = Mapping[str, tuple[Shape, str, str]]  # shape, dtype and SHA-256 of each array of a part
 
 
-def told(parameters: Mapping[str, Stored]) -> dict[str, Told]:
+def expected(parameters: Mapping[str, Stored]) -> dict[str, Told]:
     """Return what each part should hold."""
     return {
         part: {

@@ -17,9 +17,9 @@ from typing import Any
 
 from joyjax.convert.pickled import read_pickled
 from joyjax.convert.safetensors import Tensor, Tensors, read_header
+from joyjax.convert.source.identity import ENCODER
 from joyjax.errors import CheckpointError
-from joyjax.inputs.files import quoted, write_json
-from joyjax.inputs.identity import ENCODER
+from joyjax.reading import quoted, write_json
 
 SMALL = (".json", ".txt", ".jinja")  # of the encoder's folder: tokenizer and processor
 WEIGHTS = (".pth", ".safetensors")

@@ -17,8 +17,8 @@ import numpy as np
 
 from joyjax.convert.safetensors import LONGEST_NAME, Tensor, check_name
 from joyjax.errors import CheckpointError
-from joyjax.inputs.files import Stamp, stamp
-from joyjax.inputs.signatures import stand_in
+from joyjax.reading import Stamp, stamp
+from joyjax.signatures import stand_in
 
 LONGEST_PICKLE = 2**22  # bytes; the real one has 2**18. The zip file's own directory has no more either
 MOST_DIMENSIONS = 32

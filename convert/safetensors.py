@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from joyjax.convert.rules import Shape
+from joyjax.convert.source.headers import read_raw_header, unreadable
+from joyjax.convert.source.tensor_names import quantisation
+from joyjax.convert.source.weights import INDEX, NOT_QUANTISED, WEIGHTS, weights_problem
 from joyjax.dtypes import STORED
 from joyjax.errors import CheckpointError
-from joyjax.inputs.files import Stamp, read_json, stamp
-from joyjax.inputs.headers import read_raw_header, unreadable
-from joyjax.inputs.tensor_names import quantisation
-from joyjax.inputs.weights import INDEX, NOT_QUANTISED, WEIGHTS, weights_problem
+from joyjax.reading import Stamp, read_json, stamp
 
 LONGEST_NAME = 200  # of a tensor; the real ones have 68
 

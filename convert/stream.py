@@ -26,7 +26,7 @@ CHECKED_AT_ONCE = 2**22  # numbers
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class ReadPlan:
     """How `tensors` fill the parameters of the network `abstract`. They are known to fit; nothing has been read."""
 
     tensors: Tensors
@@ -77,7 +77,7 @@ class Plan:
         return build(found.shape, dtype, place, read, found.rows)
 
 
-def plan(component: Component, config: Any, tensors: Tensors, dtype: DTypeLike) -> Plan:
+def plan(component: Component, config: Any, tensors: Tensors, dtype: DTypeLike) -> ReadPlan:
     """Find the tensor of every parameter.
 
     Raises:
@@ -91,7 +91,7 @@ def plan(component: Component, config: Any, tensors: Tensors, dtype: DTypeLike) 
         f"{tensors.where}: parameters are stored as {', '.join(STORED)}",
         [f"tensor {name} is {kind}" for name, kind in stored.items() if kind not in STORED],
     )
-    return Plan(tensors, abstract, tuple(found))
+    return ReadPlan(tensors, abstract, tuple(found))
 
 
 def fill(

@@ -2,7 +2,7 @@
 
 from joyjax.convert.component import Component
 from joyjax.convert.rules import Rule, Shape, Transform, conv2d, last_frame, squeeze
-from joyjax.models.wan_vae import WanVAE, WanVAEConfig
+from joyjax.models.autoencoder.wan import WanVAE, WanVAEConfig
 
 
 def rules(config: WanVAEConfig) -> tuple[Rule, ...]:

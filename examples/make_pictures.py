@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 import joyjax
-from joyjax.scoring import tasks
+from joyjax.score import tasks
 from joyjax.shapes.draw import render
 from joyjax.shapes.edits import KINDS
 from joyjax.shapes.scene import EXAMPLE

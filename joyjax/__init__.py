@@ -24,10 +24,10 @@ from joyjax.version import VERSION
 
 if TYPE_CHECKING:
     from joyjax import spatial
-    from joyjax.editing import edit, edit_batch
-    from joyjax.pipeline import Pipeline, load
-    from joyjax.result import Result
-    from joyjax.running import StepEvent
+    from joyjax.api import edit, edit_batch
+    from joyjax.runtime.engine import StepEvent
+    from joyjax.runtime.load import Pipeline, load
+    from joyjax.runtime.result import Result
 
 __version__ = VERSION
 
@@ -51,12 +51,12 @@ __all__ = [
 
 # Loaded on first use, so that `joyjax --help` does not wait for JAX.
 _HOMES = {
-    "edit": "joyjax.editing",
-    "edit_batch": "joyjax.editing",
-    "Result": "joyjax.result",
-    "StepEvent": "joyjax.running",
-    "load": "joyjax.pipeline",
-    "Pipeline": "joyjax.pipeline",
+    "edit": "joyjax.api",
+    "edit_batch": "joyjax.api",
+    "Result": "joyjax.runtime.result",
+    "StepEvent": "joyjax.runtime.engine",
+    "load": "joyjax.runtime.load",
+    "Pipeline": "joyjax.runtime.load",
 }
 
 

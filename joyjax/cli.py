@@ -15,7 +15,7 @@ from joyjax.commands.cancel import finish
 from joyjax.commands.environment import check_environment, refused_by_jax
 from joyjax.commands.usage import Command, Program
 from joyjax.errors import Cancelled, JoyJaxError
-from joyjax.inputs.files import printable
+from joyjax.reading import printable
 
 app = typer.Typer(
     name="joyjax",

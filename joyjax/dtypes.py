@@ -1,7 +1,7 @@
 """The dtype policy, in one place.
 
 Parameters and matrix products use one dtype, bfloat16 unless asked otherwise. Norm statistics, softmax, RoPE, the
-timestep embedding, the schedule and the latents between steps are float32 always: those places cast to `ISLAND`
+timestep embedding, the schedule and the latents between steps are float32 always: those places cast to `FLOAT32`
 in words. Nothing is promoted implicitly; the tests run with JAX's strict promotion.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from joyjax.errors import RequestError
 
-ISLAND = jnp.float32
+FLOAT32 = jnp.float32
 
 NAMES = ("bfloat16", "float32")  # to compute in
 STORED = ("bfloat16", "float16", "float32")  # that parameters may have in a file

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from PIL import Image, ImageDraw, ImageFont
 
 from joyjax.errors import AdviceWarning
-from joyjax.inputs.framing import cover_crop
-from joyjax.inputs.image import as_rgb
-from joyjax.running import StepEvent
+from joyjax.media.framing import cover_crop
+from joyjax.media.image import as_rgb
+from joyjax.runtime.engine import StepEvent
 
 LEGIBLE = 256  # pixels: the least height at which a picture is shown
 CAPTION = 26  # pixels above a picture

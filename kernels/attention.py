@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from joyjax.dtypes import ISLAND
+from joyjax.dtypes import FLOAT32
 from joyjax.kernels.dispatch import AMPERE, HOPPER, check_name, target
 
 # Scores above this many numbers are computed a block of queries at a time, so that they never lie in memory as a whole.
@@ -67,7 +67,7 @@ def attention_and_sum(
     one is wrong by up to 3 % of what it weighs, and drops their gradient.
     """
     check_name("attention_and_sum", implementation, ("reference",))
-    return _attend(query, key, value, lengths, False, scale, ISLAND)
+    return _attend(query, key, value, lengths, False, scale, FLOAT32)
 
 
 def _attend(
@@ -90,18 +90,18 @@ def _attend(
     def attend(
         block: Float[Array, "B K G Q H"], first: Int[Array, ""]
     ) -> tuple[Float[Array, "B K G Q H"], Float[Array, "B K G Q"]]:
-        scores = jnp.einsum("BKGQH,BKHS->BKGQS", block, key, preferred_element_type=ISLAND) * scale
+        scores = jnp.einsum("BKGQH,BKHS->BKGQS", block, key, preferred_element_type=FLOAT32) * scale
         position = jnp.arange(keys)
         if lengths is not None:
             scores = jnp.where(position < limit[:, None, None, None, None], scores, -jnp.inf)
         if causal:
             seen = position <= keys - queries + first + jnp.arange(block.shape[3])[:, None]
             scores = jnp.where(seen, scores, -jnp.inf)
-        top = jnp.maximum(jnp.max(scores, axis=-1), jnp.finfo(ISLAND).min)  # a number also where no key is seen
+        top = jnp.maximum(jnp.max(scores, axis=-1), jnp.finfo(FLOAT32).min)  # a number also where no key is seen
         weights = jnp.exp(scores - top[..., None])
         total = jnp.sum(weights, axis=-1)
-        mixed = jnp.einsum("BKGQS,BKSH->BKGQH", weights.astype(value.dtype), value, preferred_element_type=ISLAND)
-        mixed = mixed / jnp.maximum(total, jnp.finfo(ISLAND).tiny)[..., None]
+        mixed = jnp.einsum("BKGQS,BKSH->BKGQH", weights.astype(value.dtype), value, preferred_element_type=FLOAT32)
+        mixed = mixed / jnp.maximum(total, jnp.finfo(FLOAT32).tiny)[..., None]
         return mixed.astype(dtype), top + jnp.log(total)
 
     if queries <= 2 * QUERY_BLOCK or batch * heads * queries * keys <= SCORES_AT_ONCE:
@@ -125,7 +125,7 @@ def merge(
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
     """Return attention to two parts of the keys together, from that to each, as `attention_and_sum` gives it."""
     sums = jnp.logaddexp(one[1], other[1])
-    known = jnp.maximum(sums, jnp.finfo(ISLAND).min)  # no key in either part
+    known = jnp.maximum(sums, jnp.finfo(FLOAT32).min)  # no key in either part
     first, second = (out * jnp.exp(part - known)[..., None] for out, part in (one, other))
     return first + second, sums
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from joyjax.dtypes import ISLAND
+from joyjax.dtypes import FLOAT32
 from joyjax.kernels import modulate
 from joyjax.kernels.qk_norm_rope import qk_norm_rope
 
@@ -55,8 +55,8 @@ def cases(shape: str, sizes: Shape | None = None, dtype: DTypeLike = jnp.bfloat1
 
     # Vectors are float32, as `Stream.modulation` makes them.
     tokens, index = array(s.rows, s.images, s.channels), array(s.rows, s.images, dtype=jnp.int32)
-    one, two = array(s.rows, s.channels, dtype=ISLAND), array(s.rows, 2, s.channels, dtype=ISLAND)
-    table = (array(s.rows, s.images, s.width // 2, dtype=ISLAND),) * 2
+    one, two = array(s.rows, s.channels, dtype=FLOAT32), array(s.rows, 2, s.channels, dtype=FLOAT32)
+    table = (array(s.rows, s.images, s.width // 2, dtype=FLOAT32),) * 2
     lengths = array(s.rows, dtype=jnp.int32)
 
     def heads(parts: int) -> tuple[jax.ShapeDtypeStruct, ...]:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from joyjax.dtypes import ISLAND
+from joyjax.dtypes import FLOAT32
 from joyjax.kernels import modulate_pallas
 from joyjax.kernels.dispatch import check_name, pallas, with_gradient_of
 
@@ -25,7 +25,7 @@ Implementation = Literal["reference", "mosaic", "triton"] | None
 
 def layer_norm(x: Float[Array, "... D"], eps: float = 1e-6) -> Float[Array, "... D"]:
     """Return `(x - mean)/√(variance + eps)` over the last axis, in float32, from the variance about the mean."""
-    centred = x.astype(ISLAND) - jnp.mean(x.astype(ISLAND), axis=-1, keepdims=True)
+    centred = x.astype(FLOAT32) - jnp.mean(x.astype(FLOAT32), axis=-1, keepdims=True)
     return centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + eps)
 
 
@@ -40,7 +40,7 @@ def layer_norm_scale_shift(
     """Return `LN(x)·(1 + scale) + shift`, with one scale and shift for each row of the batch."""
 
     def reference(x: Array, scale: Array, shift: Array) -> Array:
-        return _modulated(x.astype(ISLAND), scale[:, None], shift[:, None], eps).astype(x.dtype)
+        return _modulated(x.astype(FLOAT32), scale[:, None], shift[:, None], eps).astype(x.dtype)
 
     def kernel(x: Array, scale: Array, shift: Array) -> Array:
         return modulate_pallas.modulate(str(how), x, scale[:, None], shift[:, None], eps=eps)[0]
@@ -61,7 +61,7 @@ def layer_norm_scale_shift_select01(
     """Return `LN(x)·(1 + scale) + shift`; token l of row b takes `scale[b, index[b, l]]` and so on."""
 
     def reference(x: Array, scale: Array, shift: Array, index: Array) -> Array:
-        return _modulated(x.astype(ISLAND), _pick(scale, index), _pick(shift, index), eps).astype(x.dtype)
+        return _modulated(x.astype(FLOAT32), _pick(scale, index), _pick(shift, index), eps).astype(x.dtype)
 
     def kernel(x: Array, scale: Array, shift: Array, index: Array) -> Array:
         return modulate_pallas.modulate(str(how), x, scale, shift, index=index, eps=eps)[0]
@@ -153,13 +153,13 @@ def residual_gate_select01(
 def _gated(
     residual: Float[Array, "B L D"], x: Float[Array, "B L D"], gate: Float[Array, "B _ D"]
 ) -> Float[Array, "B L D"]:
-    return residual.astype(ISLAND) + gate.astype(ISLAND) * x.astype(ISLAND)
+    return residual.astype(FLOAT32) + gate.astype(FLOAT32) * x.astype(FLOAT32)
 
 
 def _modulated(
     x: Float[Array, "B L D"], scale: Float[Array, "B _ D"], shift: Float[Array, "B _ D"], eps: float
 ) -> Float[Array, "B L D"]:
-    return layer_norm(x, eps) * (1 + scale.astype(ISLAND)) + shift.astype(ISLAND)
+    return layer_norm(x, eps) * (1 + scale.astype(FLOAT32)) + shift.astype(FLOAT32)
 
 
 def _pick(pair: Float[Array, "B 2 D"], index: Int[Array, "B L"] | Bool[Array, "B L"]) -> Float[Array, "B L D"]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from joyjax.dtypes import ISLAND
+from joyjax.dtypes import FLOAT32
 from joyjax.kernels import mosaic, triton
 
 WIDEST = 6144  # what the registers of a warpgroup hold without spilling: one token in float32, and vectors beside it
@@ -56,7 +56,7 @@ def _mosaic(tokens: list[Array], vectors: list[Array], index: Array | None, eps:
     dtype = tokens[0].dtype
     padding = -width % mosaic.THREADS  # costs copies; no model has such a width
     tokens, vectors = ([jnp.pad(x, ((0, 0), (0, 0), (0, padding))) for x in part] for part in (tokens, vectors))
-    inside = [(jnp.arange(width + padding) < width).astype(ISLAND)] if padding else []
+    inside = [(jnp.arange(width + padding) < width).astype(FLOAT32)] if padding else []
     indices = [] if index is None else [index]
 
     def body(*refs: Any) -> None:
@@ -66,7 +66,7 @@ def _mosaic(tokens: list[Array], vectors: list[Array], index: Array | None, eps:
         row, first = jax.lax.axis_index("row"), jax.lax.axis_index("block") * TOKENS
 
         def read(ref: Any) -> Array:
-            return mosaic.load(ref, layout).astype(ISLAND)
+            return mosaic.load(ref, layout).astype(FLOAT32)
 
         mask = read(refs[0]) if padding else None
         kept = None
@@ -104,13 +104,13 @@ def _triton(tokens: list[Array], vectors: list[Array], index: Array | None, eps:
         channels, inside = triton.masked(width)
 
         def read(ref: Any, *place: Any) -> Array:
-            return triton.load(ref, (*place, channels), inside).astype(ISLAND)
+            return triton.load(ref, (*place, channels), inside).astype(FLOAT32)
 
         which = 0 if index is None else refs[0][row, token]
         results = _row(
             [read(ref, row, token) for ref in token_refs],
             [read(ref, row, which) for ref in vector_refs],
-            inside.astype(ISLAND),
+            inside.astype(FLOAT32),
             width,
             eps,
         )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from joyjax.dtypes import ISLAND
+from joyjax.dtypes import FLOAT32
 from joyjax.kernels import qk_norm_rope_pallas
 from joyjax.kernels.dispatch import pallas, with_gradient_of
 from joyjax.kernels.joint import join
@@ -80,8 +80,8 @@ def norm_rope(
     x: Float[Array, "B L N H"], scale: Float[Array, " H"], rotation: Rotation | None, *, eps: float = 1e-6
 ) -> Float[Array, "B L N H"]:
     """RMS-normalise each head and rotate its channel pairs (0, 1), (2, 3), …; rounded once, at the end."""
-    y = x.astype(ISLAND)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps) * scale.astype(ISLAND)
+    y = x.astype(FLOAT32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps) * scale.astype(FLOAT32)
     if rotation is not None:
         cos, sin = rotation[0][:, :, None, :], rotation[1][:, :, None, :]
         pairs = y.reshape(*y.shape[:-1], -1, 2)

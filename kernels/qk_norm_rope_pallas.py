@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from joyjax.dtypes import ISLAND
+from joyjax.dtypes import FLOAT32
 from joyjax.kernels import mosaic, triton
 
 WARPS, LANES = 4, 32  # of a warpgroup
@@ -42,7 +42,7 @@ def qk_norm_rope(
     _check(how, img)
     lengths = jnp.full((batch,), images, jnp.int32) if lengths is None else lengths.astype(jnp.int32)
     sources = [_pairs(img), _pairs(txt)]
-    scales = [jnp.stack([s[:, 0::2], s[:, 1::2]], axis=1).astype(ISLAND) for s in (img_scales, txt_scales)]
+    scales = [jnp.stack([s[:, 0::2], s[:, 1::2]], axis=1).astype(FLOAT32) for s in (img_scales, txt_scales)]
     rotations = [img_rotation] if txt_rotation is None else [img_rotation, txt_rotation]
     streams = len(sources[0])  # arrays that hold a pair: one of bfloat16, two of float32
     normed = 2 if parts == 3 else 1
@@ -80,7 +80,7 @@ def qk_norm_rope(
             stream(1, place - images, valid + place - images)
 
     out = jax.ShapeDtypeStruct((batch, images + texts, heads, pairs), sources[0][0].dtype)
-    tables = [x.astype(ISLAND) for rotation in rotations for x in rotation]
+    tables = [x.astype(FLOAT32) for rotation in rotations for x in rotation]
     arguments = (*sources[0], *sources[1], *scales, lengths, *tables)
     if how == "mosaic":
         grid = {"row": batch, "place": images + texts}
@@ -217,12 +217,12 @@ def _single(pairs: list[Array], dtype: Any) -> Float[Array, "*rest H"]:
 def _unpack(pair: Int[Array, "N P"]) -> tuple[Array, Array]:
     """Return both parts in float32, whose upper half a bfloat16 is."""
     first, second = pair << 16, pair & UPPER
-    return jax.lax.bitcast_convert_type(first, ISLAND), jax.lax.bitcast_convert_type(second, ISLAND)
+    return jax.lax.bitcast_convert_type(first, FLOAT32), jax.lax.bitcast_convert_type(second, FLOAT32)
 
 
 def _pack(even: Float[Array, "N P"], odd: Float[Array, "N P"]) -> Int[Array, "N P"]:
     """Round both parts to bfloat16 and put them side by side."""
     first, second = (
-        jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16).astype(ISLAND), jnp.int32) for x in (even, odd)
+        jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16).astype(FLOAT32), jnp.int32) for x in (even, odd)
     )
     return jax.lax.shift_right_logical(first, jnp.full_like(first, 16)) | (second & UPPER)

@@ -71,7 +71,7 @@ def agree(number: int) -> int:
 
 
 @contextlib.contextmanager
-def losing_none() -> Iterator[None]:
+def peer_loss_as_error() -> Iterator[None]:
     """Say in one line that another process is gone, where JAX says it in many."""
     try:
         yield

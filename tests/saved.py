@@ -5,7 +5,7 @@ from pathlib import Path
 from PIL import Image
 
 from joyjax.media.formats import encode, format_of
-from joyjax.recipe import Recipe, recipe_texts
+from joyjax.provenance.recipe import Recipe, recipe_texts
 
 
 def save(image: Image.Image, path: Path, recipe: Recipe | None) -> None:

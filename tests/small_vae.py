@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 from joyjax.convert.wan_vae import VAE
 from joyjax.layers.weights import Weights, leaves
-from joyjax.models.wan_vae import WanVAEConfig
+from joyjax.models.autoencoder.wan import WanVAEConfig
 
 encode = jax.jit(lambda weights, pixels, size=None: weights.module().encode(pixels, size=size))
 decode = jax.jit(lambda weights, latents, size=None: weights.module().decode(latents, size=size))

@@ -30,7 +30,7 @@ class Block(nnx.Module):
         inner = {"axes_in": ("embed",), "axes_out": (None, *head_axes), "dtype": dtype, "rngs": rngs}
         self.qkv = Linear((config.width,), (3, *heads), **inner)
         self.out = Linear(heads, (config.width,), axes_in=head_axes, axes_out=("embed",), dtype=dtype, rngs=rngs)
-        self.norm = RMSNorm(config.width, eps=1e-6, axis="embed", dtype=joyjax.dtypes.ISLAND, rngs=rngs)
+        self.norm = RMSNorm(config.width, eps=1e-6, axis="embed", dtype=joyjax.dtypes.FLOAT32, rngs=rngs)
 
 
 class Toy(nnx.Module):

@@ -18,23 +18,24 @@ from einops import rearrange
 from flax import nnx
 from PIL import Image
 
-from joyjax import running
 from joyjax.convert import joyimage as joyimage_keys
 from joyjax.convert import wan_vae as wan_vae_keys
 from joyjax.convert.rules import Transform
 from joyjax.families import joyimage as family
-from joyjax.families import reading
-from joyjax.inputs import framing, image, text, vision
 from joyjax.kernels import modulate, qk_norm_rope
 from joyjax.layers.conv import Conv
 from joyjax.layers.norm import ChannelNorm, rms_norm
 from joyjax.layers.rope import rotate_half_split, rotation_by_blocks
-from joyjax.models import joyimage, qwen3_vl, qwen3_vl_vision, wan_vae
+from joyjax.media import framing, image
+from joyjax.models import joyimage, qwen3_vl, qwen3_vl_vision
+from joyjax.models.autoencoder import wan
+from joyjax.models.autoencoder.wan import ResBlock, Upsample, WanVAE
 from joyjax.models.joyimage import JoyImageTransformer, Stream
 from joyjax.models.qwen3_vl import LanguageModel, TextConfig
 from joyjax.models.qwen3_vl_vision import VisionBlock, gelu
-from joyjax.models.wan_vae import ResBlock, Upsample, WanVAE
-from joyjax.sampling import steps
+from joyjax.processors import qwen_vl, text, vision
+from joyjax.runtime import engine
+from joyjax.sampling import guided_step as steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,12 +285,12 @@ def lowest_sigma_shifted_once(patch):
         levels = config.shift * levels / (1 + (config.shift - 1) * levels)
         return np.append(levels, 0).astype(np.float32)
 
-    patch.around(running, "sigmas", wrong)
+    patch.around(engine, "sigmas", wrong)
 
 
 @trap("schedule", "time told as sigma, for 1000·sigma", "latents")
 def time_is_sigma(patch):
-    patch.set(running, "timesteps", lambda levels, config: levels)
+    patch.set(engine, "timesteps", lambda levels, config: levels)
 
 
 # The autoencoder
@@ -303,7 +304,7 @@ def norm_with_epsilon(patch):
 @trap("autoencoder", "downsampling pads top and left, for bottom and right", "reference latents", reload=True)
 def padded_top_left(patch):
     padding = ((1, 0), (1, 0))
-    patch.set(wan_vae, "downsample", lambda width, **how: Conv(width, width, 3, stride=2, padding=padding, **how))
+    patch.set(wan, "downsample", lambda width, **how: Conv(width, width, 3, stride=2, padding=padding, **how))
 
 
 @trap("autoencoder", "first temporal slice of the causal kernels, for the last", "reference latents", reload=True)
@@ -440,7 +441,7 @@ def text_after_every_patch(patch):
             late[start : start + rows * columns] = late[start]
         return positions + late[:, None]
 
-    patch.around(reading, "multimodal_positions", wrong)
+    patch.around(qwen_vl, "multimodal_positions", wrong)
 
 
 # The vision tower
@@ -458,7 +459,7 @@ def corners_not_aligned(patch):
         weights = shares[:, None, :, 0] * shares[None, :, :, 1]
         return positions, taps.reshape(4, -1).T, weights.reshape(4, -1).T
 
-    patch.around(reading, "place_patches", wrong)
+    patch.around(qwen_vl, "place_patches", wrong)
 
 
 @trap("vision tower", "RoPE's axes are column, row, for row, column", "vision tokens")
@@ -473,7 +474,7 @@ def around_patches(patch, wrong):
         patches, grid = right(*inputs)
         return wrong(patches, *grid), grid
 
-    patch.around(reading, "vision_patches", changed)
+    patch.around(qwen_vl, "vision_patches", changed)
 
 
 @trap("vision tower", "patches row by row, for block by block", "vision patches")

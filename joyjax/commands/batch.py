@@ -49,14 +49,14 @@ def command(
 
     Prints the path of each result.
     """
-    from joyjax.batch_folder import Model as Used
-    from joyjax.batch_folder import check_folder, hold_folder
-    from joyjax.batching import run_rows
+    from joyjax.batch.folder import Model as Used
+    from joyjax.batch.folder import check_folder, hold_folder
+    from joyjax.batch.rows import read_rows
+    from joyjax.batch.run import run_rows
     from joyjax.commands.cancel import GOES_ON, last_words
     from joyjax.commands.console import note, result
     from joyjax.commands.progress import loading, peak, working
-    from joyjax.inputs.model import model_folder
-    from joyjax.rows import read_rows
+    from joyjax.convert.source.model import model_folder
 
     rows = read_rows(requests)
     source = requests.parent if requests.is_file() else Path()
@@ -74,7 +74,7 @@ def command(
         with loading("loading") as advance:
             devices = None if mesh is None else parse_mesh(mesh)
             pipeline = joyjax.load(folder, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
-        if pipeline.native.learned == "shapes":
+        if pipeline.generation_defaults.domain == "shapes":
             from joyjax.shapes.advice import ABOUT
 
             note(ABOUT)

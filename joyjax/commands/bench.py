@@ -21,7 +21,7 @@ from joyjax.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from joyjax.benching import Bench
+    from joyjax.bench import Bench
 
 Option = typer.Option
 
@@ -57,10 +57,10 @@ def command(
     One edit compiles and does not count; then whole edits are timed, stage by stage. Also tells the peak of memory.
     """
     import joyjax
-    from joyjax.benching import bench
+    from joyjax.bench import bench
     from joyjax.commands.progress import counting, loading
-    from joyjax.inputs.load import load_image
-    from joyjax.inputs.model import model_folder
+    from joyjax.convert.source.model import model_folder
+    from joyjax.media.load import load_image
     from joyjax.sharding.mesh import parse_mesh
 
     picture = None if image is None else load_image(image, allow_private_urls=allow_private_urls)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn
 
-from joyjax.inputs.files import printable
+from joyjax.reading import printable
 
 PATIENCE = 1.0  # seconds in which a bar is taken off the terminal
 

@@ -32,8 +32,8 @@ def command(
     from joyjax.commands.cancel import GOES_ON, last_words
     from joyjax.commands.console import note
     from joyjax.commands.progress import gibibytes, loading
-    from joyjax.converting import convert_model
     from joyjax.families.registry import family_in
+    from joyjax.runtime.convert import convert_model
 
     with last_words(lambda: GOES_ON), loading("converting") as advance:
         manifest = convert_model(

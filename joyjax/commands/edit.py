@@ -24,8 +24,8 @@ from joyjax.commands.options import (
 from joyjax.errors import RequestError
 
 if TYPE_CHECKING:
-    from joyjax.result import Result
-    from joyjax.running import StepEvent
+    from joyjax.runtime.engine import StepEvent
+    from joyjax.runtime.result import Result
 
 Option = typer.Option
 MOST_IMAGES = 1000
@@ -192,14 +192,14 @@ def command(
     if [*(image or []), mask].count("-") > 1:
         raise typer.BadParameter("- is given twice, and standard input can be read once", param_hint="--image/--mask")
 
-    from joyjax.commands.again import Again, overridden, read_again
     from joyjax.commands.console import note
     from joyjax.commands.console import result as show
     from joyjax.commands.progress import advising, loading, peak, stepping
+    from joyjax.commands.replay import Replay, overridden, read_replay
     from joyjax.commands.targets import STANDARD_OUTPUT, Previews, Targets
-    from joyjax.inputs.image import open_picture
-    from joyjax.inputs.load import load_image
-    from joyjax.inputs.model import model_folder
+    from joyjax.convert.source.model import model_folder
+    from joyjax.media.image import open_picture
+    from joyjax.media.load import load_image
 
     first = True
     if distributed:
@@ -209,43 +209,43 @@ def command(
 
         join_hosts()
         number, first = agree(number) if seed == "random" and number is not None else number, is_first()
-    again = Again() if recipe is None else read_again(recipe, model, image, mask)
+    replay = Replay() if recipe is None else read_replay(recipe, model, image, mask)
     if number is not None:
         given["seed"] = number
-    options = {"seed": 0, **overridden(again.options, given), **given}
+    options = {"seed": 0, **overridden(replay.options, given), **given}
     targets = Targets(output, _quality(quality), metadata=not no_metadata)
     if first:
-        read_files: list[tuple[str, str | Path]] = [("--image", one) for one in image or again.image]
-        read_files += [("--mask", one) for one in (mask or again.mask,) if one is not None]
+        read_files: list[tuple[str, str | Path]] = [("--image", one) for one in image or replay.image]
+        read_files += [("--mask", one) for one in (mask or replay.mask,) if one is not None]
         targets.check(num_images, read_files)
     read = functools.partial(load_image, allow_private_urls=allow_private_urls)
-    pictures = [read(one) for one in image] if image else [open_picture(path) for path in again.image]
+    pictures = [read(one) for one in image] if image else [open_picture(path) for path in replay.image]
     options["image"] = pictures or None  # None: text to image
     if mask is not None:
         options["mask"] = read(mask)
-    elif again.mask is not None:
-        options["mask"] = open_picture(again.mask)
+    elif replay.mask is not None:
+        options["mask"] = open_picture(replay.mask)
     if preview_dir is not None and first:
         make_folder("--preview-dir", preview_dir)
 
     import joyjax
-    from joyjax.editing import edit_each
+    from joyjax.api import edit_each
     from joyjax.sharding.mesh import parse_mesh
 
-    folder = model_folder(model or again.model)
+    folder = model_folder(model or replay.model)
     started = time.perf_counter()
     with loading("loading") as advance:
         devices = None if mesh is None else parse_mesh(mesh)
         pipeline = joyjax.load(
             folder,
-            dtype=dtype.value if dtype else again.dtype,
+            dtype=dtype.value if dtype else replay.dtype,
             mesh=devices,
-            linear=linear.value if linear else again.linear,
+            linear=linear.value if linear else replay.linear,
             progress=advance,
         )
     if timings and first:
         note(f"{'load':>12} {time.perf_counter() - started:8.2f} s")
-    if pipeline.native.learned == "shapes" and first:
+    if pipeline.generation_defaults.domain == "shapes" and first:
         from joyjax.shapes.advice import ABOUT
 
         note(ABOUT)

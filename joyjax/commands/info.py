@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from joyjax.inputs.identity import Identity
+    from joyjax.convert.source.identity import Identity
 
 Option = typer.Option
 
@@ -35,9 +35,9 @@ def command(
     Of a checkpoint its family, networks, sizes and dtypes, and the memory to run it; no weights are read without
     --verify. Of a picture that joyjax wrote, its recipe. Of another model or file, what it is, and what joyjax takes.
     """
+    from joyjax.convert.source.identify import identify
+    from joyjax.convert.source.model import model_folder
     from joyjax.errors import CheckpointError
-    from joyjax.inputs.identify import identify
-    from joyjax.inputs.model import model_folder
 
     options = (("--verify", verified), ("--mesh", mesh is not None))
     known = identify(model)
@@ -56,7 +56,7 @@ def command(
 
     from joyjax.commands.progress import gibibytes, loading
     from joyjax.dtypes import NAMES
-    from joyjax.info import describe, on_mesh, verify
+    from joyjax.runtime.info import describe, on_mesh, verify
     from joyjax.sharding.mesh import parse_axes
 
     folder = fetched or model_folder(model)
@@ -114,7 +114,7 @@ def _show_identity(known: "Identity", as_json: bool) -> None:
 
 
 def _show_recipe(path: Path, as_json: bool) -> None:
-    from joyjax.recipe import read_recipe
+    from joyjax.provenance.recipe import read_recipe
 
     recipe = read_recipe(path)
     if as_json:
@@ -128,7 +128,7 @@ def _show_recipe(path: Path, as_json: bool) -> None:
 
 def _printed(text: str, indent: int) -> str:
     """Return a text whose further lines are set in, or one of them could pass for another row."""
-    from joyjax.inputs.files import printable
+    from joyjax.reading import printable
 
     return printable(text).replace("\n", "\n" + " " * indent)
 

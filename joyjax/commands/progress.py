@@ -21,7 +21,7 @@ from joyjax.commands.console import note, terminal
 from joyjax.errors import AdviceWarning
 
 if TYPE_CHECKING:
-    from joyjax.running import StepEvent
+    from joyjax.runtime.engine import StepEvent
 
 EVERY = 10.0  # seconds between lines
 NARROW = 64  # columns of a terminal, below which a bar is left out of its line
@@ -152,7 +152,7 @@ def _lines(title: str, total: int | None, unit: str, detail: str) -> Iterator[Up
 
 def peak() -> str | None:
     """Return the most memory that was held, as text; None where the device does not report it."""
-    from joyjax.memory import peak_bytes
+    from joyjax.runtime.peak_memory import peak_bytes
 
     size = peak_bytes()
     return None if size is None else f"peak of memory: {gibibytes(size)}"

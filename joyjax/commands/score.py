@@ -10,7 +10,7 @@ from joyjax.commands.options import Cache, DType, GuidanceScale, GuidanceUntil, 
 from joyjax.errors import RequestError
 
 if TYPE_CHECKING:
-    from joyjax.scoring import Score
+    from joyjax.score import Score
 
 Option = typer.Option
 
@@ -47,8 +47,8 @@ def command(
     import joyjax
     from joyjax.commands.console import note
     from joyjax.commands.progress import counting, loading
-    from joyjax.inputs.model import model_folder
-    from joyjax.scoring import save_comparison, score
+    from joyjax.convert.source.model import model_folder
+    from joyjax.score import save_comparison, score
     from joyjax.sharding.mesh import parse_mesh
 
     folder = model_folder(model)

@@ -16,7 +16,7 @@ from joyjax.files import publish, publish_free, same_file
 if TYPE_CHECKING:
     from PIL import Image
 
-    from joyjax.result import Result
+    from joyjax.runtime.result import Result
 
 DEFAULT = Path("edit.png")
 STANDARD_OUTPUT = Path("-")

@@ -49,7 +49,7 @@ def command(
 
     from joyjax.commands.cancel import GOES_ON, last_words
     from joyjax.commands.console import note
-    from joyjax.inputs.model import model_folder
+    from joyjax.convert.source.model import model_folder
     from joyjax.sharding.mesh import parse_mesh
     from joyjax.training.recipe import Recipe, train_demo
 

@@ -13,8 +13,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from joyjax.errors import RequestError
-from joyjax.inputs.files import LOCALE, printable
 from joyjax.names import ARGUMENTS, COMMANDS, INSTEAD, normalized
+from joyjax.reading import LOCALE, printable
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # click's own, which newer typers bring with them
 

@@ -22,7 +22,7 @@ from joyjax.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from joyjax.pipeline import Pipeline
+    from joyjax.runtime.load import Pipeline
 
 Option = typer.Option
 
@@ -75,8 +75,8 @@ def command(
 
     import joyjax
     from joyjax.commands.progress import counting, loading
+    from joyjax.convert.source.model import model_folder
     from joyjax.errors import AdviceWarning, JoyJaxError
-    from joyjax.inputs.model import model_folder
     from joyjax.sharding.mesh import parse_mesh
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -113,11 +113,11 @@ def command(
 
 def _prompts(pipeline: "Pipeline", longest: int) -> Iterator[str]:
     """Give a prompt for each size that texts are padded to, up to that of `longest` tokens."""
-    from joyjax.families.reading import TEXT_SIZES
-    from joyjax.inputs.text import plain_tokens
+    from joyjax.processors.qwen_vl import TEXT_SIZES
+    from joyjax.processors.text import plain_tokens
 
     piece = "a " * 16
-    per_piece = len(plain_tokens(pipeline.files.tokenizer, piece))
+    per_piece = len(plain_tokens(pipeline.parts.tokenizer, piece))
     yield ""
     for before, size in itertools.pairwise(TEXT_SIZES):
         if before >= longest:

@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from joyjax.convert.component import Component
-from joyjax.inputs.framing import Crop, Fit
-from joyjax.sampling.cache import CacheRule
-from joyjax.sampling.tiles import Mode
-from joyjax.sources import Source
+from joyjax.media.framing import Crop, Fit
+from joyjax.media.references import Source
+from joyjax.models.autoencoder.tiling import Mode
+from joyjax.sampling.step_cache import CacheRule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Inputs:
 
 
 @dataclasses.dataclass(frozen=True)
-class Files:
+class Parts:
     """What a family reads of a checkpoint besides its networks, and the networks' configurations by folder."""
 
     tokenizer: Any
@@ -111,8 +111,8 @@ class Family:
     `class_name` is the pipeline's in model_index.json. `references` is the largest number of reference pictures.
     `read(folder, configs)` opens tokenizer and processor. `prepare` turns a request into arrays; `condition` puts
     together what one denoising step is told, from encoded prompt rows and reference tokens. `step_cache`: its
-    transformer can be run in two parts (joyjax/sampling/cache.py). `float8` names the linear maps of its transformer
-    that may be stored in eight bits, as paths with `*` for a number; none: it has no such form.
+    transformer can be run in two parts (joyjax/sampling/step_cache.py). `float8` names the linear maps of its
+    transformer that may be stored in eight bits, as paths with `*` for a number; none: it has no such form.
     """
 
     name: str
@@ -122,8 +122,8 @@ class Family:
     guidance_scale: float
     negative_prompt: str
     references: int
-    read: Callable[[Path, Mapping[str, Any]], Files]
-    prepare: Callable[[Request, Files], Inputs]
+    read: Callable[[Path, Mapping[str, Any]], Parts]
+    prepare: Callable[[Request, Parts], Inputs]
     condition: Callable[[Inputs, Any, Any], Any]
     step_cache: bool = False
     float8: tuple[str, ...] = ()

@@ -19,17 +19,17 @@ from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.convert.qwen3_vl import TEXT_ENCODER
 from joyjax.convert.wan_vae import VAE
 from joyjax.errors import CheckpointError, ConfigError, RequestError
-from joyjax.families.family import Family, Files, Inputs, Request
-from joyjax.families.reading import merged_tokens, text_inputs, vision_inputs
-from joyjax.inputs.files import read_json
-from joyjax.inputs.framing import Crop, fit_picture
-from joyjax.inputs.image import Size, buckets, nearest_bucket, to_pixels
-from joyjax.inputs.text import control_token, load_tokenizer, plain_tokens
-from joyjax.inputs.tokenizer import check_tokenizer
-from joyjax.inputs.vision import VisionProcessorConfig
+from joyjax.families.family import Family, Inputs, Parts, Request
+from joyjax.media.framing import Crop, fit_picture
+from joyjax.media.image import Size, buckets, nearest_bucket, to_pixels
 from joyjax.models.joyimage import Condition
+from joyjax.processors.qwen_vl import merged_tokens, text_inputs, vision_inputs
+from joyjax.processors.text import control_token, load_tokenizer, plain_tokens
+from joyjax.processors.tokenizer import check_tokenizer
+from joyjax.processors.vision import VisionProcessorConfig
+from joyjax.reading import read_json
+from joyjax.sampling.euler import ScheduleConfig
 from joyjax.sampling.noise import initial_noise
-from joyjax.sampling.schedule import ScheduleConfig
 
 # The backslash and the n behind the line break are two characters, by a slip in the code that the model was trained
 # with. They belong to the prompt now.
@@ -45,12 +45,12 @@ LONGEST_PROMPT = 4096  # hidden states that the transformer is given; the last o
 FLOAT8 = tuple(f"blocks.*.{stream}.{name}" for stream in ("img", "txt") for name in ("qkv", "out", "up", "down"))
 
 
-def read(folder: Path, configs: Mapping[str, Any]) -> Files:
+def read(folder: Path, configs: Mapping[str, Any]) -> Parts:
     """Open the tokenizer, the processor's numbers and the schedule, and check that all parts fit together."""
     check_tokenizer(folder / "tokenizer")
     processor = folder / "processor" / "preprocessor_config.json"
     scheduler = folder / "scheduler" / "scheduler_config.json"
-    files = Files(
+    files = Parts(
         tokenizer=load_tokenizer(folder / "tokenizer"),
         vision=VisionProcessorConfig.from_json(read_json(processor), where=str(processor)),
         schedule=ScheduleConfig.from_diffusers(read_json(scheduler), where=str(scheduler)),
@@ -60,7 +60,7 @@ def read(folder: Path, configs: Mapping[str, Any]) -> Files:
     return files
 
 
-def _check_parts(files: Files, folder: Path) -> None:
+def _check_parts(files: Parts, folder: Path) -> None:
     """Raise CheckpointError where two parts, each good by itself, are not of one model."""
     transformer, vae, encoder = (files.configs[name] for name in ("transformer", "vae", "text_encoder"))
     words, vision, text, tower = folder / "tokenizer", files.vision, encoder.text, encoder.vision
@@ -136,7 +136,7 @@ def fit_pictures(request: Request, size: tuple[int, int], own_sizes: bool) -> li
     return fitted
 
 
-def prepare(request: Request, files: Files, *, plus: bool) -> Inputs:
+def prepare(request: Request, files: Parts, *, plus: bool) -> Inputs:
     """Turn a request into arrays.
 
     Sizes of the bucket table are padded to what all of them share; one that is given exactly stands for itself.
@@ -221,7 +221,7 @@ def condition(inputs: Inputs, txt: Float[Array, "B J C"], references: Float[Arra
     )
 
 
-def _rows(request: Request, grids: Sequence[Size], files: Files) -> list[list[int]]:
+def _rows(request: Request, grids: Sequence[Size], files: Parts) -> list[list[int]]:
     """Return the tokens of the unconditional prompt, if there is guidance, and of the prompt.
 
     Raises:
@@ -266,11 +266,11 @@ def item_positions(item: int, rows: int, columns: int) -> np.ndarray:
     return np.stack([np.full_like(row, item), row, column], axis=-1)
 
 
-def _prepare_edit(request: Request, files: Files) -> Inputs:
+def _prepare_edit(request: Request, files: Parts) -> Inputs:
     return prepare(request, files, plus=False)
 
 
-def _prepare_plus(request: Request, files: Files) -> Inputs:
+def _prepare_plus(request: Request, files: Parts) -> Inputs:
     return prepare(request, files, plus=True)
 
 

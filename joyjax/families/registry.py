@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from joyjax.convert.source.identify import identify
 from joyjax.errors import CheckpointError
 from joyjax.families.family import Family
 from joyjax.families.joyimage import EDIT, EDIT_PLUS
-from joyjax.inputs.files import quoted, read_json
-from joyjax.inputs.identify import identify
+from joyjax.reading import quoted, read_json
 
 FAMILIES: dict[str, Family] = {family.class_name: family for family in (EDIT, EDIT_PLUS)}
 

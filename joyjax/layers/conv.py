@@ -7,8 +7,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from joyjax.layers.extent import Extent
 from joyjax.layers.parameter import fan_in, parameter
+from joyjax.layers.valid_region import ValidRegion
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -34,7 +34,7 @@ class Conv(nnx.Module):
         self.stride = (stride, stride)
         self.padding = padding or (((size - 1) // 2, size // 2),) * 2
 
-    def __call__(self, x: Float[Array, "b h w c"], extent: Extent | None = None) -> Float[Array, "b y x d"]:
+    def __call__(self, x: Float[Array, "b h w c"], extent: ValidRegion | None = None) -> Float[Array, "b y x d"]:
         """Convolve; by default the output of stride 1 is as large as the input.
 
         With an extent, a picture on a canvas gives what it gives alone, whatever lies beside it.

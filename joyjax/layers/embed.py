@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from joyjax.dtypes import ISLAND
+from joyjax.dtypes import FLOAT32
 
 
 def timestep_embedding(timestep: Float[Array, " B"], channels: int) -> Float[Array, "B C"]:
@@ -14,5 +14,5 @@ def timestep_embedding(timestep: Float[Array, " B"], channels: int) -> Float[Arr
     """
     half = channels // 2
     exponent = -np.log(np.float32(10000)) * np.arange(half, dtype=np.float32) / np.float32(half)
-    angle = timestep.astype(ISLAND)[:, None] * np.exp(exponent)
+    angle = timestep.astype(FLOAT32)[:, None] * np.exp(exponent)
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)

@@ -6,15 +6,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from joyjax.dtypes import ISLAND
+from joyjax.dtypes import FLOAT32
 from joyjax.kernels.modulate import layer_norm
 from joyjax.layers.parameter import parameter
 
 
 def rms_norm(x: Float[Array, "... H"], scale: Float[Array, " H"], eps: float) -> Float[Array, "... H"]:
     """Divide by the root mean square of the last axis, then scale. Returns float32."""
-    x = x.astype(ISLAND)
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * scale.astype(ISLAND)
+    x = x.astype(FLOAT32)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * scale.astype(FLOAT32)
 
 
 class RMSNorm(nnx.Module):
@@ -40,7 +40,7 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Normalise the last axis."""
         y = layer_norm(x, self.eps)
-        return (y * self.scale[...].astype(ISLAND) + self.bias[...].astype(ISLAND)).astype(x.dtype)
+        return (y * self.scale[...].astype(FLOAT32) + self.bias[...].astype(FLOAT32)).astype(x.dtype)
 
 
 class ChannelNorm(nnx.Module):
@@ -56,7 +56,7 @@ class ChannelNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
         """Normalise the last axis."""
-        y = x.astype(ISLAND)
+        y = x.astype(FLOAT32)
         norm = jnp.sqrt(jnp.sum(y * y, axis=-1, keepdims=True))
-        y = y / jnp.maximum(norm, 1e-12) * self.features**0.5 * self.scale[...].astype(ISLAND)
+        y = y / jnp.maximum(norm, 1e-12) * self.features**0.5 * self.scale[...].astype(FLOAT32)
         return y.astype(x.dtype)

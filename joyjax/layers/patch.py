@@ -5,12 +5,12 @@ from typing import Any
 from einops import rearrange
 from jaxtyping import Array, Float, Shaped, UInt8
 
-from joyjax.dtypes import ISLAND
+from joyjax.dtypes import FLOAT32
 
 
 def pixels_to_unit(pixels: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
     """Take 0 … 255 to -1 … 1, as the autoencoder wants it."""
-    return pixels.astype(ISLAND) / 127.5 - 1
+    return pixels.astype(FLOAT32) / 127.5 - 1
 
 
 def patchify(x: Shaped[Any, "b y x c"], size: tuple[int, int]) -> Shaped[Any, "b L P"]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from joyjax.dtypes import ISLAND
+from joyjax.dtypes import FLOAT32
 from joyjax.kernels.qk_norm_rope import Rotation
 
 
@@ -28,7 +28,7 @@ def rotation_by_blocks(positions: Int[Array, "B L A"], channels: Sequence[int], 
     Source: get_rotary_pos_embed in Diffusers' transformer_joyimage.py.
     """
     angles = [
-        positions[..., axis, None].astype(ISLAND) * inverse_frequencies(width, theta)
+        positions[..., axis, None].astype(FLOAT32) * inverse_frequencies(width, theta)
         for axis, width in enumerate(channels)
     ]
     angle = jnp.concatenate(angles, axis=-1)
@@ -40,7 +40,7 @@ def rotation_by_frequency(positions: Int[Array, "B L A"], axis_of: Sequence[int]
 
     Source: Qwen3VLTextRotaryEmbedding in Transformers' modeling_qwen3_vl.py.
     """
-    chosen = positions[..., np.asarray(axis_of)].astype(ISLAND)
+    chosen = positions[..., np.asarray(axis_of)].astype(FLOAT32)
     angle = chosen * inverse_frequencies(2 * len(axis_of), theta)
     return jnp.cos(angle), jnp.sin(angle)
 
@@ -48,5 +48,5 @@ def rotation_by_frequency(positions: Int[Array, "B L A"], axis_of: Sequence[int]
 def rotate_half_split(x: Float[Array, "B L N H"], rotation: Rotation) -> Float[Array, "B L N H"]:
     """Rotate channel i with channel i + H/2; float32 inside and out."""
     cos, sin = rotation[0][:, :, None, :], rotation[1][:, :, None, :]
-    first, second = jnp.split(x.astype(ISLAND), 2, axis=-1)
+    first, second = jnp.split(x.astype(FLOAT32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

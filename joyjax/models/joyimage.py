@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from joyjax.config import read_config
-from joyjax.dtypes import ISLAND
+from joyjax.dtypes import FLOAT32
 from joyjax.errors import ConfigError
 from joyjax.kernels.modulate import (
     layer_norm,
@@ -28,18 +28,18 @@ from joyjax.kernels.modulate import (
 )
 from joyjax.kernels.qk_norm_rope import norm_rope
 from joyjax.layers.embed import timestep_embedding
+from joyjax.layers.joint_attention import (
+    Layout,
+    add_lengths,
+    join_on_devices,
+    joint_attention,
+    leading_tokens,
+    lengths_on_devices,
+    pad_to_devices,
+)
 from joyjax.layers.linear import Linear
 from joyjax.layers.parameter import parameter
 from joyjax.layers.rope import rotation_by_blocks
-from joyjax.layers.streams import (
-    Layout,
-    add_lengths,
-    first_on_devices,
-    join_on_devices,
-    joint_attention,
-    lengths_on_devices,
-    spread,
-)
 from joyjax.sharding.attention import SequenceMesh, sequence_mesh
 from joyjax.sharding.place import constrain
 
@@ -158,7 +158,7 @@ class Stream(nnx.Module):
 
     def modulation(self, temb: Float[Array, "B 6 D"]) -> list[Float[Array, "B D"]]:
         """Return shift, scale, gate of the attention and shift, scale, gate of the MLP, in float32."""
-        modulation = self.table[...].astype(ISLAND) + temb.astype(ISLAND)
+        modulation = self.table[...].astype(FLOAT32) + temb.astype(FLOAT32)
         return [modulation[:, n] for n in range(MODULATIONS)]
 
     @property
@@ -210,7 +210,7 @@ class Block(nnx.Module):
         img_normed = layer_norm_scale_shift(img, img_mod[1], img_mod[0])
         txt_normed = layer_norm_scale_shift(txt, txt_mod[1], txt_mod[0])
         img_kv, txt_kv = self.img.qkv(img_normed, 1), self.txt.qkv(txt_normed, 1)
-        target = functools.partial(first_on_devices, size=targets, devices=layout.mesh.devices)
+        target = functools.partial(leading_tokens, size=targets, devices=layout.mesh.devices)
         cos, sin = layout.img_rotation
         query = self.img.qkv(target(img_normed), 0, 1)[:, :, 0]
         query = norm_rope(query, self.img.scales[0], (target(cos), target(sin)))
@@ -219,7 +219,7 @@ class Block(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Begun:
+class FirstBlockOutput:
     """A pass of the transformer after its embeddings and its first block.
 
     `before` and `img` are the image tokens before and after that block; `targets` counts the target's, with padding.
@@ -234,11 +234,11 @@ class Begun:
 
     def target(self) -> Float[Array, "B U D"]:
         """Return the target's tokens after the first block."""
-        return first_on_devices(self.img, size=self.targets, devices=self.layout.mesh.devices)
+        return leading_tokens(self.img, size=self.targets, devices=self.layout.mesh.devices)
 
     def target_before(self) -> Float[Array, "B U D"]:
         """Return the target's tokens before the first block."""
-        return first_on_devices(self.before, size=self.targets, devices=self.layout.mesh.devices)
+        return leading_tokens(self.before, size=self.targets, devices=self.layout.mesh.devices)
 
 
 class JoyImageTransformer(nnx.Module):
@@ -252,8 +252,8 @@ class JoyImageTransformer(nnx.Module):
         self.config = config
         self.img_in = linear(config.in_channels * config.patch_area, (width,), ("patch", "embed"), dtype)
         # The reference keeps these two in float32 whatever the dtype of the rest.
-        self.time_in = linear(TIME_CHANNELS, (width,), ("time", "mlp"), ISLAND)
-        self.time_hidden = linear(width, (width,), ("mlp", "embed"), ISLAND)
+        self.time_in = linear(TIME_CHANNELS, (width,), ("time", "mlp"), FLOAT32)
+        self.time_hidden = linear(width, (width,), ("mlp", "embed"), FLOAT32)
         self.time_out = linear(width, (MODULATIONS, width), ("mlp", None, "embed"), dtype)
         self.txt_in = linear(config.text_dim, (width,), (None, "mlp"), dtype)
         self.txt_hidden = linear(width, (width,), ("mlp", "embed"), dtype)
@@ -267,9 +267,11 @@ class JoyImageTransformer(nnx.Module):
 
         On a mesh, the devices that share a batch must divide B; those that share a sequence need not divide anything.
         """
-        return self.predict(self.rest(self.begin(latents, timestep, condition)))[:, : latents.shape[1]]
+        return self.head(self.remaining_blocks(self.first_block(latents, timestep, condition)))[:, : latents.shape[1]]
 
-    def begin(self, latents: Float[Array, "B T P"], timestep: Float[Array, " B"], condition: Condition) -> Begun:
+    def first_block(
+        self, latents: Float[Array, "B T P"], timestep: Float[Array, " B"], condition: Condition
+    ) -> FirstBlockOutput:
         """Embed everything and run the first block, unless it is the last too."""
         mesh = sequence_mesh(self.config.num_attention_heads)
         count = latents.shape[1]
@@ -277,22 +279,22 @@ class JoyImageTransformer(nnx.Module):
         temb = self._embed_time(timestep)
         layout, latents = self._lay_out(latents, condition, mesh)
         img = constrain(self.img_in(latents), "batch", "sequence", "embed")
-        txt = constrain(self._embed_text(spread(condition.txt, mesh.devices)), "batch", "sequence", "embed")
+        txt = constrain(self._embed_text(pad_to_devices(condition.txt, mesh.devices)), "batch", "sequence", "embed")
         before = img
         for block in self.blocks[:-1][:1]:
             img, txt = block(img, txt, temb, layout)
-        return Begun(before, img, txt, temb, layout, targets)
+        return FirstBlockOutput(before, img, txt, temb, layout, targets)
 
-    def rest(self, begun: Begun) -> Float[Array, "B U D"]:
+    def remaining_blocks(self, first_output: FirstBlockOutput) -> Float[Array, "B U D"]:
         """Run all other blocks; return the target's tokens, with padding."""
-        img, txt = begun.img, begun.txt
+        img, txt = first_output.img, first_output.txt
         for block in self.blocks[1:-1]:
-            img, txt = block(img, txt, begun.temb, begun.layout)
-        return self.blocks[-1].last(img, txt, begun.temb, begun.layout, begun.targets)
+            img, txt = block(img, txt, first_output.temb, first_output.layout)
+        return self.blocks[-1].last(img, txt, first_output.temb, first_output.layout, first_output.targets)
 
-    def predict(self, tokens: Float[Array, "B U D"]) -> Float[Array, "B U P"]:
+    def head(self, tokens: Float[Array, "B U D"]) -> Float[Array, "B U P"]:
         """Return the velocity of what the last block gave, in float32."""
-        return self.out(layer_norm(tokens)).astype(ISLAND)
+        return self.out(layer_norm(tokens)).astype(FLOAT32)
 
     def _embed_text(self, txt: Float[Array, "B J C"]) -> Float[Array, "B J D"]:
         return self.txt_hidden(nnx.gelu(self.txt_in(txt), approximate=True))
@@ -312,12 +314,12 @@ class JoyImageTransformer(nnx.Module):
         if config.rope_type == "mrope":  # text goes on where the largest image index ends, on all three axes alike
             start = jnp.max(positions, axis=(1, 2)) + 1
             txt_positions = (start[:, None] + jnp.arange(texts, dtype=positions.dtype))[:, :, None]
-            txt_positions = spread(jnp.tile(txt_positions, 3), n)
+            txt_positions = pad_to_devices(jnp.tile(txt_positions, 3), n)
             txt_rotation = rotation_by_blocks(txt_positions, config.rope_dim_list, config.theta)
         target_lengths = lengths_on_devices(condition.target_lengths, targets, rows, n)
         reference_lengths = lengths_on_devices(condition.reference_lengths, references, rows, n)
         tokens, places = (
-            join_on_devices(spread(first, n), spread(second, n), target_lengths, mesh)
+            join_on_devices(pad_to_devices(first, n), pad_to_devices(second, n), target_lengths, mesh)
             for first, second in (
                 (latents, condition.references),
                 # Every device cuts out its own part; left to itself, XLA spreads them before they are told apart.

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from joyjax.config import read_config
-from joyjax.dtypes import ISLAND
+from joyjax.dtypes import FLOAT32
 from joyjax.errors import ConfigError
 from joyjax.layers.linear import Embedding, Linear
 from joyjax.layers.norm import RMSNorm, rms_norm
@@ -138,12 +138,14 @@ def _section(raw: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]
     return section
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["ids", "positions", "slots"], meta_fields=["shared"])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["ids", "positions", "image_token_index"], meta_fields=["shared"]
+)
 @dataclasses.dataclass(frozen=True)
 class TextInputs:
     """Prompts as tokens, padded at the end to one length.
 
-    `positions` are (time, row, column). `slots` say which token of which picture stands at a place: its number among
+    `positions` are (time, row, column). `image_token_index` is, at an image place, the number of its token among
     all pictures' tokens, padding counted, picture after picture; -1 for text and padding. Rows may share a picture.
     `shared`: so many first tokens are the same in all rows, as those of both prompts of an edit are up to their text.
     They see nothing behind them, so they are computed once.
@@ -151,7 +153,7 @@ class TextInputs:
 
     ids: Int[Array, "B L"]
     positions: Int[Array, "B L 3"]
-    slots: Int[Array, "B L"]
+    image_token_index: Int[Array, "B L"]
     shared: int = 0
 
 
@@ -195,7 +197,7 @@ class DecoderLayer(nnx.Module):
 
     def mlp(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """SwiGLU (Shazeer, 2020): the gate's SiLU times a second map, and back; the activation is float32."""
-        hidden = jax.nn.silu(self.gate(x).astype(ISLAND)) * self.up(x).astype(ISLAND)
+        hidden = jax.nn.silu(self.gate(x).astype(FLOAT32)) * self.up(x).astype(FLOAT32)
         return self.down(hidden.astype(x.dtype))
 
 
@@ -223,15 +225,17 @@ class LanguageModel(nnx.Module):
         rows = text.ids.shape[0]
         # Rows and tokens that are spread over devices stay as they are: packed, they would have to be moved.
         shared = text.shared if devices_along("batch") == devices_along("sequence") == 1 else 0
-        ids, positions, slots = (pack_rows(x, shared) for x in (text.ids, text.positions, text.slots))
+        ids, positions, image_token_index = (
+            pack_rows(x, shared) for x in (text.ids, text.positions, text.image_token_index)
+        )
         x = self.embed(ids)
         if features is not None:
-            x = jnp.where(slots[..., None] >= 0, _pick(features, slots), x)
+            x = jnp.where(image_token_index[..., None] >= 0, _pick(features, image_token_index), x)
         x = constrain(x, "batch", "sequence", "embed")
         rotation = rotation_by_frequency(positions, self.config.axis_of_frequency, self.config.rope_theta)
         for index, layer in enumerate(self.layers):
             if 0 < index <= len(deepstack):
-                x = x + _pick(deepstack[index - 1], slots)
+                x = x + _pick(deepstack[index - 1], image_token_index)
             x = layer(x, rotation, shared, rows)
         return unpack_rows(x, shared, rows)
 
@@ -263,10 +267,10 @@ def _attend(
     return jnp.concatenate([first, own.reshape(1, -1, *own.shape[2:])], axis=1)
 
 
-def _pick(tokens: Float[Array, "I M D"], slots: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+def _pick(tokens: Float[Array, "I M D"], image_token_index: Int[Array, "B L"]) -> Float[Array, "B L D"]:
     """Return the picture's token at every image place, zero at all others."""
-    picked = jnp.take(tokens.reshape(-1, tokens.shape[-1]), jnp.maximum(slots, 0), axis=0)
-    return jnp.where(slots[..., None] >= 0, picked, 0)
+    picked = jnp.take(tokens.reshape(-1, tokens.shape[-1]), jnp.maximum(image_token_index, 0), axis=0)
+    return jnp.where(image_token_index[..., None] >= 0, picked, 0)
 
 
 class Qwen3VL(nnx.Module):

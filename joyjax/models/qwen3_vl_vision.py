@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from joyjax.config import read_config
-from joyjax.dtypes import ISLAND
+from joyjax.dtypes import FLOAT32
 from joyjax.errors import ConfigError
 from joyjax.layers.linear import Embedding, Linear
 from joyjax.layers.norm import LayerNorm
@@ -163,7 +163,7 @@ def place_patches(
 
 def gelu(x: Float[Array, "..."], *, approximate: bool) -> Float[Array, "..."]:
     """Gaussian error linear unit, exact or by tanh; float32 inside."""
-    return jax.nn.gelu(x.astype(ISLAND), approximate=approximate).astype(x.dtype)
+    return jax.nn.gelu(x.astype(FLOAT32), approximate=approximate).astype(x.dtype)
 
 
 class VisionBlock(nnx.Module):
@@ -244,9 +244,9 @@ class VisionTower(nnx.Module):
         """Return the tokens of the tower's end and those of each tap; tokens of padding have no meaning."""
         config = self.config
         patches = self.patch(inputs.patches)
-        near = self.position(inputs.taps).astype(ISLAND)
+        near = self.position(inputs.taps).astype(FLOAT32)
         position = jnp.sum(near * inputs.weights[..., None], axis=2)
-        x = constrain((patches.astype(ISLAND) + position).astype(patches.dtype), "batch", "sequence", "embed")
+        x = constrain((patches.astype(FLOAT32) + position).astype(patches.dtype), "batch", "sequence", "embed")
         rotation = rotation_by_blocks(inputs.positions, (config.head_dim // 2,) * 2, config.rope_theta)
         deepstack: list[Array] = []
         for index, block in enumerate(self.blocks):

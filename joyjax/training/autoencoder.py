@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, UInt8
 
 from joyjax.convert.wan_vae import VAE
 from joyjax.layers.patch import pixels_to_unit
-from joyjax.models.wan_vae import WanVAE, WanVAEConfig
+from joyjax.models.autoencoder.wan import WanVAE, WanVAEConfig
 from joyjax.shapes.draw import render
 from joyjax.shapes.scene import SIDE, random_scene
 from joyjax.training.optimizer import Parameters

@@ -14,11 +14,11 @@ from jaxtyping import Array
 
 from joyjax.convert import original
 from joyjax.convert.component import Component
-from joyjax.convert.native import FILE, Native
-from joyjax.families.family import Files
+from joyjax.convert.generation_defaults import FILE, GenerationDefaults
+from joyjax.families.family import Parts
 from joyjax.families.joyimage import EDIT, SYSTEM
-from joyjax.inputs.files import write_json
 from joyjax.layers.weights import Weights, leaves
+from joyjax.reading import write_json
 from joyjax.shapes.edits import KINDS, pairs
 from joyjax.shapes.scene import SIDE
 from joyjax.shapes.wording import sentence
@@ -113,7 +113,9 @@ PROCESSOR = {
 VERSION = {"_diffusers_version": "0.42.1"}
 SCHEDULER = {**original.SCHEDULER, **VERSION}
 INDEX = {**original.INDEX, **VERSION}
-SETTINGS = Native(base_size=SIDE, steps=4, guidance_scale=1.0, learned="shapes")  # by the score: docs/demo.md
+SETTINGS = GenerationDefaults(
+    base_size=SIDE, steps=4, guidance_scale=1.0, domain="shapes"
+)  # by the score: docs/demo.md
 
 
 def vae_config(latents_mean: list[float], latents_std: list[float]) -> dict[str, Any]:
@@ -134,7 +136,7 @@ def sample_texts(seed: int, count: int) -> list[str]:
     return texts
 
 
-def write_skeleton(folder: Path, latents_mean: list[float], latents_std: list[float]) -> Files:
+def write_skeleton(folder: Path, latents_mean: list[float], latents_std: list[float]) -> Parts:
     """Write everything of the checkpoint but its weights, and read it as a user's program will."""
     tokenizer = train_tokenizer(sample_texts(0, 500), VOCABULARY)
     for name in ("tokenizer", "processor"):
@@ -161,7 +163,7 @@ def write_skeleton(folder: Path, latents_mean: list[float], latents_std: list[fl
     return read_files(folder)
 
 
-def read_files(folder: Path) -> Files:
+def read_files(folder: Path) -> Parts:
     """Read everything of a checkpoint but its weights."""
     return EDIT.read(folder, {part.folder: part.read_config(folder) for part in EDIT.components})
 

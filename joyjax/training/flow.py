@@ -10,13 +10,13 @@ from jaxtyping import Array, UInt8
 
 from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.convert.qwen3_vl import TEXT_ENCODER
-from joyjax.families.family import Files
+from joyjax.families.family import Parts
 from joyjax.families.joyimage import DROPPED, item_positions
-from joyjax.inputs.vision import VisionProcessorConfig
 from joyjax.models.joyimage import Condition
 from joyjax.models.qwen3_vl import Qwen3VL, TextInputs
 from joyjax.models.qwen3_vl_vision import VisionInputs, place_patches
-from joyjax.training.chunks import Batch
+from joyjax.processors.vision import VisionProcessorConfig
+from joyjax.training.dataset import Batch
 from joyjax.training.optimizer import Parameters
 from joyjax.training.run import Loss, cast
 
@@ -36,13 +36,13 @@ class FlowConfig:
     change_weight: float = 4.0
 
 
-def make_loss(config: FlowConfig, files: Files, dtype: DTypeLike, text: int) -> Loss:
+def make_loss(config: FlowConfig, parts: Parts, dtype: DTypeLike, text: int) -> Loss:
     """Return the loss of a batch; `text` is how many hidden states of the prompt the transformer is given."""
-    abstract = {name: part.abstract(files.configs[name], dtype) for name, part in COMPONENTS.items()}
+    abstract = {name: part.abstract(parts.configs[name], dtype) for name, part in COMPONENTS.items()}
 
     def loss(parameters: Parameters, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         networks = {name: cast(split(parameters, name), abstract[name]).module() for name in COMPONENTS}
-        condition = make_condition(networks["text_encoder"], files, batch, text)
+        condition = make_condition(networks["text_encoder"], parts, batch, text)
         keys = jax.random.split(key)
         uniform = jax.random.uniform(keys[0], (len(batch.targets),))
         sigma = config.shift * uniform / (1 + (config.shift - 1) * uniform)
@@ -65,13 +65,13 @@ def make_loss(config: FlowConfig, files: Files, dtype: DTypeLike, text: int) -> 
     return loss
 
 
-def make_condition(text_encoder: Qwen3VL, files: Files, batch: Batch, text: int) -> Condition:
+def make_condition(text_encoder: Qwen3VL, parts: Parts, batch: Batch, text: int) -> Condition:
     """Return what the transformer is told of each edit; of the prompt `text` hidden states."""
     rows, tokens = batch.targets.shape[:2]
     grid = round(tokens**0.5)
     positions = np.concatenate([item_positions(item, grid, grid) for item in range(2)])  # the target, its reference
-    vision = vision_inputs(batch.pictures, files)
-    hidden = text_encoder(TextInputs(batch.ids, batch.positions, batch.slots), vision)
+    vision = vision_inputs(batch.pictures, parts)
+    hidden = text_encoder(TextInputs(batch.ids, batch.positions, batch.image_token_index), vision)
     return Condition(
         txt=hidden[:, DROPPED : DROPPED + text],
         txt_lengths=batch.lengths,
@@ -85,10 +85,10 @@ def split(parameters: Parameters, name: str) -> Parameters:
     return {path.removeprefix(name + "."): value for path, value in parameters.items() if path.startswith(name + ".")}
 
 
-def vision_inputs(pictures: UInt8[Array, "B h w 3"], files: Files) -> VisionInputs:
-    """Return what `joyjax.inputs.vision` makes of pictures that need no resizing, on the device."""
-    config: VisionProcessorConfig = files.vision
-    tower = files.configs["text_encoder"].vision
+def vision_inputs(pictures: UInt8[Array, "B h w 3"], parts: Parts) -> VisionInputs:
+    """Return what `joyjax.processors.vision` makes of pictures that need no resizing, on the device."""
+    config: VisionProcessorConfig = parts.vision
+    tower = parts.configs["text_encoder"].vision
     patch, merge, frames = config.patch_size, config.merge_size, config.temporal_patch_size
     rows, height, width, channels = pictures.shape
     grid = height // patch, width // patch

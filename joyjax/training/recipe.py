@@ -17,18 +17,18 @@ from jax.typing import DTypeLike
 from joyjax import dtypes
 from joyjax.convert import stream
 from joyjax.convert.export import export
-from joyjax.convert.native import Native
+from joyjax.convert.generation_defaults import GenerationDefaults
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.wan_vae import VAE
-from joyjax.families.family import Files
+from joyjax.families.family import Parts
 from joyjax.families.joyimage import EDIT
 from joyjax.layers.weights import Weights, leaves
-from joyjax.models.wan_vae import WanVAEConfig
-from joyjax.pipeline import Pipeline
-from joyjax.scoring import score
+from joyjax.models.autoencoder.wan import WanVAEConfig
+from joyjax.runtime.load import Pipeline
+from joyjax.score import score
 from joyjax.training import autoencoder, flow, refine
 from joyjax.training.autoencoder import AutoencoderConfig
-from joyjax.training.chunks import StreamConfig, make_stream
+from joyjax.training.dataset import StreamConfig, make_stream
 from joyjax.training.demo import fresh_parameters, read_files, vae_config, write_skeleton
 from joyjax.training.flow import COMPONENTS, FlowConfig, split
 from joyjax.training.optimizer import OptimizerConfig, Parameters, make_optimizer
@@ -75,21 +75,23 @@ def train_demo(
     dtype = dtypes.by_name(recipe.dtype)
     skeleton = work / "skeleton"
     if start is not None:
-        files = read_files(start)
-        parameters = {name: read_parameters(start, files, name) for name in (*COMPONENTS, "vae")}
+        parts = read_files(start)
+        parameters = {name: read_parameters(start, parts, name) for name in (*COMPONENTS, "vae")}
         _copy_skeleton(start, skeleton)
     else:
         vae_parameters, mean, std = train_autoencoder(recipe, work, dtype, mesh, report)
         if not (skeleton / "model_index.json").is_file():
             write_skeleton(skeleton, mean, std)
-        files = read_files(skeleton)
+        parts = read_files(skeleton)
         parameters = {
-            name: fresh_parameters(component, files.configs[name], recipe.seed)
+            name: fresh_parameters(component, parts.configs[name], recipe.seed)
             for name, component in COMPONENTS.items()
         } | {"vae": vae_parameters}
-    trained = train_flow(recipe, work / "flow", files, Native.read(skeleton), parameters, dtype, mesh, report)
-    trained = train_decoder(recipe, work / "results", files, Native.read(skeleton), trained, mesh, report)
-    write_checkpoint(skeleton, files, trained, target)
+    trained = train_flow(
+        recipe, work / "flow", parts, GenerationDefaults.read(skeleton), parameters, dtype, mesh, report
+    )
+    trained = train_decoder(recipe, work / "results", parts, GenerationDefaults.read(skeleton), trained, mesh, report)
+    write_checkpoint(skeleton, parts, trained, target)
     report(f"wrote {target}")
 
 
@@ -98,7 +100,7 @@ def train_autoencoder(
 ) -> tuple[Parameters, list[float], list[float]]:
     """Return the autoencoder's parameters, and mean and deviation of its latent channels."""
     config, numbers = WanVAEConfig.from_diffusers(vae_config([0.0] * 16, [1.0] * 16)), recipe.autoencoder
-    abstract = VAE.abstract(config, dtypes.ISLAND)
+    abstract = VAE.abstract(config, dtypes.FLOAT32)
     parameters = place_parameters(abstract, fresh_parameters(VAE, config, recipe.seed), mesh)
     stages: tuple[tuple[str, int, tuple[float, float], float | None], ...] = (
         ("autoencoder", numbers.steps, (0.02, 2e-3), None),
@@ -128,28 +130,28 @@ def train_autoencoder(
 def train_flow(
     recipe: Recipe,
     folder: Path,
-    files: Files,
-    native: Native,
+    parts: Parts,
+    defaults: GenerationDefaults,
     parameters: Mapping[str, Parameters],
     dtype: DTypeLike,
     mesh: Mesh | None,
     report: Callable[[str], None],
 ) -> dict[str, Parameters]:
     """Train text encoder and transformer; return the averaged parameters of all three networks."""
-    abstract = {part.folder: part.abstract(files.configs[part.folder], dtypes.ISLAND) for part in EDIT.components}
+    abstract = {part.folder: part.abstract(parts.configs[part.folder], dtypes.FLOAT32) for part in EDIT.components}
     vae = cast(parameters["vae"], abstract["vae"])
     flat: Parameters = {}
     for name in COMPONENTS:
         placed = place_parameters(abstract[name], parameters[name], mesh)
         flat |= {f"{name}.{path}": value for path, value in placed.items()}
     optimizer = make_optimizer(OptimizerConfig(recipe.steps, recipe.muon_rate, recipe.adam_rate, decay=recipe.decay))
-    loss = flow.make_loss(recipe.flow, files, dtype, recipe.stream.kept)
+    loss = flow.make_loss(recipe.flow, parts, dtype, recipe.stream.kept)
 
     def networks(state: TrainState) -> dict[str, Weights]:
         return {name: cast(split(state.average, name), abstract[name]) for name in COMPONENTS} | {"vae": vae}
 
     def check(step: int, state: TrainState) -> dict[str, float]:
-        pipeline = Pipeline(EDIT, files, networks(state), "float32", mesh, native, "training")
+        pipeline = Pipeline(EDIT, parts, networks(state), "float32", mesh, defaults, "training")
         result = score(pipeline, recipe.checked, seed=1)  # not the edits of `joyjax score`
         plot_metrics(folder / "metrics.jsonl")
         return {test: result.rate(test).share for test in ("pixel", "strict")} | {"psnr": result.psnr()}
@@ -157,7 +159,7 @@ def train_flow(
     state = run(
         start_state(flat, optimizer),
         make_step(loss, optimizer, recipe.ema, recipe.seed),
-        make_stream(recipe.stream, files, vae, recipe.seed),
+        make_stream(recipe.stream, parts, vae, recipe.seed),
         RunConfig(recipe.steps, recipe.log_every, recipe.save_every),
         folder,
         mesh=mesh,
@@ -170,26 +172,26 @@ def train_flow(
 def train_decoder(
     recipe: Recipe,
     folder: Path,
-    files: Files,
-    native: Native,
+    parts: Parts,
+    defaults: GenerationDefaults,
     parameters: Mapping[str, Parameters],
     mesh: Mesh | None,
     report: Callable[[str], None],
 ) -> dict[str, Parameters]:
     """Train the decoder on what the other networks make; return the parameters of all three."""
     numbers = recipe.refine
-    abstract = {part.folder: part.abstract(files.configs[part.folder], dtypes.ISLAND) for part in EDIT.components}
+    abstract = {part.folder: part.abstract(parts.configs[part.folder], dtypes.FLOAT32) for part in EDIT.components}
     networks = {name: cast(parameters[name], weights) for name, weights in abstract.items()}
     seed = recipe.seed + 1  # other pictures than before
-    stream = make_stream(dataclasses.replace(recipe.stream, batch=numbers.batch), files, networks["vae"], seed)
+    stream = make_stream(dataclasses.replace(recipe.stream, batch=numbers.batch), parts, networks["vae"], seed)
     placed = place_parameters(abstract["vae"], parameters["vae"], mesh)
     decoder, fixed = divide(placed, autoencoder.DECODER)
     optimizer = make_optimizer(OptimizerConfig(numbers.steps, numbers.muon_rate, numbers.adam_rate, decay=recipe.decay))
     state = run(
         start_state(decoder, optimizer),
-        make_step(with_fixed(refine.make_loss(files, dtypes.ISLAND), fixed), optimizer, recipe.ema, seed),
+        make_step(with_fixed(refine.make_loss(parts, dtypes.FLOAT32), fixed), optimizer, recipe.ema, seed),
         refine.make_results(
-            numbers, files, networks, stream, text=recipe.stream.kept, steps=native.steps or EDIT.steps, seed=seed
+            numbers, parts, networks, stream, text=recipe.stream.kept, steps=defaults.steps or EDIT.steps, seed=seed
         ),
         RunConfig(numbers.steps, recipe.log_every, recipe.save_every),
         folder,
@@ -206,21 +208,21 @@ def divide(parameters: Parameters, beginnings: str | tuple[str, ...]) -> tuple[P
     return chosen, {path: value for path, value in parameters.items() if path not in chosen}
 
 
-def read_parameters(folder: Path, files: Files, name: str) -> Parameters:
+def read_parameters(folder: Path, parts: Parts, name: str) -> Parameters:
     """Return the parameters of one network of a Diffusers checkpoint, in float32."""
     component = next(part for part in EDIT.components if part.folder == name)
-    weights = stream.fill(component, files.configs[name], Tensors.open(folder / name), np.float32)
+    weights = stream.fill(component, parts.configs[name], Tensors.open(folder / name), np.float32)
     return {path: jnp.asarray(leaf[...]) for path, leaf in leaves(weights.state).items()}
 
 
-def write_checkpoint(skeleton: Path, files: Files, parameters: Mapping[str, Parameters], target: Path) -> None:
+def write_checkpoint(skeleton: Path, parts: Parts, parameters: Mapping[str, Parameters], target: Path) -> None:
     """Write a whole checkpoint beside `target` and give it the name; the model card there is kept."""
     beside = target.with_name(f".{target.name}.unfinished")
     shutil.rmtree(beside, ignore_errors=True)
     _copy_skeleton(skeleton, beside)
     for component in EDIT.components:
         name = component.folder
-        export(component, files.configs[name], parameters[name], beside, dtypes.by_name("bfloat16"))
+        export(component, parts.configs[name], parameters[name], beside, dtypes.by_name("bfloat16"))
     for kept in target.glob("*.md"):
         shutil.copy(kept, beside)
     shutil.rmtree(target, ignore_errors=True)

@@ -14,13 +14,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float32, UInt8
 
 from joyjax.convert.wan_vae import VAE
-from joyjax.families.family import Files
+from joyjax.families.family import Parts
 from joyjax.layers.patch import pixels_to_unit, unpatchify
 from joyjax.layers.weights import Weights
-from joyjax.models.wan_vae import WanVAE
-from joyjax.sampling.schedule import euler_step, sigmas
+from joyjax.models.autoencoder.wan import WanVAE
+from joyjax.sampling.euler import euler_step, sigmas
 from joyjax.training.autoencoder import compare
-from joyjax.training.chunks import Batch
+from joyjax.training.dataset import Batch
 from joyjax.training.flow import TIMESTEPS, make_condition
 from joyjax.training.optimizer import Parameters
 from joyjax.training.run import Loss, cast
@@ -51,7 +51,7 @@ jax.tree_util.register_dataclass(Drawn, data_fields=["tokens", "pictures"], meta
 
 def make_results(
     config: RefineConfig,
-    files: Files,
+    parts: Parts,
     networks: Mapping[str, Weights],
     stream: Callable[[int], Batch],
     *,
@@ -60,11 +60,11 @@ def make_results(
     seed: int,
 ) -> Callable[[int], Drawn]:
     """Return the function from a step's number to edits that the networks made, in `steps` steps without guidance."""
-    levels = jnp.asarray(sigmas(steps, files.schedule))
+    levels = jnp.asarray(sigmas(steps, parts.schedule))
 
     @jax.jit
     def sample(text_encoder: Weights, transformer: Weights, batch: Batch, key: Array) -> Drawn:
-        condition = make_condition(text_encoder.module(), files, batch, text)
+        condition = make_condition(text_encoder.module(), parts, batch, text)
         network, keys = transformer.module(), jax.random.split(key, 3)
         noise = jax.random.normal(keys[0], batch.targets.shape)
 
@@ -85,10 +85,10 @@ def make_results(
     return drawn
 
 
-def make_loss(files: Files, dtype: DTypeLike) -> Loss:
+def make_loss(parts: Parts, dtype: DTypeLike) -> Loss:
     """Return the loss of what was drawn."""
-    config = files.configs["vae"]
-    patch, abstract = files.configs["transformer"].patch, VAE.abstract(config, dtype)
+    config = parts.configs["vae"]
+    patch, abstract = parts.configs["transformer"].patch, VAE.abstract(config, dtype)
     mean, std = jnp.asarray(config.latents_mean), jnp.asarray(config.latents_std)
 
     def loss(parameters: Parameters, batch: Drawn, key: Array) -> tuple[Array, dict[str, Array]]:

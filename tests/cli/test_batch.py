@@ -14,11 +14,11 @@ from PIL import Image
 from web import serving
 
 import joyjax
-from joyjax import batch_folder, batching
+from joyjax.batch import run
+from joyjax.batch.rows import read_rows
 from joyjax.errors import Cancelled, RequestError
-from joyjax.inputs.image import open_picture
-from joyjax.recipe import read_recipe
-from joyjax.rows import read_rows
+from joyjax.media.image import open_picture
+from joyjax.provenance.recipe import read_recipe
 
 PROMPT = "make the red circle blue"
 ROW = {"image": "shapes.png", "prompt": PROMPT, "steps": 2}
@@ -45,7 +45,7 @@ def pixels(path: Path) -> np.ndarray:
 
 def listed(folder: Path) -> list[str]:
     """What a user sees in a folder of results: not the hidden file of its lock."""
-    return sorted(path.name for path in folder.iterdir() if path.name != batch_folder.LOCK)
+    return sorted(path.name for path in folder.iterdir() if path.name != folder.LOCK)
 
 
 def told(folder: Path, name: str) -> dict:
@@ -177,7 +177,7 @@ def test_stopped_between_picture_and_note(folder, monkeypatch):
     """The worst moment: the picture is whole, and its note does not say so yet. The row is then done again."""
     requests, output = write(folder / "r.jsonl", {"id": "a", **ROW}), folder / "out"
     batch = ["batch", requests, "-o", output, *FLOAT32]
-    note = batching._Writer._note
+    note = run._Writer._note
 
     def killed(self, row, outcome):
         if outcome:
@@ -185,7 +185,7 @@ def test_stopped_between_picture_and_note(folder, monkeypatch):
         note(self, row, outcome)
 
     with monkeypatch.context() as patch:
-        patch.setattr(batching._Writer, "_note", killed)
+        patch.setattr(run._Writer, "_note", killed)
         assert invoke(*batch).exit_code != 0
     assert (output / "a.png").exists()
     for name in (".a.png.12345.part", ".a.json.0123456789abcdef.part"):
@@ -208,13 +208,13 @@ def test_rows_of_one_shape_run_together(folder, monkeypatch):
     white[:, 64:] = 255
     Image.fromarray(white).save(folder / "mask.png")
     requests = write(folder / "r.jsonl", *rows)
-    sizes, together = [], batching.edit_batch
+    sizes, together = [], run.edit_batch
 
     def counted(pipeline, requests):
         sizes.append(len(requests))
         return together(pipeline, requests)
 
-    monkeypatch.setattr(batching, "edit_batch", counted)
+    monkeypatch.setattr(run, "edit_batch", counted)
     loads, load = [], joyjax.load
     monkeypatch.setattr(joyjax, "load", lambda *args, **options: loads.append(args) or load(*args, **options))
     alone = invoke("batch", requests, "-o", folder / "alone", *FLOAT32)
@@ -238,14 +238,14 @@ def test_rows_of_one_shape_run_together(folder, monkeypatch):
 def test_a_group_that_fails_is_run_one_by_one(folder, monkeypatch):
     """An error of the devices, too, is its row's alone."""
     requests = write(folder / "r.jsonl", *({"id": name, **ROW, "seed": n} for n, name in enumerate("abc")))
-    together = batching.edit_batch
+    together = run.edit_batch
 
     def fails(pipeline, requests):
         if any(request["seed"] == 1 for request in requests):
             raise MemoryError("out of memory")
         return together(pipeline, requests)
 
-    monkeypatch.setattr(batching, "edit_batch", fails)
+    monkeypatch.setattr(run, "edit_batch", fails)
     done = invoke("batch", requests, "-o", folder / "out", "--batch-size", 3, *FLOAT32)
     assert [Path(line).stem for line in done.stdout.split()] == ["a", "c"]
     assert told(folder / "out", "b")["error"] == "internal error, MemoryError: out of memory"
@@ -263,7 +263,7 @@ def test_cancelling_stops_all_rows(folder):
 
     done = []
     with pytest.raises(Cancelled):
-        done.extend(batching.run_rows(pipeline, rows, folder, folder / "out", callback=cancel))
+        done.extend(run.run_rows(pipeline, rows, folder, folder / "out", callback=cancel))
     assert steps == [1, 2, 1]
     assert listed(folder / "out") == ["a.json", "a.png"]
 
@@ -399,7 +399,7 @@ def test_what_is_not_a_file_of_requests_writes_nothing(folder, monkeypatch):
 def test_a_folder_is_written_by_one_batch_at_a_time(folder, monkeypatch):
     unloaded(monkeypatch)
     (folder / "out").mkdir()
-    with batch_folder.hold_folder(folder / "out"):
+    with folder.hold_folder(folder / "out"):
         done = invoke("batch", write(folder / "r.jsonl", ROW), "-o", folder / "out")
     assert isinstance(done.exception, RequestError)
     assert "is being written by another batch at this time" in str(done.exception)

@@ -19,11 +19,11 @@ from PIL import Image
 from saved import save
 
 from joyjax.cli import app
-from joyjax.inputs.image import open_picture
-from joyjax.recipe import make_recipe, read_recipe
+from joyjax.media.image import open_picture
+from joyjax.media.references import Source
+from joyjax.provenance.recipe import make_recipe, read_recipe
 from joyjax.shapes.advice import ABOUT
 from joyjax.shapes.edits import KINDS
-from joyjax.sources import Source
 
 PROGRAM = Path(sys.executable).with_name("joyjax")
 SMALL = ["--steps", "2", "--height", "64", "--width", "96", "--exact-size", "--dtype", "float32"]

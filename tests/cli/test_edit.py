@@ -13,9 +13,9 @@ from invoke import invoke, start, succeed
 from PIL import Image
 from web import serving
 
+from joyjax.convert.source.model import DEMO
 from joyjax.errors import AdviceWarning, CheckpointError, JoyJaxError, PictureError, RequestError
-from joyjax.inputs.model import DEMO
-from joyjax.recipe import read_recipe
+from joyjax.provenance.recipe import read_recipe
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "shapes.png"
 PROMPT = "make the red circle blue"
@@ -157,7 +157,7 @@ def test_pictures_that_are_not_in_files(here, monkeypatch):
     fast = ["--steps", 1, *FAST]
     succeed("edit", PROMPT, "-i", "shapes.png", "-o", "file.png", *fast)
     with monkeypatch.context() as patch:
-        patch.setattr("joyjax.inputs.fetch.is_public", lambda address: False)
+        patch.setattr("joyjax.media.fetch.is_public", lambda address: False)
         with serving({"/shapes.png": data}) as url:
             succeed("edit", PROMPT, "-i", f"{url}/shapes.png?a=b", "--allow-private-urls", "-o", "url.png", *fast)
             fails(PROMPT, "-i", f"{url}/shapes.png", *fast, says="not a public address", error=PictureError)

@@ -9,7 +9,7 @@ import pytest
 from invoke import PROGRAM, environment
 from PIL import Image
 
-from joyjax.inputs.model import DEMO
+from joyjax.convert.source.model import DEMO
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "shapes.png"

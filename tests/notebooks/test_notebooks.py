@@ -20,12 +20,12 @@ import pytest
 from nbclient.exceptions import CellExecutionError
 from PIL import Image
 
-from joyjax import info
-from joyjax.converting import convert_model
+from joyjax.convert.source.model import DEMO
 from joyjax.errors import CheckpointError
-from joyjax.inputs.files import unfinished
-from joyjax.inputs.model import DEMO
-from joyjax.recipe import read_recipe
+from joyjax.provenance.recipe import read_recipe
+from joyjax.reading import unfinished
+from joyjax.runtime import info
+from joyjax.runtime.convert import convert_model
 from joyjax.shapes.draw import render
 from joyjax.shapes.edits import Edit, Pair, apply
 from joyjax.shapes.judge import judge

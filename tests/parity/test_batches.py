@@ -5,7 +5,7 @@ import pytest
 from pairs import BUCKETS, LEVELS, assert_same, draw, our_edit, photo, their_edit
 
 import joyjax
-from joyjax.inputs import image as image_inputs
+from joyjax.media import image as image_inputs
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 import joyjax
-from joyjax.inputs.image import to_pixels
-from joyjax.inputs.model import DEMO
+from joyjax.convert.source.model import DEMO
+from joyjax.media.image import to_pixels
 from joyjax.sampling.noise import initial_noise
-from joyjax.scoring import tasks
+from joyjax.score import tasks
 from joyjax.shapes.draw import render
 
 pytestmark = pytest.mark.parity
@@ -47,7 +47,10 @@ def test_the_same_pictures(count, theirs, monkeypatch):
         source = Image.fromarray(render(task.pair.source))
         noise = initial_noise(task.seed, (to_pixels(source)[None],), (1, 16, 16, 16))
         latents = torch.from_numpy(np.moveaxis(noise, -1, 1)[:, :, None])[:, None]
-        settings = {"num_inference_steps": ours.native.steps, "guidance_scale": ours.native.guidance_scale}
+        settings = {
+            "num_inference_steps": ours.generation_defaults.steps,
+            "guidance_scale": ours.generation_defaults.guidance_scale,
+        }
         expected = np.asarray(theirs(image=source, prompt=task.prompt, latents=latents, **settings).images[0])
         result = np.asarray(joyjax.edit(ours, source, task.prompt, seed=task.seed).image)
         off = np.abs(result.astype(int) - expected.astype(int))

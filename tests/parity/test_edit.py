@@ -8,8 +8,8 @@ from pairs import BUCKETS, assert_same, draw, our_edit, photo, their_edit
 
 import joyjax
 from joyjax.families import joyimage
-from joyjax.inputs import image as image_inputs
-from joyjax.inputs.image import buckets
+from joyjax.media import image as image_inputs
+from joyjax.media.image import buckets
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -75,7 +75,7 @@ def test_the_end_of_a_long_prompt_with_a_picture_is_kept(reference, loaded, monk
 @nightly
 def test_the_longest_prompt_alone(reference, loaded, monkeypatch):
     """As at 2048 tokens, the most that the reference reads; beyond, it cuts the turn's end and joyjax refuses."""
-    longest = len(joyimage.prompt_tokens(loaded.files.tokenizer, LONG, []))
+    longest = len(joyimage.prompt_tokens(loaded.parts.tokenizer, LONG, []))
     monkeypatch.setattr(joyimage, "LONGEST_TEXT", longest)
     monkeypatch.setattr(reference, "text_token_max_length", longest - joyimage.DROPPED)
     size, noise = (64, 96), draw(64, 96)

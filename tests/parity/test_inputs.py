@@ -10,10 +10,10 @@ from PIL import Image
 
 from joyjax.errors import PictureError
 from joyjax.families.joyimage import prompt_tokens
-from joyjax.inputs.framing import cover_crop
-from joyjax.inputs.image import buckets
-from joyjax.inputs.text import control_token, load_tokenizer, multimodal_positions
-from joyjax.inputs.vision import VisionProcessorConfig, smart_resize, vision_patches
+from joyjax.media.framing import cover_crop
+from joyjax.media.image import buckets
+from joyjax.processors.text import control_token, load_tokenizer, multimodal_positions
+from joyjax.processors.vision import VisionProcessorConfig, smart_resize, vision_patches
 
 pytestmark = pytest.mark.parity
 

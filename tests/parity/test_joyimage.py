@@ -10,9 +10,9 @@ import pytest
 from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.stream import fill
-from joyjax.inputs.files import read_json
 from joyjax.layers.patch import patchify, unpatchify
 from joyjax.models.joyimage import Condition
+from joyjax.reading import read_json
 
 pytestmark = [pytest.mark.jax, pytest.mark.parity]
 torch = pytest.importorskip("torch")
@@ -177,7 +177,7 @@ def test_bfloat16_is_as_exact_as_the_reference(reference, checkpoint, error):
 
 def test_only_the_target_reaches_the_result(loaded):
     """The last block asks no queries of references and text: they are not even in the compiled program's outputs."""
-    config = loaded.files.configs["transformer"]
+    config = loaded.parts.configs["transformer"]
     assert dataclasses.is_dataclass(config)
     target, txt = draw(1, 1, 4, 6, 16), draw(2, 1, 5, 64)
     condition = Condition(

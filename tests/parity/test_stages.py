@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from joyjax.inputs import image as image_inputs
+from joyjax.media import image as image_inputs
 
 pytest.importorskip("torch")
 from pairs import BUCKETS, draw, photo

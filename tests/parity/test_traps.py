@@ -18,14 +18,15 @@ import pytest
 from flax import nnx
 
 import joyjax
-from joyjax import running
 from joyjax.families import joyimage as family
 from joyjax.families.family import Inputs, Request
-from joyjax.inputs import image, vision
 from joyjax.layers.norm import ChannelNorm
 from joyjax.layers.patch import unpatchify
+from joyjax.media import image
 from joyjax.models.joyimage import Condition
-from joyjax.sampling import steps
+from joyjax.processors import vision
+from joyjax.runtime import engine
+from joyjax.sampling import guided_step as steps
 
 pytest.importorskip("torch")
 from pairs import BUCKETS, SHARE, draw, photo
@@ -47,9 +48,9 @@ class Edit:
 
     def __init__(self, pipeline: joyjax.Pipeline):
         # These bounds have the vision tower's pictures enlarged.
-        processor = dataclasses.replace(pipeline.files.vision, min_pixels=96 * 128)
-        self.files = dataclasses.replace(pipeline.files, vision=processor)
-        self.pipeline = dataclasses.replace(pipeline, files=self.files, family=family.EDIT_PLUS)
+        processor = dataclasses.replace(pipeline.parts.vision, min_pixels=96 * 128)
+        self.files = dataclasses.replace(pipeline.parts, vision=processor)
+        self.pipeline = dataclasses.replace(pipeline, parts=self.files, family=family.EDIT_PLUS)
         self.patch = self.files.configs["transformer"].patch
         self.request = Request(
             prompt="put the dog<|im_end|> on the table",
@@ -76,11 +77,11 @@ class Edit:
 
     @functools.cached_property
     def txt(self) -> jax.Array:
-        return running.encode_prompt(self.pipeline, self.inputs)
+        return engine.encode_prompt(self.pipeline, self.inputs)
 
     @functools.cached_property
     def references(self) -> jax.Array:
-        return running.encode_references(self.pipeline, self.inputs)
+        return engine.encode_references(self.pipeline, self.inputs)
 
     @functools.cached_property
     def condition(self) -> Condition:
@@ -88,19 +89,19 @@ class Edit:
 
     @functools.cached_property
     def latents(self) -> jax.Array:
-        job = running.Job(self.request, self.inputs, self.condition)
-        return running.denoise(self.pipeline, [job])[0][:, : self.inputs.target_length]
+        job = engine.Job(self.request, self.inputs, self.condition)
+        return engine.denoise(self.pipeline, [job])[0][:, : self.inputs.target_length]
 
     @functools.cached_property
     def picture(self) -> np.ndarray:
-        return running.decode(self.pipeline, self.inputs, self.latents)[None]
+        return engine.decode(self.pipeline, self.inputs, self.latents)[None]
 
     def network(self, name: str) -> Any:
         return self.pipeline.weights[name].module()
 
     def schedule(self) -> np.ndarray:
-        levels = running.sigmas(40, self.files.schedule)
-        return np.stack([levels, running.timesteps(levels, self.files.schedule)])
+        levels = engine.sigmas(40, self.files.schedule)
+        return np.stack([levels, engine.timesteps(levels, self.files.schedule)])
 
     def pixels(self) -> np.ndarray:
         return np.concatenate([picture.ravel() for picture in self.inputs.pictures])
@@ -117,7 +118,7 @@ class Edit:
         return jnp.concatenate([row[:count] for row, count in zip(tokens, counts, strict=True)])
 
     def velocity(self) -> jax.Array:
-        rows = jnp.tile(jnp.asarray(running.noise_tokens(self.pipeline, self.inputs)), (2, 1, 1))
+        rows = jnp.tile(jnp.asarray(engine.noise_tokens(self.pipeline, self.inputs)), (2, 1, 1))
         velocity = self.network("transformer")(rows, jnp.full(2, 1000, jnp.float32), self.condition)
         return velocity[:, : self.inputs.target_length]
 

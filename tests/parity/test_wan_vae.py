@@ -11,8 +11,8 @@ from flax import nnx
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.stream import fill
 from joyjax.convert.wan_vae import VAE
-from joyjax.inputs.files import read_json
 from joyjax.layers.norm import ChannelNorm
+from joyjax.reading import read_json
 
 pytestmark = [pytest.mark.jax, pytest.mark.parity]
 torch = pytest.importorskip("torch")

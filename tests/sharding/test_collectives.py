@@ -14,12 +14,12 @@ from meshes import CONFIG, draw, make_condition, make_weights, mesh_of
 
 from joyjax.convert.qwen3_vl import TEXT_ENCODER
 from joyjax.convert.wan_vae import VAE
-from joyjax.inputs.files import read_json
 from joyjax.layers.weights import leaves
+from joyjax.models.autoencoder.wan import WanVAEConfig
 from joyjax.models.qwen3_vl import TextInputs
 from joyjax.models.qwen3_vl_vision import VisionInputs, place_patches
-from joyjax.models.wan_vae import WanVAEConfig
-from joyjax.sampling.steps import denoise_step
+from joyjax.reading import read_json
+from joyjax.sampling.guided_step import denoise_step
 from joyjax.sharding.place import parameter_sharding
 
 pytestmark = pytest.mark.jax
@@ -85,7 +85,7 @@ def compiled_encoder(folder: Path, layers: int, depth: int, sizes: dict[str, int
             for path, leaf in leaves(abstract.state).items()
         }
     )
-    numbers = {"ids": (2, 48), "positions": (2, 48, 3), "slots": (2, 48)}
+    numbers = {"ids": (2, 48), "positions": (2, 48, 3), "image_token_index": (2, 48)}
     text = TextInputs(**{name: jnp.zeros(shape, jnp.int32) for name, shape in numbers.items()})
     places = [jnp.asarray(place)[None] for place in place_patches(4, 6, config.vision)]
     patches = jnp.zeros((1, 24, config.vision.patch_numbers))

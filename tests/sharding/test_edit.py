@@ -14,8 +14,8 @@ from PIL import Image
 import joyjax
 from joyjax.errors import MeshError
 from joyjax.families.joyimage import EDIT
-from joyjax.inputs.files import read_json
 from joyjax.layers.weights import leaves
+from joyjax.reading import read_json
 from joyjax.sharding.mesh import check_mesh, parse_mesh
 from joyjax.sharding.place import constrain, parameter_sharding
 from joyjax.sharding.rules import RULES

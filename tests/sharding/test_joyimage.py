@@ -10,7 +10,7 @@ from meshes import CONFIG, MESHES, draw, make_condition, make_weights, mesh_of, 
 from joyjax.errors import MeshError
 from joyjax.layers.weights import Weights
 from joyjax.models.joyimage import Condition
-from joyjax.sampling.steps import denoise_step, fill_rows
+from joyjax.sampling.guided_step import denoise_step, pad_batch
 from joyjax.sharding.attention import sequence_mesh, share_out
 
 pytestmark = pytest.mark.jax
@@ -96,7 +96,7 @@ def test_more_of_ulysses_than_heads():
 def test_rows_are_filled_within_each_pass(rows, passes, devices, filled):
     x = jnp.arange(passes * rows).reshape(-1, 1)
     with jax.set_mesh(mesh_of(data=devices)):
-        found = np.asarray(fill_rows({"x": x}, passes)["x"]).reshape(passes, -1)
+        found = np.asarray(pad_batch({"x": x}, passes)["x"]).reshape(passes, -1)
     assert found.shape[1] == filled
     for n in range(passes):
         assert found[n, :rows].tolist() == list(range(n * rows, (n + 1) * rows))

@@ -10,10 +10,10 @@ from small_vae import decode, draw, encode, make_vae, on_canvas
 
 from joyjax.errors import MeshError
 from joyjax.layers.weights import Weights
-from joyjax.models import wan_vae
-from joyjax.sampling.canvas import place_on_canvas, put_on_canvas, take_from_canvas
-from joyjax.sampling.steps import decode_latents, encode_images
-from joyjax.sampling.tiles import Mode, choose, patch_grid
+from joyjax.models.autoencoder import tiling
+from joyjax.models.autoencoder.buckets import bucket_placement, crop_from_bucket, pad_to_bucket
+from joyjax.models.autoencoder.tiling import Mode, choose, patch_grid
+from joyjax.sampling.guided_step import decode_latents, encode_images
 from joyjax.sharding.place import replicate
 
 pytestmark = pytest.mark.jax
@@ -84,14 +84,14 @@ def test_the_stages_on_a_canvas_over_devices(weights, error):
     pixels = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
     tokens = encode_images(weights, pixels, patch=(2, 2))
     drawn, _ = decode_latents(weights, tokens, patch=(2, 2), width=20)
-    canvas, place = place_on_canvas(*size, 64, (2, 2), 2)
-    laid, place = replicate((put_on_canvas(pixels, canvas), place), mesh)
+    canvas, place = bucket_placement(*size, 64, (2, 2), 2)
+    laid, place = replicate((pad_to_bucket(pixels, canvas), place), mesh)
     with jax.set_mesh(mesh):
         found = encode_images(weights, laid, place, patch=(2, 2))
         assert error(found[:, : tokens.shape[1]], tokens) < 1e-5
         found, finite = decode_latents(weights, found, place, patch=(2, 2), canvas=canvas)
     assert np.asarray(finite).all()
-    off = take_from_canvas(np.asarray(found), size) - np.asarray(drawn).astype(int)
+    off = crop_from_bucket(np.asarray(found), size) - np.asarray(drawn).astype(int)
     assert np.abs(off).max() <= 1
 
 
@@ -111,7 +111,7 @@ def test_rows_are_really_split(weights):
 
 @pytest.mark.parametrize("mode", ["tiled", "patch"])
 def test_tiles_and_patches_on_a_mesh(mode, weights, monkeypatch, error):
-    monkeypatch.setattr(wan_vae, "TILE", 32)
+    monkeypatch.setattr(tiling, "TILE", 32)
     pixels, latents = draw(2, 72, 64)
 
     @functools.partial(jax.jit, static_argnames="mode")

@@ -20,9 +20,9 @@ from safetensors.numpy import save_file
 
 from joyjax.convert import checkpoint, stream
 from joyjax.convert.conversion import convert_checkpoint
+from joyjax.convert.generation_defaults import GenerationDefaults
 from joyjax.convert.journal import open_journal
 from joyjax.convert.manifest import Manifest, parts
-from joyjax.convert.native import Native
 from joyjax.convert.safetensors import Tensors
 from joyjax.errors import CheckpointError, MeshError, RequestError
 from joyjax.layers.weights import leaves
@@ -92,7 +92,11 @@ def test_the_manifest_is_read_as_it_was_written(source, target):
     (source / "joyjax.json").write_text('{"base_size": 256, "guidance_scale": 1.5}')
     manifest = convert_checkpoint(source, target, BOTH)
     assert Manifest.read(target) == manifest
-    assert manifest.native == Native.read(target) == Native(base_size=256, guidance_scale=1.5)
+    assert (
+        manifest.generation_defaults
+        == GenerationDefaults.read(target)
+        == GenerationDefaults(base_size=256, guidance_scale=1.5)
+    )
     raw = json.loads((target / "joyjax.json").read_text())
     assert (raw["format"], raw["version"]) == ("joyjax-orbax", 2)
     entry = raw["components"]["toy"]["parameters"]["blocks.1.qkv.kernel"]

@@ -149,7 +149,7 @@ def test_an_unusable_folder_of_the_hub(monkeypatch, tmp_path, offline):
     """It is named where a hub id is asked for, and only there."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("HF_HOME", str(tmp_path / "file"))
-    code = "from joyjax.inputs.model import model_folder as find; find(None)\ntry:\n    find('some/one')\n"
+    code = "from joyjax.convert.source.model import model_folder as find; find(None)\ntry:\n    find('some/one')\n"
     code += "except Exception as error:\n    print(error)"
     settings = {**os.environ, "HF_HUB_OFFLINE": offline}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=settings, check=True)

@@ -15,9 +15,9 @@ import pytest
 from pictures import encoded, picture
 
 from joyjax.errors import PictureError
-from joyjax.inputs import fetch as module
-from joyjax.inputs.fetch import MOST_REDIRECTS, fetch, is_public, is_url, parse_url
-from joyjax.inputs.load import load_image
+from joyjax.media import fetch as module
+from joyjax.media.fetch import MOST_REDIRECTS, fetch, is_public, is_url, parse_url
+from joyjax.media.load import load_image
 
 PICTURE = encoded(picture(), "PNG")
 Handler = http.server.BaseHTTPRequestHandler

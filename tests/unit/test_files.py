@@ -1,4 +1,4 @@
-"""Files appear whole, names are taken by one alone, and a path is known by what it leads to."""
+"""Parts appear whole, names are taken by one alone, and a path is known by what it leads to."""
 
 import errno
 import os

@@ -9,10 +9,10 @@ import pytest
 
 from joyjax.convert.conversion import convert_checkpoint
 from joyjax.convert.safetensors import Tensors
+from joyjax.convert.source.model import DEMO
 from joyjax.errors import CheckpointError, RequestError
 from joyjax.families.registry import FAMILIES
-from joyjax.fingerprint import SEEN, check_model, fingerprint
-from joyjax.inputs.model import DEMO
+from joyjax.provenance.fingerprint import SEEN, check_model, fingerprint
 
 COMPONENTS = ("text_encoder", "transformer", "vae")
 

@@ -186,7 +186,7 @@ def result():
 
 @pytest.mark.parametrize("suffix", SUFFIX)
 def test_a_result_is_saved_as_its_suffix_says(tmp_path, result, suffix):
-    from joyjax.recipe import read_recipe
+    from joyjax.provenance.recipe import read_recipe
 
     path = tmp_path / f"edit{suffix}"
     result.save(path)
@@ -204,7 +204,7 @@ def test_a_result_is_saved_as_its_suffix_says(tmp_path, result, suffix):
 
 
 def test_a_result_is_never_saved_over_what_it_was_made_from(tmp_path, result):
-    from joyjax.sources import Source
+    from joyjax.media.references import Source
 
     noise().save(tmp_path / "photo.png")
     (tmp_path / "link.png").symlink_to("photo.png")
@@ -233,7 +233,7 @@ def test_a_folder_that_is_full_or_missing(tmp_path, result, monkeypatch):
 
 def test_a_name_holds_although_the_folder_changes(tmp_path, result, monkeypatch):
     """`os.chdir` between `Image.open`, `edit` and `save`."""
-    from joyjax.sources import Source
+    from joyjax.media.references import Source
 
     for folder in ("here", "there"):
         (tmp_path / folder).mkdir()

@@ -12,9 +12,9 @@ from pictures import MODES, RGB_FORM, SCALED, decoded, encoded, exif, noise, pic
 from PIL import Image
 
 from joyjax.errors import PictureError
-from joyjax.inputs.framing import FITS, contain_pad, cover_crop, fit_picture, paste_back, pasted_region, unpad
-from joyjax.inputs.image import alpha_channel, as_rgb, buckets, nearest_bucket, open_picture, rgb_profile, upright
-from joyjax.inputs.mask import check_mask
+from joyjax.media.framing import FITS, contain_pad, cover_crop, fit_picture, paste_back, pasted_region, unpad
+from joyjax.media.image import alpha_channel, as_rgb, buckets, nearest_bucket, open_picture, rgb_profile, upright
+from joyjax.media.mask import check_mask
 
 BILINEAR = Image.Resampling.BILINEAR
 SIDES = st.integers(1, 90)
@@ -41,7 +41,7 @@ ODD |= {
     ]
 }
 ODD |= {
-    f"a photo turned, EXIF {n}": lambda n=n: decoded(encoded(picture("RGB", 30, 40), "PNG", exif=exif(n)))
+    f"a photo transpose_kernels, EXIF {n}": lambda n=n: decoded(encoded(picture("RGB", 30, 40), "PNG", exif=exif(n)))
     for n in range(1, 9)
 }
 

@@ -13,14 +13,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from joyjax.convert.native import Native
+from joyjax.convert.generation_defaults import GenerationDefaults
 from joyjax.convert.safetensors import Tensors
+from joyjax.convert.source.model import DEMO
 from joyjax.errors import CheckpointError
 from joyjax.families.joyimage import EDIT
-from joyjax.inputs.files import read_json
-from joyjax.inputs.model import DEMO
-from joyjax.inputs.vision import VisionProcessorConfig
-from joyjax.sampling.schedule import ScheduleConfig
+from joyjax.processors.vision import VisionProcessorConfig
+from joyjax.reading import read_json
+from joyjax.sampling.euler import ScheduleConfig
 
 thorough = settings(max_examples=200, deadline=None)
 
@@ -245,7 +245,7 @@ CONFIGS: dict[str, Callable[[Mapping[str, Any]], object]] = {
     **{f"{component.folder}/config.json": component.configure for component in EDIT.components},
     "processor/preprocessor_config.json": VisionProcessorConfig.from_json,
     "scheduler/scheduler_config.json": ScheduleConfig.from_diffusers,
-    "joyjax.json": lambda raw: Native.from_json(raw, "joyjax.json"),
+    "joyjax.json": lambda raw: GenerationDefaults.from_json(raw, "joyjax.json"),
 }
 
 

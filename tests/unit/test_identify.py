@@ -23,12 +23,12 @@ from safetensors.numpy import save_file
 
 import joyjax
 from joyjax.convert import manifest
+from joyjax.convert.source import identify as module
+from joyjax.convert.source.identify import PIPELINES, identify
+from joyjax.convert.source.identity import RECIPES
+from joyjax.convert.source.model import DEMO, model_folder
 from joyjax.errors import CheckpointError
 from joyjax.families.registry import FAMILIES
-from joyjax.inputs import identify as module
-from joyjax.inputs.identify import PIPELINES, identify
-from joyjax.inputs.identity import RECIPES
-from joyjax.inputs.model import DEMO, model_folder
 from joyjax.media import metadata
 
 Make = Callable[[Path], Path]
@@ -702,7 +702,7 @@ def test_the_recipe_is_found_by_its_own_name():
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys; from joyjax.inputs.identify import identify; print(identify(sys.argv[1]).kind); "
+        "import sys; from joyjax.convert.source.identify import identify; print(identify(sys.argv[1]).kind); "
         "print(*[name for name in ('jax', 'numpy', 'PIL', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-P", "-c", code, str(DEMO)], capture_output=True, text=True, check=True)

@@ -34,9 +34,10 @@ from pictures import (
 from PIL import Image, ImageCms, PngImagePlugin
 
 from joyjax.errors import PictureError, RequestError
-from joyjax.inputs.dropped import dropped
-from joyjax.inputs.frames import frames_note
-from joyjax.inputs.image import (
+from joyjax.layers.patch import pixels_to_unit
+from joyjax.media.dropped import dropped
+from joyjax.media.frames import frames_note
+from joyjax.media.image import (
     MAX_PIXELS,
     alpha_channel,
     as_rgb,
@@ -49,7 +50,6 @@ from joyjax.inputs.image import (
     to_pixels,
     upright,
 )
-from joyjax.layers.patch import pixels_to_unit
 
 BROKEN = {  # files that are refused, and a word of the reason
     "empty": (lambda: b"", "is empty"),
@@ -314,8 +314,8 @@ def test_counting_frames_leaves_the_callers_picture_alone(kind, tmp_path):
 
 
 def test_many_frames_are_not_counted_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr("joyjax.inputs.frames.MOST_PAGES", 2)
-    monkeypatch.setattr("joyjax.inputs.frames.LARGEST_GIF", 100)
+    monkeypatch.setattr("joyjax.media.frames.MOST_PAGES", 2)
+    monkeypatch.setattr("joyjax.media.frames.LARGEST_GIF", 100)
     pages = [picture(), picture(), picture()]
     (tmp_path / "a.tif").write_bytes(encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
     assert frames_note(open_picture(tmp_path / "a.tif")) == "page 1 of several is used"

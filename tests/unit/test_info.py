@@ -9,12 +9,12 @@ import jax
 import pytest
 from safetensors import safe_open
 
-from joyjax import info
 from joyjax.convert import stream
 from joyjax.convert.conversion import convert_checkpoint
 from joyjax.convert.safetensors import Tensors
 from joyjax.errors import CheckpointError, MeshError
 from joyjax.families.registry import FAMILIES
+from joyjax.runtime import info
 
 pytestmark = pytest.mark.parity  # the checkpoint is the reference's
 

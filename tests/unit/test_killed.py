@@ -26,10 +26,10 @@ from joyjax.convert import safetensors as files
 from joyjax.convert.conversion import convert_checkpoint
 from joyjax.convert.manifest import Manifest, is_converted, told
 from joyjax.convert.safetensors import Tensors
+from joyjax.convert.source.model import model_folder
 from joyjax.errors import CheckpointError, RequestError
-from joyjax.inputs.files import unfinished
-from joyjax.inputs.model import model_folder
 from joyjax.layers.weights import leaves
+from joyjax.reading import unfinished
 
 CONFIG = toy.ToyConfig(layers=1)
 BOTH = (toy.TOY, toy.OTHER)

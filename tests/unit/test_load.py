@@ -11,13 +11,13 @@ import pytest
 from pictures import encoded, picture
 
 from joyjax.errors import PictureError
-from joyjax.inputs.load import load_image
+from joyjax.media.load import load_image
 
 PICTURE = encoded(picture(), "PNG")
 PROGRAM = """
 import sys
 from joyjax.errors import PictureError
-from joyjax.inputs import load
+from joyjax.media import load
 load.MOST_BYTES = 2**20
 try:
     print(load.load_image(sys.argv[1]).tobytes().hex())

@@ -6,7 +6,7 @@ from pictures import decoded, encoded, exif, noise, picture, png
 from PIL import Image
 
 from joyjax.errors import PictureError, RequestError
-from joyjax.inputs.mask import check_mask
+from joyjax.media.mask import check_mask
 
 PICTURE = picture("RGB", 4, 6)
 GREYS = np.array([[0, 255, 128, 1, 254, 0]] * 4, np.uint8)

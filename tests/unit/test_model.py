@@ -12,10 +12,10 @@ import pytest
 
 import joyjax
 from joyjax.convert.manifest import Manifest
-from joyjax.converting import convert_model
+from joyjax.convert.source.model import DEMO, PATTERNS, model_folder
 from joyjax.errors import CheckpointError
-from joyjax.inputs.files import check_files, unfinished
-from joyjax.inputs.model import DEMO, PATTERNS, model_folder
+from joyjax.reading import check_files, unfinished
+from joyjax.runtime.convert import convert_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -40,7 +40,7 @@ def hub(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("name", ["someone/demo", "someone/demo@main", f"someone/demo@{COMMIT}"])
 def test_a_hub_id_is_found_in_the_hubs_cache(hub, name):
     assert model_folder(name) == hub / "snapshots" / COMMIT
-    assert joyjax.load(name).native == joyjax.load(DEMO).native
+    assert joyjax.load(name).generation_defaults == joyjax.load(DEMO).generation_defaults
 
 
 def test_a_hub_id_converts_as_its_folder_does(hub, tmp_path):
@@ -130,7 +130,7 @@ def test_a_model_whose_replacement_was_stopped(tmp_path):
     """Over an existing folder the index goes first and comes last."""
     shutil.copytree(DEMO, tmp_path / "model")
     (tmp_path / ".model.unfinished").mkdir()
-    assert model_folder(tmp_path / "model") == tmp_path / "model"  # not begun with yet
+    assert model_folder(tmp_path / "model") == tmp_path / "model"  # not first_output with yet
     (tmp_path / "model" / "model_index.json").unlink()
     with pytest.raises(CheckpointError, match="is not whole yet; give the `joyjax convert` that began it once more"):
         joyjax.load(tmp_path / "model")

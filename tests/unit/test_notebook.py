@@ -11,7 +11,7 @@ from PIL import Image
 
 from joyjax import notebook
 from joyjax.errors import AdviceWarning
-from joyjax.running import StepEvent
+from joyjax.runtime.engine import StepEvent
 
 
 def plain(width, height, color):

@@ -13,9 +13,9 @@ from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.convert.manifest import Manifest
 from joyjax.convert.rules import match
 from joyjax.convert.wan_vae import VAE
-from joyjax.converting import convert_model
 from joyjax.errors import CheckpointError
 from joyjax.layers.weights import leaves
+from joyjax.runtime.convert import convert_model
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import joyjax
 from joyjax.families.joyimage import item_positions
-from joyjax.inputs.image import buckets
+from joyjax.media.image import buckets
 from joyjax.models.joyimage import Condition
 
 pytestmark = pytest.mark.jax

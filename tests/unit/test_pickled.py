@@ -1,4 +1,4 @@
-"""Files of `torch.save`: read bit for bit without unpickling, and refused by name whatever else they hold."""
+"""Parts of `torch.save`: read bit for bit without unpickling, and refused by name whatever else they hold."""
 
 import collections
 import io

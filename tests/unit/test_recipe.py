@@ -17,11 +17,12 @@ from PIL.PngImagePlugin import PngInfo
 from saved import save
 
 import joyjax
+from joyjax.convert.source.model import DEMO
 from joyjax.errors import AdviceWarning, JoyJaxError, PictureError, RequestError
-from joyjax.fingerprint import check_model
-from joyjax.inputs.image import open_picture
-from joyjax.inputs.model import DEMO
-from joyjax.recipe import (
+from joyjax.media.image import open_picture
+from joyjax.media.references import Source, digest, find_mask, find_references
+from joyjax.provenance.fingerprint import check_model
+from joyjax.provenance.recipe import (
     LONGEST,
     MODEL_DEFAULTS,
     NUMBER,
@@ -32,7 +33,6 @@ from joyjax.recipe import (
     parameters,
     read_recipe,
 )
-from joyjax.sources import Source, digest, find_mask, find_references
 from joyjax.version import VERSION
 
 WRITTEN_BY_0_1_0 = Path(__file__).parents[1] / "data" / "edit-0.1.0.png"  # bfloat16, on a CPU
@@ -493,8 +493,8 @@ def test_defaults_are_those_of_edit():
 
 def test_a_new_option_leaves_older_pictures_readable(tmp_path, monkeypatch):
     """What joyjax 0.1.0 wrote, read by a version with one more option."""
-    monkeypatch.setattr("joyjax.recipe.SETTINGS", {**SETTINGS, "sharpness": NUMBER})
-    monkeypatch.setattr("joyjax.recipe.SETTING_DEFAULTS", {**SETTING_DEFAULTS, "sharpness": 0.5})
+    monkeypatch.setattr("joyjax.provenance.recipe.SETTINGS", {**SETTINGS, "sharpness": NUMBER})
+    monkeypatch.setattr("joyjax.provenance.recipe.SETTING_DEFAULTS", {**SETTING_DEFAULTS, "sharpness": 0.5})
     found = read_recipe(WRITTEN_BY_0_1_0)
     assert edit_arguments(found)["sharpness"] == 0.5
     assert found["joyjax"] == "0.1.0"

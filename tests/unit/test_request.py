@@ -19,8 +19,8 @@ import joyjax
 from joyjax.convert.safetensors import Tensors
 from joyjax.errors import MeshError, PictureError, RequestError
 from joyjax.families.joyimage import EDIT_PLUS
-from joyjax.request import check_request
-from joyjax.sampling import steps
+from joyjax.runtime.request import check_request
+from joyjax.sampling import guided_step as steps
 
 pytestmark = pytest.mark.parity  # the tokenizer and the configurations are the reference's
 
@@ -50,7 +50,7 @@ def prepare(pipeline, image=PICTURE, prompt=PROMPT, **options):
     arguments = dict.fromkeys(("negative_prompt", "steps", "height", "width", "base_size", "noise"))
     arguments |= {"guidance_scale": 4.0, "seed": 0, "exact_size": False, **options}
     request = check_request(pipeline, image, prompt, **arguments)
-    return request, pipeline.family.prepare(request, pipeline.files)
+    return request, pipeline.family.prepare(request, pipeline.parts)
 
 
 @pytest.mark.parametrize(
@@ -235,11 +235,11 @@ def test_a_cache_that_the_model_cannot_have(loaded):
     without = dataclasses.replace(loaded, family=dataclasses.replace(loaded.family, step_cache=False))
     with pytest.raises(RequestError, match="cache is 0.1, but JoyImage-Edit has no step cache; leave it out"):
         joyjax.edit(without, PICTURE, PROMPT, cache=0.1, **SIZE)
-    configs = loaded.files.configs
+    configs = loaded.parts.configs
     one = dataclasses.replace(configs["transformer"], num_layers=1)
-    files = dataclasses.replace(loaded.files, configs={**configs, "transformer": one})
+    files = dataclasses.replace(loaded.parts, configs={**configs, "transformer": one})
     with pytest.raises(RequestError, match="the transformer has 1 block: there is none to skip"):
-        joyjax.edit(dataclasses.replace(loaded, files=files), PICTURE, PROMPT, cache=0.1, **SIZE)
+        joyjax.edit(dataclasses.replace(loaded, parts=files), PICTURE, PROMPT, cache=0.1, **SIZE)
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_both_prompts_share_their_beginning(image, loaded):
     counts = []
     for prompt in (PROMPT, "make it blue, and the sky behind it a little darker", ""):
         _, inputs = prepare(loaded, image, prompt, **SIZE)
-        ids, slots = np.asarray(inputs.text.ids), np.asarray(inputs.text.slots)
+        ids, slots = np.asarray(inputs.text.ids), np.asarray(inputs.text.image_token_index)
         counts.append(inputs.text.shared)
         assert (ids[0, : counts[-1]] == ids[1, : counts[-1]]).all()
         assert (np.flatnonzero(slots[0] >= 0) <= counts[-1] + 32).all()
@@ -409,7 +409,7 @@ def test_defaults_are_the_familys(loaded, plus):
 
 def test_special_tokens_in_a_prompt_are_text(loaded):
     """They add letters to the prompt, and neither an end of the turn nor a place for a picture."""
-    tokenizer = loaded.files.tokenizer
+    tokenizer = loaded.parts.tokenizer
     special = {
         tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("im_start", "im_end", "image_pad", "endoftext")
     }

@@ -1,4 +1,4 @@
-"""Files of requests: which are read, how their rows are counted, and what is refused as a whole."""
+"""Parts of requests: which are read, how their rows are counted, and what is refused as a whole."""
 
 import io
 import json
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from joyjax.batch.rows import read_rows
 from joyjax.errors import RequestError
-from joyjax.rows import read_rows
 
 GOOD = {"prompt": "x", "image": "a.png"}
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from joyjax.errors import CheckpointError, RequestError
-from joyjax.inputs.text import (
+from joyjax.processors.text import (
     control_token,
-    image_slots,
+    image_token_indices,
     length_bucket,
     load_tokenizer,
     multimodal_positions,
@@ -199,11 +199,21 @@ def test_positions_around_pictures():
 
 def test_slots_name_the_feature_of_each_image_token():
     ids = np.array([1, *[IMAGE] * 4, 1, *[IMAGE] * 2, 1])
-    assert image_slots(ids, IMAGE, [(2, 2), (1, 2)], stride=6).tolist() == [-1, 0, 1, 2, 3, -1, 6, 7, -1]
-    assert image_slots(ids, IMAGE, [(2, 2), (1, 2)], stride=6, first=3).tolist() == [-1, 18, 19, 20, 21, -1, 24, 25, -1]
-    assert image_slots([1, 2], IMAGE, [], stride=0).tolist() == [-1, -1]
+    assert image_token_indices(ids, IMAGE, [(2, 2), (1, 2)], stride=6).tolist() == [-1, 0, 1, 2, 3, -1, 6, 7, -1]
+    assert image_token_indices(ids, IMAGE, [(2, 2), (1, 2)], stride=6, first=3).tolist() == [
+        -1,
+        18,
+        19,
+        20,
+        21,
+        -1,
+        24,
+        25,
+        -1,
+    ]
+    assert image_token_indices([1, 2], IMAGE, [], stride=0).tolist() == [-1, -1]
     with pytest.raises(ValueError, match="2 × 2 merged patches does not fit into 3"):
-        image_slots(ids, IMAGE, [(2, 2), (1, 2)], stride=3)
+        image_token_indices(ids, IMAGE, [(2, 2), (1, 2)], stride=3)
 
 
 @pytest.mark.parametrize(
@@ -219,4 +229,4 @@ def test_image_tokens_must_be_the_pictures(ids, grids, reason):
     with pytest.raises(ValueError, match=reason):
         multimodal_positions(ids, IMAGE, grids)
     with pytest.raises(ValueError, match=reason):
-        image_slots(ids, IMAGE, grids, stride=8)
+        image_token_indices(ids, IMAGE, grids, stride=8)

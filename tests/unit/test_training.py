@@ -11,18 +11,18 @@ import pytest
 from PIL import Image
 
 from joyjax.convert.export import export
+from joyjax.convert.source.model import DEMO
 from joyjax.convert.wan_vae import VAE
 from joyjax.families.joyimage import DROPPED, EDIT, prompt_tokens
-from joyjax.inputs.model import DEMO
-from joyjax.inputs.text import control_token
-from joyjax.inputs.vision import vision_patches
 from joyjax.layers.weights import leaves
-from joyjax.pipeline import load
+from joyjax.processors.text import control_token
+from joyjax.processors.vision import vision_patches
+from joyjax.runtime.load import load
 from joyjax.shapes.edits import KINDS, apply, combination, held_out
 from joyjax.sharding.mesh import parse_mesh
 from joyjax.training import autoencoder, flow
 from joyjax.training.autoencoder import AutoencoderConfig
-from joyjax.training.chunks import StreamConfig, make_chunk, make_stream
+from joyjax.training.dataset import StreamConfig, make_chunk, make_stream
 from joyjax.training.demo import fresh_parameters, read_files
 from joyjax.training.flow import COMPONENTS, FlowConfig
 from joyjax.training.optimizer import OptimizerConfig, average, make_optimizer, matrix_axes, schedule
@@ -180,7 +180,7 @@ def test_held_out_combinations_are_never_trained_on(vae):
 
 
 def test_a_chunk_holds_the_pictures_of_its_pairs(vae):
-    from joyjax.sampling.steps import encode_images
+    from joyjax.sampling.guided_step import encode_images
     from joyjax.shapes.draw import render
 
     chunk = make_chunk(STREAM, vae, (2, 2), seed=0, number=1)
@@ -206,8 +206,8 @@ def test_batches_are_those_of_inference(files, stream):
         prompt = files.tokenizer.decode(middle)
         assert list(words) == prompt_tokens(files.tokenizer, prompt, [16])
         assert (prompt == "") == bool(batch.dropped[row])
-        np.testing.assert_array_equal(np.flatnonzero(batch.slots[row] >= 0), np.flatnonzero(words == image))
-        assert int(batch.slots[row].max()) == 16 * row + 15
+        np.testing.assert_array_equal(np.flatnonzero(batch.image_token_index[row] >= 0), np.flatnonzero(words == image))
+        assert int(batch.image_token_index[row].max()) == 16 * row + 15
     ours = flow.vision_inputs(batch.pictures, files)
     for row, picture in enumerate(np.asarray(batch.pictures)):
         patches, grid = vision_patches(Image.fromarray(picture), files.vision)
@@ -301,7 +301,7 @@ def test_the_autoencoder_learns_and_its_encoder_is_left_alone_in_the_end(files, 
     config = dataclasses.replace(files.configs["vae"], dim_mult=(1, 2), temperal_downsample=(True,))  # compiles sooner
     optimizer = make_optimizer(OptimizerConfig(steps=12, warmup=1))
     parameters = place_parameters(VAE.abstract(config, jnp.float32), drawn(VAE, config), None)
-    begun = {path: np.asarray(value) for path, value in parameters.items()}
+    first_output = {path: np.asarray(value) for path, value in parameters.items()}
     step = make_step(autoencoder.make_loss(config, jnp.float32, kl=1e-4, noise=None), optimizer, 0.9, 0)
     batches = autoencoder.make_batches(numbers, 0, whole=False)
     assert batches(0).shape == (2, 32, 32, 3)
@@ -312,7 +312,7 @@ def test_the_autoencoder_learns_and_its_encoder_is_left_alone_in_the_end(files, 
     rows = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
     learned = {path: np.asarray(value) for path, value in state.parameters.items()}
-    assert not np.array_equal(learned["encoder.conv_in.kernel"], begun["encoder.conv_in.kernel"])
+    assert not np.array_equal(learned["encoder.conv_in.kernel"], first_output["encoder.conv_in.kernel"])
 
     free, fixed = divide({path: jnp.asarray(value) for path, value in learned.items()}, autoencoder.DECODER)
     assert all(path.startswith(("encoder", "quant")) for path in fixed)
@@ -375,7 +375,7 @@ def test_the_whole_recipe_further_from_a_checkpoint(tmp_path):
     learned = {path for path, leaf in ours.items() if not np.array_equal(leaf[...], theirs[path][...])}
     assert learned
     assert all(path.startswith(autoencoder.DECODER) for path in learned)  # the transformer knows the encoder's latents
-    assert pipeline.native == demo.native
+    assert pipeline.generation_defaults == demo.generation_defaults
     row = json.loads((tmp_path / "work" / "flow" / "metrics.jsonl").read_text().splitlines()[-1])
     assert 0 <= row["strict"] <= 1
 
@@ -392,8 +392,8 @@ def test_the_whole_recipe_from_nothing(tmp_path):
     )
     train_demo(recipe, tmp_path / "work", tmp_path / "model")
     pipeline = load(tmp_path / "model", dtype="float32")
-    vae = pipeline.files.configs["vae"]
+    vae = pipeline.parts.configs["vae"]
     assert len(set(vae.latents_std)) == vae.z_dim
-    assert pipeline.native.learned == "shapes"
+    assert pipeline.generation_defaults.domain == "shapes"
     for stage in ("autoencoder", "decoder", "flow"):
         assert len((tmp_path / "work" / stage / "metrics.jsonl").read_text().splitlines()) == 1

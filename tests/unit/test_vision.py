@@ -3,7 +3,7 @@
 import pytest
 
 from joyjax.errors import ConfigError
-from joyjax.inputs.vision import VisionProcessorConfig
+from joyjax.processors.vision import VisionProcessorConfig
 
 PROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessor",

@@ -11,9 +11,9 @@ from small_vae import decode, draw, encode, make_vae, on_canvas
 from joyjax.convert.rules import match
 from joyjax.convert.wan_vae import VAE
 from joyjax.errors import CheckpointError, ConfigError
-from joyjax.inputs.files import read_json
 from joyjax.layers.weights import count_parameters, leaves
-from joyjax.models.wan_vae import WanVAEConfig
+from joyjax.models.autoencoder.wan import WanVAEConfig
+from joyjax.reading import read_json
 
 REAL = {
     "_class_name": "AutoencoderKLWan",

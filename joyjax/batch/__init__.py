@@ -1,0 +1,1 @@
+"""Many edits from a file of requests."""

@@ -1,0 +1,187 @@
+"""Many edits from a file of requests: one warm model, errors kept by row, and resuming where it was stopped.
+
+A row is a JSON object with the keyword arguments of `joyjax.edit`; `image` and `mask` are names of files, relative to
+the file of requests, or URLs, and `seed` may be "random". Pictures and notes are never there in part.
+"""
+
+import dataclasses
+import json
+import secrets
+import warnings
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from joyjax.api import check_options, edit_batch
+from joyjax.batch.folder import FILES, Model, check_folder, sweep, targets
+from joyjax.batch.rows import Row
+from joyjax.errors import AdviceWarning, Cancelled, JoyJaxError, RequestError
+from joyjax.families.family import Request
+from joyjax.files import publish
+from joyjax.media.formats import writing
+from joyjax.media.load import load_image
+from joyjax.reading import check_name, quoted
+from joyjax.runtime.engine import Callback, program
+from joyjax.runtime.load import Pipeline
+from joyjax.runtime.result import Result
+
+MOST_WAITING = 64  # rows that wait, with their pictures, for others of their shape
+
+Open = tuple[Row, dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """What came of a row: the file of its picture, or its error; `skipped`: it was there already.
+
+    `notes` are for the user: what was done to its pictures, and where the request leaves what the model does well.
+    """
+
+    row: Row
+    picture: Path
+    error: str | None = None
+    skipped: bool = False
+    result: Result | None = None
+    notes: tuple[str, ...] = ()
+
+
+def run_rows(
+    pipeline: Pipeline,
+    rows: Sequence[Row],
+    source: Path,
+    folder: Path,
+    *,
+    batch_size: int = 1,
+    overwrite: bool = False,
+    metadata: bool = True,
+    allow_private_urls: bool = False,
+    callback: Callback | None = None,
+) -> Iterator[Done]:
+    """Run all rows and give what came of each, in the order in which they end.
+
+    `source` is the folder that files in rows are relative to. `metadata`: pictures carry their recipes. What is in
+    `folder` from an earlier run of the same rows and the same model is not done again; rows that failed are. Rows of
+    one program, up to `batch_size`, run together. `allow_private_urls`: pictures may come from addresses that are not
+    public. The caller holds `folder` (`hold_folder`).
+
+    Raises:
+        RequestError: before anything runs, if a result would replace an input or, without `overwrite`, another result.
+        PictureError: if a result cannot be written, as on a full disk. What is written stays.
+        Cancelled: from the callback. What is written stays.
+    """
+    model = Model.of(pipeline.source, pipeline.dtype, pipeline.linear)
+    found = check_folder(folder, rows, model, source, overwrite=overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder, rows)
+    writer = _Writer(folder, model, metadata)
+    waiting: dict[Hashable, list[Open]] = {}
+    for row in rows:
+        if found[row.name] == "done":
+            yield Done(row, writer.picture(row), skipped=True)
+            continue
+        try:
+            if row.error is not None:
+                raise RequestError(row.error)
+            options = _opened(row, source, allow_private_urls) | {"callback": callback}
+            key = _key(pipeline, options) if batch_size > 1 else None
+        except Exception as error:  # whatever is wrong with one row, the others go on
+            yield writer.failed(row, error)
+            continue
+        waiting.setdefault(key, []).append((row, options))
+        if len(waiting[key]) == batch_size:
+            yield from _run(pipeline, waiting.pop(key), writer)
+        elif sum(map(len, waiting.values())) >= MOST_WAITING:
+            yield from _run(pipeline, waiting.pop(next(iter(waiting))), writer)
+    while waiting:
+        yield from _run(pipeline, waiting.pop(next(iter(waiting))), writer)
+
+
+def _key(pipeline: Pipeline, options: Mapping[str, Any]) -> Hashable:
+    """Return what rows must have in common to be no slower together: their program and the sizes of all sequences."""
+    request: Request = check_options(pipeline, options)
+    inputs = pipeline.family.prepare(request, pipeline.parts)
+    return program(request, inputs), inputs.reference_tokens, inputs.prompt_size
+
+
+def _run(pipeline: Pipeline, group: Sequence[Open], writer: "_Writer") -> Iterator[Done]:
+    """Run rows together; if that fails, each by itself, so that the error is that of its row."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AdviceWarning)  # each result has its own notes
+            results = edit_batch(pipeline, [options for _, options in group])
+    except Cancelled:
+        raise
+    except Exception as error:  # also what only the device finds, such as too little memory
+        if len(group) == 1:
+            yield writer.failed(group[0][0], error)
+            return
+        for one in group:
+            yield from _run(pipeline, [one], writer)
+        return
+    for (row, _), result in zip(group, results, strict=True):
+        yield writer.drawn(row, result)
+
+
+def _opened(row: Row, source: Path, allow_private_urls: bool) -> dict[str, Any]:
+    """Return the options with their pictures read, and their seed drawn where the row leaves it to chance."""
+    options = dict(row.options)
+    if options.get("seed") == "random":
+        options["seed"] = secrets.randbelow(2**32)
+    elif isinstance(options.get("seed"), str):
+        raise RequestError(f'seed is {quoted(options["seed"])}; expected a whole number from 0, or "random"')
+    for key in FILES:
+        named = options.get(key)
+        if named is None:
+            continue
+        several = isinstance(named, list) and key == "image"
+        files = named if several else [named]
+        if not all(isinstance(file, str) and file for file in files):
+            expected = "the name of a file or a URL" + (", or a list of them" if key == "image" else "")
+            raise RequestError(f"{key} is {quoted(named)}; expected {expected}")
+        for file in files:
+            check_name(file)
+        pictures = [
+            load_image(file, folder=source, pipes=False, allow_private_urls=allow_private_urls) for file in files
+        ]
+        options[key] = pictures if several else pictures[0]
+    return options
+
+
+@dataclasses.dataclass(frozen=True)
+class _Writer:
+    """Writes what came of rows into a folder."""
+
+    folder: Path
+    model: Model
+    metadata: bool
+
+    def picture(self, row: Row) -> Path:
+        """Return where a row's picture goes."""
+        return targets(self.folder, row)[0]
+
+    def drawn(self, row: Row, result: Result) -> Done:
+        """Write a picture. The note beside it says that it is there only once it is."""
+        picture = self.picture(row)
+        self._note(row, {})
+        result.save(picture, metadata=self.metadata)
+        crops = [str(crop) for crop in result.crops]
+        outcome = {"picture": picture.name, "seed": result.seed, "crops": crops, "timings": dict(result.timings)}
+        self._note(row, outcome)
+        changed = tuple(str(crop) for crop in result.crops if crop.source != crop.size)
+        drawn = (f"seed {result.seed}",) if row.options.get("seed") == "random" else ()
+        return Done(row, picture, result=result, notes=result.notes + changed + drawn)
+
+    def failed(self, row: Row, error: Exception) -> Done:
+        """Write an error; a picture of that name, of another row, goes."""
+        said = str(error) if isinstance(error, JoyJaxError) else f"internal error, {type(error).__name__}: {error}"
+        picture = self.picture(row)
+        self._note(row, {"error": said})
+        with writing(picture):
+            picture.unlink(missing_ok=True)
+        return Done(row, picture, error=said)
+
+    def _note(self, row: Row, outcome: Mapping[str, Any]) -> None:
+        path = targets(self.folder, row)[1]
+        held = {"id": row.name, "row": row.options, "model": dataclasses.asdict(self.model), **outcome}
+        with writing(path):  # on a full disk the run ends: no row could be written
+            publish(f"{json.dumps(held, indent=2)}\n".encode(), path)

@@ -1,0 +1,221 @@
+"""From the user's picture to the size that the networks work at, and from their result back into the picture.
+
+Sizes are (height, width); boxes are (left, top, right, bottom), the last two beyond the end.
+"""
+
+import dataclasses
+import math
+from typing import Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from joyjax.errors import PictureError
+from joyjax.media.image import MAX_PIXELS, Size, alpha_channel, as_rgb, rgb_profile, upright
+
+Fit = Literal["crop", "pad"]
+FITS: tuple[Fit, ...] = get_args(Fit)
+MUCH = 0.1  # of a picture, cut off: time to say that it need not be
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """What a fit made of a picture; `str` says it in one line.
+
+    `source` is the picture's size, `scale` the enlargement, and `box` what is left, in pixels of the source and not
+    always whole; `lost` is the share of the area that is gone, from 0 to 1. `size` is what the picture was fitted to
+    and `inner` the whole pixels of it that show the picture: all of them for the fit "crop", all but the padding for
+    "pad".
+    """
+
+    source: Size
+    scale: float
+    box: tuple[float, float, float, float]
+    lost: float
+    size: Size
+    fit: Fit
+    inner: tuple[int, int, int, int]
+
+    def __str__(self) -> str:
+        """Return one line for the user."""
+        source, size = (f"{width} × {height}" for height, width in (self.source, self.size))
+        if self.source == self.size:
+            return f"picture {source}, taken as it is"
+        facts = [_cropped(self)]
+        if self.lost > MUCH:
+            facts.append("--fit pad keeps all of it")
+        if padding := _padding(self):
+            facts.append(padding)
+        return f"picture {source} → {size}{_scaled(self.scale)}; " + "; ".join(facts)
+
+
+def _scaled(scale: float) -> str:
+    if scale == 1:
+        return ""
+    factor, word = (scale, "enlarged") if scale > 1 else (1 / scale, "reduced")
+    return f", {word} slightly" if factor < 1.005 else f", {word} {factor:.3g} times"
+
+
+def _cropped(crop: Crop) -> str:
+    if not crop.lost:
+        return "nothing cropped"
+    share = "less than 0.1 %" if crop.lost < 0.0005 else f"{100 * crop.lost:.1f} %"
+    left, top, right, bottom = (round(side) for side in crop.box)
+    return f"{share} cropped: columns {left} to {right} and rows {top} to {bottom} are left"
+
+
+def _padding(crop: Crop) -> str:
+    (height, width), (left, top, right, bottom) = crop.size, crop.inner
+    above, below, before, behind = top, height - bottom, left, width - right
+    if above + below:
+        return f"{above} rows of padding above and {below} below are removed again"
+    if before + behind:
+        return f"{before} columns of padding on the left and {behind} on the right are removed again"
+    return ""
+
+
+def fit_picture(image: Image.Image, size: Size, fit: Fit) -> tuple[Image.Image, Crop]:
+    """Scale a picture in RGB or grey to `size`: "crop" fills it and loses what sticks out, "pad" keeps the whole.
+
+    Raises:
+        PictureError: if the picture is too thin for it.
+    """
+    return cover_crop(image, size) if fit == "crop" else contain_pad(image, size)
+
+
+def cover_crop(image: Image.Image, size: Size) -> tuple[Image.Image, Crop]:
+    """Scale a picture in RGB or grey until it covers `size`, bilinearly, and cut off what sticks out, centred.
+
+    Source: resize_center_crop in Diffusers' image_processor.py.
+
+    Raises:
+        PictureError: if the picture is so thin that scaling it would take more than `MAX_PIXELS` pixels.
+    """
+    _check_mode(image)
+    height, width = size
+    scale = max(height / image.height, width / image.width)
+    scaled_height, scaled_width = math.ceil(image.height * scale), math.ceil(image.width * scale)
+    if scaled_height * scaled_width > MAX_PIXELS:
+        raise PictureError(
+            f"a picture of {image.width} × {image.height} pixels is too thin to fill {width} × {height}; crop it first"
+        )
+    left, top = (scaled_width - width) // 2, (scaled_height - height) // 2
+    scaled = image.resize((scaled_width, scaled_height), Image.Resampling.BILINEAR)
+    per_row, per_column = image.height / scaled_height, image.width / scaled_width
+    crop = Crop(
+        source=(image.height, image.width),
+        scale=scale,
+        box=(left * per_column, top * per_row, (left + width) * per_column, (top + height) * per_row),
+        lost=1 - (height * width) / (scaled_height * scaled_width),
+        size=size,
+        fit="crop",
+        inner=(0, 0, width, height),
+    )
+    return scaled.crop((left, top, left + width, top + height)), crop
+
+
+def contain_pad(image: Image.Image, size: Size) -> tuple[Image.Image, Crop]:
+    """Scale a picture in RGB or grey until it fits inside `size`, bilinearly, centred; its border fills the rest.
+
+    Raises:
+        PictureError: if the picture is so thin that less than a pixel of it would be left.
+    """
+    _check_mode(image)
+    height, width = size
+    scale = min(height / image.height, width / image.width)
+    if min(image.height, image.width) * scale < 1:
+        raise PictureError(
+            f"a picture of {image.width} × {image.height} pixels is too thin to be seen in {width} × {height}; "
+            "crop it first"
+        )
+    rows, columns = round(image.height * scale), round(image.width * scale)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    scaled = np.asarray(image.resize((columns, rows), Image.Resampling.BILINEAR))
+    around = ((top, height - rows - top), (left, width - columns - left), (0, 0))
+    crop = Crop(
+        source=(image.height, image.width),
+        scale=scale,
+        box=(0.0, 0.0, float(image.width), float(image.height)),
+        lost=0.0,
+        size=size,
+        fit="pad",
+        inner=(left, top, left + columns, top + rows),
+    )
+    return Image.fromarray(np.pad(scaled, around[: scaled.ndim], mode="edge")), crop
+
+
+def _check_mode(image: Image.Image) -> None:
+    if image.mode not in ("RGB", "L"):
+        raise ValueError(f"cannot scale mode {image.mode} faithfully; expected RGB or L")
+
+
+def unpad(image: Image.Image, crop: Crop) -> Image.Image:
+    """Return the part of a picture of the fitted size that shows the source, without what `contain_pad` put around."""
+    if (image.height, image.width) != crop.size:
+        raise ValueError(f"the picture is {image.height} × {image.width} (height × width); expected {crop.size}")
+    return image.crop(crop.inner)
+
+
+def pasted_region(crop: Crop, mask: Image.Image | None = None) -> tuple[int, int, int, int]:
+    """Return the box of the source's pixels that a result can replace: the whole ones inside `crop.box`.
+
+    Raises:
+        PictureError: if that is none, or the mask (see `check_mask`) lets none of them change.
+    """
+    left, top, right, bottom = crop.box
+    # Sides are products of fractions: one that should be whole may lie a hair beside it.
+    region = math.ceil(left - 1e-6), math.ceil(top - 1e-6), math.floor(right + 1e-6), math.floor(bottom + 1e-6)
+    height, width = crop.source
+    if region[0] >= region[2] or region[1] >= region[3]:
+        raise PictureError(
+            f"the crop leaves no whole pixel of a picture of {width} × {height} to paste back; --fit pad keeps all"
+        )
+    if mask is not None and mask.crop(region).getbbox() is None:
+        raise PictureError(
+            "the mask is white only where the crop cuts the picture off: rows {1} to {3} and columns {0} to {2} are "
+            "left; --fit pad keeps all".format(*region)
+        )
+    return region
+
+
+def paste_back(edited: Image.Image, original: Image.Image, crop: Crop, mask: Image.Image | None = None) -> Image.Image:
+    """Return the original with what was edited in its place, at the original's own size.
+
+    `edited` is the network's result at the fitted size, padding and all; `mask`, as `check_mask` returns it, is 255
+    where the picture may change and 0 where it must not, and between them both are mixed. All other pixels, and those
+    that the crop cut off, are `as_rgb(original)`'s bit by bit. Where picture and result have pixels of one size, the
+    edited ones are not resampled either; else by Lanczos. Transparency (the result is then RGBA) and an ICC profile of
+    RGB data are the original's.
+
+    Raises:
+        PictureError: if nothing of the picture can change; see `pasted_region`.
+    """
+    original = upright(original)
+    if (original.height, original.width) != crop.source:
+        raise ValueError(f"the original is {original.height} × {original.width}; the crop is of {crop.source}")
+    if mask is not None and (mask.mode, mask.size) != ("L", original.size):
+        raise ValueError(f"the mask is {mask.mode} {mask.size}; expected L {original.size}, see check_mask")
+    region = pasted_region(crop, mask)
+    result = as_rgb(original)
+    patch = _shown_in(region, edited, crop)
+    result.paste(patch, region, None if mask is None else mask.crop(region))
+    profile, alpha = rgb_profile(original), alpha_channel(original)
+    result.info = {} if profile is None else {"icc_profile": profile}
+    if alpha is not None:
+        result.putalpha(alpha)
+    return result
+
+
+def _shown_in(region: tuple[int, int, int, int], edited: Image.Image, crop: Crop) -> Image.Image:
+    """Return what the result shows in a region of the source, in the source's pixels."""
+    shown = unpad(edited, crop)
+    left, top, right, bottom = crop.box
+    per_column, per_row = shown.width / (right - left), shown.height / (bottom - top)
+    box = (
+        max(0.0, (region[0] - left) * per_column),
+        max(0.0, (region[1] - top) * per_row),
+        min(float(shown.width), (region[2] - left) * per_column),
+        min(float(shown.height), (region[3] - top) * per_row),
+    )
+    # Where both have pixels of one size, Lanczos weighs a pixel by 1 and its neighbours by 0: it changes nothing.
+    return shown.resize((region[2] - region[0], region[3] - region[1]), Image.Resampling.LANCZOS, box=box)

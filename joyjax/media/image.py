@@ -1,0 +1,247 @@
+"""Pictures: reading them, making them upright and RGB, the sizes they are fitted to, and the way to arrays and back.
+
+Sizes are (height, width) here and everywhere else; only Pillow's own calls have the width first.
+"""
+
+import contextlib
+import functools
+import os
+import warnings
+from collections.abc import Iterator
+from io import BytesIO
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from joyjax.errors import PictureError, RequestError
+from joyjax.media.frames import frames_note
+from joyjax.media.not_pictures import describe, describe_raw, is_heif, read_head
+
+Size = tuple[int, int]
+
+MAX_PIXELS = 178_956_970  # where Pillow's own guard against decompression bombs refuses
+TURNS = {  # EXIF orientation → what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Not EPS, which is a program: Pillow would have Ghostscript run it.
+FORMATS = frozenset("AVIF BMP DIB GIF HEIF ICO JPEG JPEG2000 MPO PNG PPM QOI TGA TIFF WEBP".split())
+
+
+def open_picture(path: str | os.PathLike) -> Image.Image:
+    """Read a picture file: upright, in the mode that it was stored in; of several frames the first.
+
+    What is not a regular file is refused: `load_image` in load.py reads pipes and URLs that a user names.
+
+    Raises:
+        PictureError: if there is no such file, it is no picture, broken, or of more than `MAX_PIXELS` pixels.
+    """
+    if not os.path.isfile(path):
+        raise PictureError(f"{path} is not a file" if os.path.exists(path) else f"{path} does not exist")
+    picture = decode_picture(path, str(path))
+    # As `Image.open` has it, but absolute: a recipe names the file, and the folder may change until then.
+    picture.filename = os.path.abspath(path)  # type: ignore[attr-defined]
+    return picture
+
+
+def decode_picture(file: str | os.PathLike | BytesIO, name: str) -> Image.Image:
+    """Return the picture in a file as `open_picture` does, with a note of its frames; errors call the file `name`.
+
+    Raises:
+        PictureError: as `open_picture` does.
+    """
+    try:
+        head = read_head(file)
+        if is_heif(head):
+            _register_heif()
+        with _silence():
+            image = Image.open(file)
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"{name} is too large; at most {MAX_PIXELS:,} pixels are read") from error
+    except UnidentifiedImageError as error:
+        unknown = "cannot be read as a picture: it is broken, or of another format; save it as PNG or JPEG"
+        raise PictureError(f"{name} {describe(head, Image.OPEN) or unknown}") from error
+    except Exception as error:  # each of Pillow's readers fails in its own way
+        said = getattr(error, "strerror", None) or error
+        raise PictureError(f"{name} cannot be read as a picture: {said}") from error
+    with image:
+        if image.format not in FORMATS:
+            known = describe(head, Image.OPEN) or f"is in format {image.format}; save it as PNG or JPEG"
+            raise PictureError(f"{name} {known}")
+        if image.format == "TIFF" and (raw := describe_raw(head, image.tag_v2.get)):  # type: ignore[attr-defined]
+            raise PictureError(f"{name} {raw}")
+        picture = upright(image, name)
+        picture.frames_note = frames_note(image)  # type: ignore[attr-defined]
+        return picture
+
+
+def _register_heif() -> None:
+    """Have Pillow read HEIC where the extra is installed, unless it does already."""
+    if "HEIF" not in Image.OPEN:
+        with contextlib.suppress(ImportError):
+            import pillow_heif
+
+            pillow_heif.register_heif_opener()
+
+
+def as_rgb(image: object) -> Image.Image:
+    """Return any Pillow picture upright and in RGB.
+
+    Pillow converts what RGB can hold, palette, CMYK or 1 bit; grey of 16 bits is scaled to 8. Transparency is dropped
+    and the colours beneath it show.
+
+    Raises:
+        PictureError: if it is no Pillow picture, broken, empty or too large, or its values have no known range.
+    """
+    if not isinstance(image, Image.Image):
+        raise PictureError(f"a picture is a {type(image).__name__}; expected a PIL.Image")
+    image = upright(image)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _grey_of_16_bits(image).convert("RGB")
+    if image.mode == "F":
+        raise PictureError("the picture holds floating-point numbers, whose range is not known; save it with 8 bits")
+    try:
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # the same colours, without Pillow's warning
+        return image.convert("RGB")
+    except ValueError as error:
+        raise PictureError(f"a picture in mode {image.mode} has no RGB form: {error}") from error
+
+
+def upright(image: Image.Image, name: str = "") -> Image.Image:
+    """Decode a picture and turn it as its EXIF or XMP data says, which are then left out: it is never turned twice.
+
+    The result is a copy in the same mode. Errors call it `name`, or else as its file.
+
+    Raises:
+        PictureError: if it is broken, empty, too large, or a TIFF whose grey Pillow would read wrongly.
+    """
+    name = name or getattr(image, "filename", "") or "the picture"
+    if image.width * image.height > MAX_PIXELS:
+        raise PictureError(f"{name} has {image.width} × {image.height} pixels; at most {MAX_PIXELS:,} are read")
+    if not image.width * image.height:
+        raise PictureError(f"{name} is empty: {image.width} × {image.height} pixels")
+    try:
+        with _silence():
+            image.load()
+    except Exception as error:  # each of Pillow's decoders fails in its own way
+        raise PictureError(f"{name} is broken or cut off: {error}") from error
+    tags = getattr(image, "tag_v2", {})  # a TIFF's: bits of a value, and which of its ends is white
+    if image.mode.startswith("I;16") and (tags.get(258, (16,))[0] != 16 or tags.get(262, 1) == 0):
+        raise PictureError(f"{name} is grey of other than 16 bits, or with white as 0; save it with 8 bits, or as PNG")
+    try:
+        with _silence():
+            turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # EXIF data that nobody can read rotates nothing; the pixels are good
+        turn = None
+    turned = image.copy() if turn is None else image.transpose(turn)
+    for key in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):
+        turned.info.pop(key, None)
+    return turned
+
+
+def alpha_channel(image: Image.Image) -> Image.Image | None:
+    """Return a picture's transparency as grey, 255 where it is opaque; None if its mode and file have none.
+
+    The picture is `upright`'s, in any mode that `as_rgb` takes.
+    """
+    if not image.has_transparency_data:
+        return None
+    clear = image.info.get("transparency")  # the value that is transparent, or a palette's table
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(np.where(np.asarray(image) == clear, 0, 255).astype(np.uint8))
+    if (
+        image.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255
+    ):  # of a file with 16 bits a colour: Pillow keeps the high 8 of a pixel
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    return image.convert("RGBA").getchannel("A")
+
+
+def rgb_profile(image: Image.Image) -> bytes | None:
+    """Return a picture's ICC profile if it is one for RGB data.
+
+    Profiles of CMYK or grey say nothing about a picture that `as_rgb` has converted.
+    """
+    profile = image.info.get("icc_profile")
+    known = isinstance(profile, bytes) and profile[16:20] == b"RGB " and profile[36:40] == b"acsp"
+    return profile if known else None
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep Pillow's warnings from the user: sizes are checked here, and broken metadata does no harm."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _grey_of_16_bits(image: Image.Image) -> Image.Image:
+    """Return 0 … 65535 as 0 … 255, rounded to nearest. Pillow itself would clip."""
+    grey = np.asarray(image)
+    low, high = int(grey.min()), int(grey.max())
+    if low < 0 or high > 65535:
+        raise PictureError(f"the picture's grey runs from {low} to {high}; expected 16 bits, 0 to 65535")
+    return Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+@functools.cache
+def buckets(base_size: int) -> tuple[Size, ...]:
+    """Return the sizes that a picture is fitted to, in the reference's order: up to `base_size`² pixels, up to 4:1.
+
+    They are the published table, which is for 1024, times `base_size`/1024. At 256, 512 and 768 that gives multiples
+    of 16 by itself; elsewhere sides are rounded to them, and what is then double or beyond those bounds is left out.
+    Source: BUCKETS in Diffusers' image_processor.py.
+
+    Raises:
+        RequestError: unless `base_size` is a multiple of 16 and at least 32.
+    """
+    if base_size < 32 or base_size % 16:
+        raise RequestError(
+            f"base_size is {base_size}; expected 256, 512, 768 or 1024, or another multiple of 16 from 32"
+        )
+
+    def scaled(side: int) -> int:
+        return 16 * round(side * base_size / 256 / 16)
+
+    sizes = dict.fromkeys((scaled(height), scaled(width)) for height, width in sorted(_staircase()))
+    return tuple((height, width) for height, width in sizes if _in_bounds(height, width, base_size))
+
+
+def _staircase() -> Iterator[Size]:
+    """Walk below the curve h·w = 256² from tall to wide, in steps of 16: the published table at a quarter."""
+    height, width = 4096, 16
+    while height:
+        if _in_bounds(height, width, 256):
+            yield height, width
+        if height * (width + 16) <= 256**2:
+            width += 16
+        else:
+            height -= 16
+
+
+def _in_bounds(height: int, width: int, base_size: int) -> bool:
+    return height * width <= base_size**2 and max(height, width) <= 4 * min(height, width)
+
+
+def nearest_bucket(height: int, width: int, base_size: int) -> Size:
+    """Return the bucket whose h/w is nearest to the picture's by plain difference; of equals the first in the table."""
+    return min(buckets(base_size), key=lambda size: abs(size[0] / size[1] - height / width))
+
+
+def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Return the numbers of an RGB picture."""
+    if image.mode != "RGB":
+        raise ValueError(f"the picture is in mode {image.mode}; expected RGB, see as_rgb")
+    return np.asarray(image)
+
+
+def from_pixels(pixels: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
+    """Return an RGB picture of these numbers."""
+    return Image.fromarray(pixels)

@@ -1,0 +1,1 @@
+"""Picture autoencoders, and how they are applied to pictures of many sizes."""

@@ -1,0 +1,1 @@
+"""Prompts and pictures as the arrays that text encoders take."""

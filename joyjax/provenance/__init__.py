@@ -1,0 +1,1 @@
+"""How a picture was made: recipes and fingerprints of checkpoints."""

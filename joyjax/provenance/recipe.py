@@ -1,0 +1,326 @@
+"""Recipes: how a picture was made, kept in its own file, so that it can be read there and made again.
+
+A recipe is a JSON object; media/metadata.py says where each format of picture files holds it.
+
+    {"recipe": 1, "joyjax": "0.1.0", "jax": "0.10.2", "device": "cpu",
+     "model": {"source": "…", "family": "…", "dtype": "…", "linear": "…", "fingerprint": "sha256:…"},
+     "settings": {"prompt": "…", "steps": 40, …},
+     "references": [{"file": "photo.jpg", "digest": "sha256:…", "size": [1024, 768]}], "mask": null}
+
+A file's name is relative to the picture's folder, and a size is height and width. A setting that a recipe lacks is the
+default of its recipe version, so that recipes written before an option existed are read for ever.
+
+A recipe that is read may be a stranger's. It is data: its size, depth and every type in it are checked, nothing in it
+is run, and the files it names are opened as pictures alone and used only if their digests match.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from joyjax.convert.source.model import DEMO
+from joyjax.errors import RequestError
+from joyjax.media.metadata import Texts, read_recipe_text
+from joyjax.media.references import Source
+from joyjax.reading import parse_json, quoted
+from joyjax.sampling.noise import NOISE_RULE
+from joyjax.version import VERSION
+
+RECIPE = 1
+LONGEST = 2**20  # characters of a recipe; the longest prompt that a model takes is a hundredth of it
+LONGEST_FILE = 4096  # characters of a file's name
+IN_HUB_CACHE = re.compile(r"models--(?P<owner>[^/\\]+?)--(?P<name>[^/\\]+)[/\\]snapshots[/\\](?P<revision>[^/\\]+)$")
+
+Check = tuple[Callable[[Any], bool], str]
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_list_of_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("sha256:[0-9a-f]{64}", value) is not None
+
+
+TEXT: Check = _is_text, "a text"
+TEXT_OR_NOT: Check = lambda value: value is None or _is_text(value), "a text or null"
+YES_OR_NO: Check = lambda value: isinstance(value, bool), "true or false"
+WHOLE: Check = lambda value: type(value) is int, "a whole number"
+NUMBER: Check = _is_number, "a number"
+NUMBERS: Check = lambda value: _is_number(value) or _is_list_of_numbers(value), "a number or a list of numbers"
+LIST_OR_NOT: Check = lambda value: value is None or _is_list_of_numbers(value), "a list of numbers or null"
+OBJECT: Check = lambda value: isinstance(value, dict), "an object"
+DIGEST: Check = _is_digest, "sha256: and 64 digits"
+
+# Every setting has the name of an argument of `joyjax.edit`, but for the noise, which names a rule.
+SETTINGS: Mapping[str, Check] = {
+    "prompt": TEXT,
+    "negative_prompt": TEXT,
+    "steps": WHOLE,
+    "sigmas": LIST_OR_NOT,
+    "guidance_scale": NUMBERS,
+    "guidance_until": NUMBER,
+    "seed": WHOLE,
+    "noise": TEXT,
+    "height": WHOLE,
+    "width": WHOLE,
+    "exact_size": YES_OR_NO,
+    "base_size": WHOLE,
+    "fit": TEXT,
+    "paste_back": YES_OR_NO,
+    "vae_encode": TEXT,
+    "vae_decode": TEXT,
+    "cache": TEXT_OR_NOT,
+}
+MODEL: Mapping[str, Check] = {
+    "source": TEXT_OR_NOT,
+    "family": TEXT,
+    "dtype": TEXT,
+    "linear": TEXT,
+    "fingerprint": DIGEST,
+}
+# What a recipe of version 1 means where it lacks a setting. A new option gets its line here: the value that gives the
+# pictures of before. The other settings are in every recipe.
+SETTING_DEFAULTS: Mapping[str, Any] = {
+    "sigmas": None,
+    "guidance_until": 1.0,
+    "exact_size": False,
+    "fit": "crop",
+    "paste_back": False,
+    "vae_encode": "exact",
+    "vae_decode": "exact",
+    "cache": None,
+}
+MODEL_DEFAULTS: Mapping[str, Any] = {"linear": "exact"}
+SOURCE: Mapping[str, Check] = {
+    "file": (lambda value: value is None or _is_relative(value), "a file's name from the picture's folder on, or null"),
+    "digest": DIGEST,
+    "size": (
+        lambda value: isinstance(value, list) and len(value) == 2 and all(type(n) is int and n > 0 for n in value),
+        "height and width",
+    ),
+}
+TOP: Mapping[str, Check] = {
+    "joyjax": TEXT,
+    "jax": TEXT,
+    "device": TEXT,
+    "model": OBJECT,
+    "settings": OBJECT,
+    "references": (lambda value: isinstance(value, list), "a list"),
+    "mask": (lambda value: value is None or isinstance(value, dict), "an object or null"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a picture was made. `model` and `settings` have the keys of MODEL and SETTINGS."""
+
+    jax: str
+    device: str
+    model: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    references: tuple[Source, ...] = ()
+    mask: Source | None = None
+
+    def plain(self, folder: Path) -> dict[str, Any]:
+        """Return it as JSON has it, for a picture file in `folder`."""
+        return {
+            "recipe": RECIPE,
+            "joyjax": VERSION,
+            "jax": self.jax,
+            "device": self.device,
+            "model": dict(self.model),
+            "settings": dict(self.settings),
+            "references": [source.plain(folder) for source in self.references],
+            "mask": None if self.mask is None else self.mask.plain(folder),
+        }
+
+
+def make_recipe(
+    settings: Mapping[str, Any],
+    *,
+    fingerprint: str,
+    jax: str,
+    device: str,
+    references: Sequence[Source] = (),
+    mask: Source | None = None,
+) -> Recipe:
+    """Make the recipe of an edit of its `Result.settings`, the model's fingerprint, and the kind of device it ran on.
+
+    Where the model is the bundled demo or came from the hub, the recipe says that and not where it lies on this
+    machine.
+
+    Raises:
+        ValueError: unless `settings` has every key of SETTINGS, "model", "family", "dtype" and "linear", and no other.
+    """
+    named = {"model", "family", "dtype", "linear"}
+    if settings.keys() != SETTINGS.keys() | named:
+        odd = sorted(settings.keys() ^ (SETTINGS.keys() | named))
+        raise ValueError(f"settings and what a recipe holds differ in {', '.join(odd)}")
+    model = {
+        "source": _portable(settings["model"]),
+        **{name: settings[name] for name in ("family", "dtype", "linear")},
+        "fingerprint": fingerprint,
+    }
+    return Recipe(jax, device, model, {name: settings[name] for name in SETTINGS}, tuple(references), mask)
+
+
+def recipe_texts(recipe: Recipe, folder: Path) -> Texts:
+    """Return what a picture file in `folder` says of itself.
+
+    Raises:
+        RequestError: if the recipe is too long.
+    """
+    plain = recipe.plain(folder)
+    text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
+    text = re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)  # UTF-8 has no form for these
+    if len(text) > LONGEST:
+        raise RequestError(
+            f"the recipe has {len(text)} characters, and {LONGEST} at most fit; write the picture without one, with "
+            "--no-metadata (Python: metadata=False)"
+        )
+    return Texts(text, parameters(plain))
+
+
+def parameters(recipe: Mapping[str, Any]) -> str:
+    """Return the main part in the form that other programs show: both prompts, and a line of names and values.
+
+    Values with a comma, colon, quote or line break in them are quoted as in JSON.
+    """
+    settings, model = recipe["settings"], recipe["model"]
+    scale = settings["guidance_scale"]
+    values = {
+        "Steps": str(settings["steps"]),
+        "Sampler": "Euler flow",
+        "CFG scale": ", ".join(f"{each:g}" for each in scale) if isinstance(scale, list | tuple) else f"{scale:g}",
+        "Seed": str(settings["seed"]),
+        "Size": f"{settings['width']}x{settings['height']}",
+        "Model": "joyjax demo" if model["source"] is None else PurePath(model["source"]).name,
+        "Version": f"joyjax {recipe['joyjax']}",
+    }
+    line = ", ".join(f"{name}: {_in_a_list(value)}" for name, value in values.items())
+    negative = settings["negative_prompt"].strip()
+    text = "\n".join([settings["prompt"], *([f"Negative prompt: {negative}"] if negative else []), line])
+    # the format of PNG allows no other control characters in a text
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in text)
+
+
+def read_recipe(path: str | os.PathLike) -> dict[str, Any]:
+    """Return the recipe in a picture file, every type in it checked and every setting filled in.
+
+    Settings of a newer version may be among those that are known; `edit_arguments` refuses them.
+
+    Raises:
+        PictureError: if the file is missing or broken.
+        RequestError: if it is of no format that joyjax writes, holds no recipe, or holds one that is damaged or of
+            another version.
+    """
+    text = read_recipe_text(path)
+    try:
+        if len(text) > LONGEST:
+            raise ValueError(f"it has {len(text)} characters; {LONGEST} at most are read")
+        recipe = parse_json(text.encode())
+        json.dumps(recipe, allow_nan=False)
+    except (ValueError, TypeError) as error:
+        raise RequestError(f"{path}: the recipe in it is no JSON object: {error}; give the options instead") from None
+    version = recipe.get("recipe")
+    if type(version) is not int or version != RECIPE:
+        raise RequestError(
+            f"{path}: its recipe is of version {quoted(version)}, written by joyjax {quoted(recipe.get('joyjax'))}; "
+            f"joyjax {VERSION} reads version {RECIPE}"
+        )
+    where = f"{path}: the recipe"
+    _check(recipe, TOP, where, others=["recipe"])
+    for held, defaults in ((recipe["model"], MODEL_DEFAULTS), (recipe["settings"], SETTING_DEFAULTS)):
+        for name, value in defaults.items():
+            held.setdefault(name, value)
+    _check(recipe["model"], MODEL, f"{where}'s model")
+    _check(recipe["settings"], SETTINGS, f"{where}'s settings", others=None)
+    for number, source in enumerate(recipe["references"], 1):
+        _check_source(source, f"{where}'s reference {number}")
+    if recipe["mask"] is not None:
+        _check_source(recipe["mask"], f"{where}'s mask")
+    return recipe
+
+
+def edit_arguments(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of `joyjax.edit`, with its prompt, that make the picture again.
+
+    Pictures are not among them: see `find_references` and `find_mask` in sources.py.
+
+    Raises:
+        RequestError: for a setting that this version does not know, or noise that it cannot draw.
+    """
+    settings = recipe["settings"]
+    if unknown := sorted(settings.keys() - SETTINGS.keys()):
+        raise RequestError(
+            f"the recipe, written by joyjax {recipe['joyjax']}, has the setting {quoted(unknown[0])}, which joyjax "
+            f"{VERSION} does not know: use a newer version"
+        )
+    if settings["noise"] == "given":
+        raise RequestError(
+            "the picture was made from noise that was given to joyjax.edit, and no recipe holds that: give the noise "
+            "again, in Python, with the recipe's settings"
+        )
+    if settings["noise"] != f"rule {NOISE_RULE}":
+        raise RequestError(
+            f"the recipe, written by joyjax {recipe['joyjax']}, has the noise {quoted(settings['noise'])}; joyjax "
+            f"{VERSION} draws it by rule {NOISE_RULE}: use the version that wrote it"
+        )
+    scale = settings["guidance_scale"]
+    guided = max(scale if isinstance(scale, list) else [scale], default=0) > 1
+    # `edit` refuses a negative prompt that would do nothing; so without guidance it was the model's own
+    left_out = {"noise"} if guided else {"noise", "negative_prompt"}
+    return {name: value for name, value in settings.items() if name not in left_out}
+
+
+def _check(found: Any, checks: Mapping[str, Check], where: str, others: Collection[str] | None = ()) -> None:
+    """Raise RequestError unless an object has these keys with values that pass, and `others`; None: any others."""
+    if not isinstance(found, dict):
+        raise RequestError(f"{where} is {quoted(found)}; expected an object")
+    for name, (passes, expected) in checks.items():
+        if name not in found:
+            raise RequestError(f"{where} lacks {name!r}")
+        if not passes(found[name]):
+            raise RequestError(f"{where} has {name} = {quoted(found[name])}; expected {expected}")
+    if others is not None and (odd := sorted(found.keys() - checks.keys() - set(others))):
+        raise RequestError(f"{where} has {quoted(odd[0])}, which joyjax {VERSION} does not know")
+
+
+def _check_source(found: Any, where: str) -> None:
+    """Check a picture of a recipe. It may have a URL, which nothing is taken from unless the user gives it again."""
+    _check(found, SOURCE, where, others=["url"])
+    url = found.get("url")
+    if url is not None and not (isinstance(url, str) and len(url) <= LONGEST_FILE):
+        raise RequestError(f"{where} has url = {quoted(url)}; expected a text")
+
+
+def _is_relative(value: Any) -> bool:
+    if not isinstance(value, str) or not 0 < len(value) <= LONGEST_FILE or "\0" in value:
+        return False
+    return not os.path.isabs(value) and not os.path.splitdrive(value)[0]
+
+
+def _portable(source: str) -> str | None:
+    if Path(source) == DEMO:
+        return None
+    found = IN_HUB_CACHE.search(source)
+    return f"{found['owner']}/{found['name']}@{found['revision']}" if found else source
+
+
+def _in_a_list(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if any(c in value for c in ',:"\n') else value

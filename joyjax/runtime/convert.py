@@ -1,0 +1,51 @@
+"""`joyjax convert` as a function: any source of a known family to a converted folder."""
+
+import functools
+import os
+import tempfile
+from pathlib import Path
+
+from joyjax import dtypes
+from joyjax.convert import original
+from joyjax.convert.conversion import convert_checkpoint
+from joyjax.convert.manifest import Manifest
+from joyjax.convert.source.identity import is_own_layout
+from joyjax.convert.source.model import model_folder
+from joyjax.convert.stream import Progress
+from joyjax.families.registry import family_in
+
+
+def convert_model(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    *,
+    dtype: str | None = None,
+    component: str | None = None,
+    share: str | os.PathLike | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Convert a Diffusers folder, a hub id, or a folder in the layout of the model's own repository.
+
+    See `joyjax.convert.conversion.convert_checkpoint` for the options and errors, and `joyjax.load` for hub ids.
+    """
+    folder = model_folder(source)
+    shared = None if share is None else model_folder(share)
+    number = None if dtype is None else dtypes.by_name(dtype)
+    with tempfile.TemporaryDirectory() as skeleton:
+        place, tensors = folder, None
+        if is_own_layout(folder):
+            place, tensors = Path(skeleton), functools.partial(original.open_tensors, folder)
+            original.write_skeleton(folder, place)
+        components = family_in(place).components
+        return convert_checkpoint(
+            place,
+            Path(target),
+            components,
+            dtype=number,
+            component=component,
+            overwrite=overwrite,
+            share=shared,
+            tensors=tensors,
+            progress=progress,
+        )

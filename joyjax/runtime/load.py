@@ -1,0 +1,146 @@
+"""Loading a model: its family, its parts, and its networks on the devices."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping
+from typing import NoReturn
+
+from jax.sharding import Mesh
+
+from joyjax import dtypes
+from joyjax.convert import checkpoint, manifest, stream
+from joyjax.convert.generation_defaults import BASE_SIZE, GenerationDefaults
+from joyjax.convert.safetensors import Tensors
+from joyjax.convert.source.model import model_folder
+from joyjax.convert.stream import Progress
+from joyjax.errors import JoyJaxError, RequestError
+from joyjax.families.family import Family, Parts
+from joyjax.families.registry import family_in
+from joyjax.layers.weights import Weights, count_parameters
+from joyjax.names import checks_names
+from joyjax.sharding.attention import share_out
+from joyjax.sharding.devices import devices
+from joyjax.sharding.mesh import check_mesh
+from joyjax.storage.float8 import check_linear, quantize_linears
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Pipeline:
+    """A loaded model. `weights` are its networks by folder name, `generation_defaults` the checkpoint's own."""
+
+    family: Family
+    parts: Parts
+    weights: Mapping[str, Weights]
+    dtype: str
+    mesh: Mesh | None
+    generation_defaults: GenerationDefaults
+    source: str
+    linear: str = "exact"
+
+    @property
+    def base_size(self) -> int:
+        """Side of the square whose area the buckets have, in pixels."""
+        return self.generation_defaults.base_size or BASE_SIZE
+
+    def __repr__(self) -> str:
+        """Return one line that says what was loaded and how."""
+        parameters = sum(count_parameters(weights.state) for weights in self.weights.values())
+        mesh = None if self.mesh is None else ",".join(f"{axis}={size}" for axis, size in self.mesh.shape.items())
+        return (
+            f"<joyjax.Pipeline {self.family.name} ({self.family.class_name}), {parameters:,} parameters, {self.dtype}, "
+            f"linear {self.linear}, mesh {mesh}, from {self.source}>"
+        )
+
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        """Refuse to be called, as a pipeline of Diffusers is."""
+        raise RequestError("a pipeline is not called; write joyjax.edit(pipeline, image, prompt)")
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Refuse to be pickled or copied: weights are on devices, and may be all that fits."""
+        raise JoyJaxError(
+            f"a pipeline cannot be pickled or copied; load it in each process, with joyjax.load({self.source!r})"
+        )
+
+    def __copy__(self) -> "Pipeline":
+        """Return itself: nothing in it changes."""
+        return self
+
+
+@functools.cache
+def _first_process() -> int:
+    """Return the process that asked first, which is the one that JAX's threads run in."""
+    return os.getpid()
+
+
+def check_process() -> None:
+    """Raise JoyJaxError in a process that was forked after a model was loaded: JAX would wait for its threads forever.
+
+    A fork copies the memory of a process and none of its threads.
+    """
+    if os.getpid() != _first_process():
+        raise JoyJaxError(
+            f"process {os.getpid()} was forked from process {_first_process()} after a model was loaded there, and JAX "
+            'does not survive a fork; start processes with multiprocessing.get_context("spawn") and load the model in '
+            "each"
+        )
+
+
+@checks_names
+def load(
+    model: str | os.PathLike | None = None,
+    *,
+    dtype: str = "bfloat16",
+    mesh: Mesh | None = None,
+    linear: str = "exact",
+    progress: Progress | None = None,
+) -> Pipeline:
+    """Load a Diffusers folder, one that `joyjax convert` wrote, or a hub id; without `model`, the bundled demo.
+
+    `dtype` is that of parameters and matrix products, "bfloat16" or "float32". `mesh` places the networks on several
+    devices; None takes one. `linear` is "exact", or "float8" for the linear maps of the transformer's blocks in eight
+    bits, an approximation that halves their memory (docs/speed.md has its price). `progress` is called with the bytes
+    read so far and in all.
+
+    Raises:
+        CheckpointError: if the folder is not a whole checkpoint of a known family; ConfigError, a kind of it, for a
+            configuration value that joyjax does not implement.
+        RequestError: for an unknown dtype, or a form of linear maps that the family does not have.
+        JoyJaxError: for a device that cannot run it, or in a process that was forked after another `load`.
+        MeshError: for a mesh that does not fit.
+    """
+    check_process()
+    number = dtypes.by_name(dtype)
+    if mesh is not None:
+        mesh = check_mesh(mesh)
+    folder = model_folder(model)
+    family = family_in(folder)
+    float8 = check_linear(linear, family.float8, family.name, mesh.devices.flat[0] if mesh else devices()[0])
+    configs = {component.folder: component.read_config(folder) for component in family.components}
+    parts = family.read(folder, configs)
+    if mesh is not None:
+        share_out(dict(mesh.shape), configs["transformer"].num_attention_heads)
+
+    # Everything is planned, and so checked, before the first byte is read.
+    plans: dict[str, stream.ReadPlan | checkpoint.ReadPlan] = {}
+    defaults = GenerationDefaults.read(folder)
+    converted = manifest.is_converted(folder)
+    for component in family.components:
+        config = configs[component.folder]
+        if converted:
+            plans[component.folder] = checkpoint.plan(folder, component, config, number)
+        else:
+            plans[component.folder] = stream.plan(component, config, Tensors.open(folder / component.folder), number)
+    total, before = sum(plan.nbytes for plan in plans.values()), 0
+    weights = {}
+    for name, plan in plans.items():
+        advance = None if progress is None else _advance(progress, before, total)
+        weights[name] = plan.fill(mesh, advance)
+        before += plan.nbytes
+        if name == "transformer" and float8:
+            weights[name] = quantize_linears(weights[name], family.float8, mesh)
+    return Pipeline(family, parts, weights, dtype, mesh, defaults, str(folder), linear)
+
+
+def _advance(progress: Progress, before: int, total: int) -> Progress:
+    return lambda done, _: progress(before + done, total)

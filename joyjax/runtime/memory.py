@@ -1,0 +1,107 @@
+"""What fits on the machine at hand: the parameters of a model and a stated working memory, against what there is."""
+
+import dataclasses
+import os
+
+from joyjax.convert.generation_defaults import BASE_SIZE, GenerationDefaults
+from joyjax.convert.source.model import model_folder
+from joyjax.families.registry import family_in
+from joyjax.runtime.info import Requirement, parameter_requirement
+from joyjax.sharding.devices import devices
+
+# Working memory of a step with guidance at 1024 × 1024 with one reference, in bfloat16; text encoder and autoencoder
+# take less. As compiled for an H100: docs/parallel.md.
+STEP_BYTES = int(1.61 * 2**30)
+
+# JoyAI-Image-Edit itself, worked out from its configurations, so that nothing need be fetched to say whether it fits.
+REAL = Requirement("bfloat16", resident_bytes=48_941_798_598, staged_bytes=32_563_019_904)
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """The memory that arrays may take: of one device, or of the host where JAX has a CPU alone; None: not told."""
+
+    device: str
+    host: bool
+    bytes: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryCheck:
+    """What a model needs to run with all its networks in memory, beside the room for it; `str` says it in words."""
+
+    model: str
+    requirement: Requirement
+    working_bytes: int
+    budget: Budget
+
+    @property
+    def bytes(self) -> int:
+        """Parameters and working memory."""
+        return self.requirement.resident_bytes + self.working_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room; where that is not told, nothing is said against it."""
+        return self.budget.bytes is None or self.bytes <= self.budget.bytes
+
+    def __str__(self) -> str:
+        """Return two sentences for the user."""
+        needed = (
+            f"{self.model} in {self.requirement.dtype} needs {_read(self.requirement.resident_bytes)} for its "
+            f"parameters and about {_read(self.working_bytes)} to work: {_read(self.bytes)}."
+        )
+        where = "This machine's host memory" if self.budget.host else f"The {self.budget.device} of this machine"
+        if self.budget.bytes is None:
+            return f"{needed} {where} does not say how much it has."
+        has = f"{where} has {_read(self.budget.bytes)}" + ("" if self.budget.host else " for JAX")
+        if self.fits:
+            return f"{needed} {has}: it fits."
+        return f"{needed} {has}: it does NOT fit, {_read(self.bytes - self.budget.bytes)} are missing."
+
+
+def budget() -> Budget:
+    """Return the room on JAX's first device, or on the host if that is a CPU.
+
+    Of a GPU it is what JAX takes of it: three quarters, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+    """
+    device = devices()[0]
+    if device.platform != "cpu":
+        return Budget(device.device_kind, host=False, bytes=(device.memory_stats() or {}).get("bytes_limit"))
+    return Budget(device.device_kind, host=True, bytes=host_bytes())
+
+
+def host_bytes() -> int | None:
+    """Return the memory of the host; None where the system does not tell."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def what_fits(
+    model: str | os.PathLike | None = None, *, dtype: str = "bfloat16", budget_here: Budget | None = None
+) -> MemoryCheck:
+    """Hold a model against the room on this machine, or another's; of a hub id its configurations alone are fetched.
+
+    Raises:
+        CheckpointError: as `joyjax.load` does for what is wrong with the configurations.
+        RequestError: for an unknown dtype.
+    """
+    folder = model_folder(model, weights=False)
+    family = family_in(folder)
+    configs = {component.folder: component.read_config(folder) for component in family.components}
+    area = (
+        (GenerationDefaults.read(folder).base_size or BASE_SIZE) / BASE_SIZE
+    ) ** 2  # tokens, and so the memory, go with it
+    requirement = parameter_requirement(family.components, configs, dtype)
+    name = "the demo model" if model is None else str(model)
+    return MemoryCheck(name, requirement, int(STEP_BYTES * area), budget_here or budget())
+
+
+def real_fit(budget_here: Budget | None = None) -> MemoryCheck:
+    """Hold JoyAI-Image-Edit in bfloat16 against the room on this machine, or another's, without fetching anything."""
+    return MemoryCheck("JoyAI-Image-Edit", REAL, STEP_BYTES, budget_here or budget())
+
+
+def _read(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -1,0 +1,137 @@
+"""What an edit gives: the picture, and everything that it depends on."""
+
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from PIL import Image
+
+from joyjax.errors import RequestError
+from joyjax.families.family import Inputs, Request
+from joyjax.files import publish, publish_free, same_file
+from joyjax.media.formats import Format, Quality, encode, format_of, writing
+from joyjax.media.framing import Crop
+from joyjax.media.metadata import Texts
+from joyjax.media.references import Source
+from joyjax.provenance.fingerprint import fingerprint
+from joyjax.provenance.recipe import make_recipe, recipe_texts
+from joyjax.runtime.load import Pipeline
+from joyjax.sampling.noise import NOISE_RULE
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A finished edit.
+
+    `crop` says what was kept of the picture that decided the size (the last reference; None without references) and
+    `crops` of each; `settings` is every value that the picture depends on, `timings` the seconds of each stage, and
+    `computed_steps` how many steps ran the whole transformer: all of them without a step cache. Edits that ran as one
+    batch share timings. `references` and `mask` tell the pictures that went in. `notes` are lines for the user: advice,
+    and what of the pictures was not used.
+    """
+
+    image: Image.Image
+    crop: Crop | None
+    seed: int
+    settings: Mapping[str, Any]
+    timings: Mapping[str, float]
+    computed_steps: int
+    device: str
+    crops: tuple[Crop, ...] = ()
+    references: tuple[Source, ...] = ()
+    mask: Source | None = None
+    notes: tuple[str, ...] = ()
+
+    def save(self, path: str | os.PathLike, *, metadata: bool = True, quality: Quality = None) -> None:
+        """Write the picture as a file of the format that the suffix names, with the recipe that makes it again.
+
+        The file appears under its name only when it is whole, and replaces one of that name.
+
+        Args:
+            path: ends in .png, .jpg, .jpeg, .webp, .avif, .tif or .tiff.
+            metadata: whether the file holds the recipe.
+            quality: from 1 to 100, or "lossless"; None: 95 for JPEG, 90 for AVIF, lossless for the others.
+
+        Raises:
+            RequestError: for another suffix, a quality that the format does not have, or the path of a picture that
+                the edit was made from.
+            PictureError: if the picture cannot be written there.
+            CheckpointError: if the model is no longer where it was loaded from.
+        """
+        form = format_of(path)
+        self._check_target(path)
+        data = self.encoded(form, Path(path).parent, metadata=metadata, quality=quality)
+        with writing(path):
+            publish(data, Path(path))
+
+    def save_free(self, candidates: Iterable[Path], *, metadata: bool = True, quality: Quality = None) -> Path:
+        """Write the picture like `save`, but under the first name that is free; return the name.
+
+        All candidates are in one folder and have one suffix. Nothing is replaced.
+        """
+        names = iter(candidates)
+        first = next(names)
+        data = self.encoded(format_of(first), first.parent, metadata=metadata, quality=quality)
+        with writing(first):
+            return publish_free(data, itertools.chain([first], names))
+
+    def encoded(self, form: Format, folder: Path, *, metadata: bool = True, quality: Quality = None) -> bytes:
+        """Return the picture as the bytes of a file in `folder`; the recipe names other files relative to it."""
+        return encode(self.image, form, texts=self._texts(folder) if metadata else None, quality=quality)
+
+    def _check_target(self, path: str | os.PathLike) -> None:
+        """Raise RequestError if a file is one of the pictures that the edit was made from."""
+        for source in (*self.references, *([] if self.mask is None else [self.mask])):
+            if source.file is not None and same_file(path, source.file):
+                raise RequestError(
+                    f"{path} is {source.file}, a picture that this edit was made from, and would be replaced; "
+                    "name another file"
+                )
+
+    def _texts(self, folder: Path) -> Texts:
+        recipe = make_recipe(
+            self.settings,
+            fingerprint=_fingerprint(self.settings["model"]),
+            jax=jax.__version__,
+            device=self.device,
+            references=self.references,
+            mask=self.mask,
+        )
+        return recipe_texts(recipe, folder)
+
+
+@functools.cache
+def _fingerprint(folder: str) -> str:
+    return fingerprint(Path(folder))
+
+
+def settings(pipeline: Pipeline, request: Request, inputs: Inputs) -> dict[str, Any]:
+    """Return every value that the picture depends on, as plain data."""
+    return {
+        "model": pipeline.source,
+        "family": pipeline.family.name,
+        "dtype": pipeline.dtype,
+        "linear": pipeline.linear,
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "steps": request.steps,
+        "sigmas": None if request.sigmas is None else list(request.sigmas),
+        "guidance_scale": list(scale) if isinstance(scale := request.guidance_scale, tuple) else scale,
+        "seed": request.seed,
+        "height": inputs.height,
+        "width": inputs.width,
+        "exact_size": request.exact_size,
+        "base_size": request.base_size,
+        "fit": request.fit,
+        "paste_back": request.paste_back,
+        "noise": f"rule {NOISE_RULE}" if request.noise is None else "given",
+        "vae_encode": request.vae_encode,
+        "vae_decode": request.vae_decode,
+        "guidance_until": request.guidance_until,
+        "cache": None if request.cache is None else str(request.cache),
+    }

@@ -1,0 +1,159 @@
+"""A denoising step that may leave out most of the network: what its blocks add changes little from step to step.
+
+The first block always runs. Where what it adds to the target's tokens has hardly changed since the last step that ran
+all blocks, the others do not run: what they added then is first moved along the line through the last two such steps
+("taylor"), or is added again as it was ("first-block"). An approximation, and off unless it is asked for.
+
+The decision is one for each edit: both of its passes together, since guidance subtracts them and an error in one alone
+would be multiplied. Edits of a batch decide for themselves, so that none depends on its neighbours; the blocks are left
+out where all of them can do without.
+
+Sources: the idea that one cheap change foretells the others is TeaCache's (Liu et al., 2024, "Timestep Embedding Tells:
+It's Time to Cache for Video Diffusion Model"); taking the first block's residual for it, first-block cache of
+ParaAttention (chengzeyi, 2024); extrapolation, TaylorSeer (Liu et al., 2025, "From Reusing to Forecasting").
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from joyjax.dtypes import FLOAT32
+from joyjax.layers.weights import Weights
+from joyjax.sampling.guided_step import expand_for_cfg, guided_step
+from joyjax.sharding.place import constrain
+
+KINDS = ("taylor", "first-block")  # the first is meant where none is named: docs/speed.md has its figures
+MOST_CHANGE = 1e6  # a threshold that no change reaches
+TOKENS = ("batch", "sequence", "embed")
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheRule:
+    """When to reuse: below `threshold`, the relative change of what the first block adds (mean of absolute values)."""
+
+    threshold: float
+    kind: str = KINDS[0]
+
+    def __str__(self) -> str:
+        """Return it as a user writes it."""
+        short = f"{self.threshold:g}"
+        return f"{self.kind}:{short if float(short) == self.threshold else repr(self.threshold)}"
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["first", "rest", "slope", "sigma", "steps"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class StepCache:
+    """What is kept of the last step that ran all blocks, for each edit its own.
+
+    Rows are those of the network. `first` is what its first block added to the target's tokens, `rest` what the others
+    did, `slope` how fast that changed with sigma (None where it is not asked for); `sigma` is the level of that step
+    and `steps` the number of steps so far that ran all blocks.
+    """
+
+    first: Float[Array, "B U D"]
+    rest: Float[Array, "B U D"]
+    slope: Float[Array, "B U D"] | None
+    sigma: Float[Array, " e"]
+    steps: Int[Array, " e"]
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def empty_cache(transformer: Weights, latents: Float[Array, "b T P"], condition: Any, *, kind: str) -> StepCache:
+    """Return a cache that holds nothing, for an edit's first step."""
+    passes, rows, condition = expand_for_cfg(latents, condition)
+    first_output = transformer.module().first_block(rows, jnp.zeros(rows.shape[:1], FLOAT32), condition)
+    zeros = constrain(jnp.zeros_like(first_output.target()), *TOKENS)
+    edits = rows.shape[0] // passes
+    return StepCache(
+        first=zeros,
+        rest=zeros,
+        slope=zeros if kind == "taylor" else None,
+        sigma=constrain(jnp.zeros((edits,), FLOAT32), None),
+        steps=constrain(jnp.zeros((edits,), jnp.int32), None),
+    )
+
+
+@functools.partial(jax.jit, donate_argnames=("latents", "cache"), static_argnames="channels")
+def cached_step(
+    transformer: Weights,
+    latents: Float[Array, "b T P"],
+    cache: StepCache,
+    condition: Any,
+    sigma: Float[Array, ""],
+    sigma_next: Float[Array, ""],
+    timestep: Float[Array, ""],
+    guidance_scale: Float[Array, "..."],
+    threshold: Float[Array, ""],
+    force: Bool[Array, ""],
+    *,
+    channels: int,
+) -> tuple[Float[Array, "b T P"], StepCache]:
+    """Take one step, as `denoise_step` does, or a cheaper one. Latents and cache are donated.
+
+    All blocks run where `force` says so, where the cache is empty, and where the first block's part has changed by
+    `threshold` or more.
+    """
+    passes, rows, condition = expand_for_cfg(latents, condition)
+    network = transformer.module()
+    first_output = network.first_block(rows, jnp.broadcast_to(timestep, rows.shape[:1]), condition)
+    tokens = first_output.target()
+    first = tokens - first_output.target_before()
+    change = relative_change(first, cache.first, _valid(first, latents.shape[1], condition), passes)
+    need = constrain(force | (cache.steps == 0) | ~(change < threshold), None)  # a change that is no number needs it
+
+    def of_rows(x: Array) -> Array:
+        return jnp.tile(x, passes)[:, None, None]
+
+    rest = cache.rest
+    if cache.slope is not None:
+        rest = rest + ((sigma - of_rows(cache.sigma)) * cache.slope.astype(FLOAT32)).astype(rest.dtype)
+    reused = tokens + rest
+    found = jax.lax.cond(jnp.any(need), lambda: network.remaining_blocks(first_output), lambda: reused)
+    own = of_rows(need)
+    hidden = jnp.where(own, found, reused)
+    velocity = network.head(hidden)[:, : latents.shape[1]]
+
+    added = found - tokens
+    slope = None
+    if cache.slope is not None:
+        since = sigma - cache.sigma
+        rise = (added - cache.rest).astype(FLOAT32) / of_rows(jnp.where(since == 0, jnp.ones_like(since), since))
+        rise = jnp.where(of_rows(cache.steps > 0), rise, jnp.zeros_like(rise)).astype(added.dtype)
+        slope = constrain(jnp.where(own, rise, cache.slope), *TOKENS)
+    kept = StepCache(
+        first=constrain(jnp.where(own, first, cache.first), *TOKENS),
+        rest=constrain(jnp.where(own, added, cache.rest), *TOKENS),
+        slope=slope,
+        sigma=constrain(jnp.where(need, sigma, cache.sigma), None),
+        steps=constrain(cache.steps + need.astype(jnp.int32), None),
+    )
+    return guided_step(latents, velocity, sigma, sigma_next, guidance_scale, passes=passes, channels=channels), kept
+
+
+def relative_change(
+    new: Float[Array, "B U D"], old: Float[Array, "B U D"], valid: Bool[Array, "B U"], passes: int
+) -> Float[Array, " e"]:
+    """Return mean |new - old| over mean |old| for each edit, over the valid tokens of all its passes, in float32.
+
+    Rows are all first passes, then all second ones. Nothing over nothing is no number.
+    """
+
+    def total(x: Array) -> Array:
+        size = jnp.sum(jnp.abs(x), axis=2) * valid.astype(FLOAT32)
+        return jnp.sum(size.reshape(passes, -1, size.shape[1]), axis=(0, 2))
+
+    new, old = new.astype(FLOAT32), old.astype(FLOAT32)
+    return constrain(total(new - old) / total(old), None)
+
+
+def _valid(x: Float[Array, "B U D"], count: int, condition: Any) -> Bool[Array, "B U"]:
+    """Say which of the target's tokens are no padding."""
+    lengths = condition.target_lengths
+    longest = jnp.full(x.shape[:1], count, jnp.int32) if lengths is None else lengths
+    return jnp.arange(x.shape[1], dtype=jnp.int32) < longest[:, None]
