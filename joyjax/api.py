@@ -13,7 +13,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from joyjax.errors import AdviceWarning, JoyJaxError, RequestError
-from joyjax.families.family import Inputs, Request
+from joyjax.families.family import Inputs
+from joyjax.families.request import Request
 from joyjax.media.arrays import Picture
 from joyjax.media.dropped import dropped
 from joyjax.media.framing import Fit, paste_back, pasted_region, unpad

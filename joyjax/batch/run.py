@@ -16,7 +16,7 @@ from joyjax.api import check_options, edit_batch
 from joyjax.batch.folder import FILES, Model, check_folder, sweep, targets
 from joyjax.batch.rows import Row
 from joyjax.errors import AdviceWarning, Cancelled, JoyJaxError, RequestError
-from joyjax.families.family import Request
+from joyjax.families.request import Request
 from joyjax.files import publish
 from joyjax.media.formats import writing
 from joyjax.media.load import load_image

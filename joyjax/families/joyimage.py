@@ -19,7 +19,8 @@ from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.convert.qwen3_vl import TEXT_ENCODER
 from joyjax.convert.wan_vae import VAE
 from joyjax.errors import CheckpointError, ConfigError, RequestError
-from joyjax.families.family import Family, Inputs, Parts, Request
+from joyjax.families.family import Family, Inputs, Parts
+from joyjax.families.request import Request
 from joyjax.media.framing import Crop, fit_picture
 from joyjax.media.image import Size, buckets, nearest_bucket, to_pixels
 from joyjax.models.joyimage import Condition

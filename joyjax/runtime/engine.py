@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from joyjax.errors import JoyJaxError
-from joyjax.families.family import Inputs, Request
+from joyjax.families.family import Inputs
+from joyjax.families.request import Request
 from joyjax.layers.patch import patchify
 from joyjax.media.image import Size, from_pixels
 from joyjax.models.autoencoder.buckets import Placement, bucket_placement, crop_from_bucket, pad_to_bucket

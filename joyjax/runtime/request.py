@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from joyjax.errors import RequestError
-from joyjax.families.family import Request
+from joyjax.families.request import Request
 from joyjax.media.arrays import Picture, as_picture
 from joyjax.media.framing import FITS, Fit
 from joyjax.media.image import as_rgb

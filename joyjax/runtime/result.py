@@ -12,7 +12,8 @@ import jax
 from PIL import Image
 
 from joyjax.errors import RequestError
-from joyjax.families.family import Inputs, Request
+from joyjax.families.family import Inputs
+from joyjax.families.request import Request
 from joyjax.files import publish, publish_free, same_file
 from joyjax.media.formats import Format, Quality, encode, format_of, writing
 from joyjax.media.framing import Crop

@@ -19,7 +19,8 @@ from flax import nnx
 
 import joyjax
 from joyjax.families import joyimage as family
-from joyjax.families.family import Inputs, Request
+from joyjax.families.family import Inputs
+from joyjax.families.request import Request
 from joyjax.layers.norm import ChannelNorm
 from joyjax.layers.patch import unpatchify
 from joyjax.media import image

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 import joyjax
-from joyjax.families.family import Inputs, Request
+from joyjax.families.family import Inputs
+from joyjax.families.request import Request
 from joyjax.layers.patch import patchify
 from joyjax.layers.weights import leaves
 from joyjax.runtime import engine
