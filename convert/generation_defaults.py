@@ -16,7 +16,6 @@ from joyjax.reading import LARGEST_FLOAT, read_json
 
 FILE = "joyjax.json"
 DOMAINS = ("shapes",)
-BASE_SIZE = 1024  # where a checkpoint names no other
 LARGEST_SIZE = 2**13
 KEYS = {
     "base_size": "base_size",

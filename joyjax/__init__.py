@@ -25,7 +25,7 @@ from joyjax.version import VERSION
 if TYPE_CHECKING:
     from joyjax import spatial
     from joyjax.api import edit, edit_batch
-    from joyjax.runtime.engine import StepEvent
+    from joyjax.runtime.job import StepEvent
     from joyjax.runtime.load import Pipeline, load
     from joyjax.runtime.result import Result
 
@@ -54,7 +54,7 @@ _HOMES = {
     "edit": "joyjax.api",
     "edit_batch": "joyjax.api",
     "Result": "joyjax.runtime.result",
-    "StepEvent": "joyjax.runtime.engine",
+    "StepEvent": "joyjax.runtime.job",
     "load": "joyjax.runtime.load",
     "Pipeline": "joyjax.runtime.load",
 }

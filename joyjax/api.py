@@ -1,42 +1,22 @@
 """From a picture and a sentence to a picture: `edit`, and `edit_batch` for several at once."""
 
-import contextlib
-import dataclasses
-import time
 import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
 
 from joyjax.errors import AdviceWarning, JoyJaxError, RequestError
-from joyjax.families.family import Inputs
 from joyjax.families.request import Request
 from joyjax.media.arrays import Picture
-from joyjax.media.dropped import dropped
-from joyjax.media.framing import Fit, paste_back, pasted_region, unpad
-from joyjax.media.image import from_pixels, rgb_profile
+from joyjax.media.framing import Fit
 from joyjax.models.autoencoder.tiling import Mode
 from joyjax.names import checks_names, refusal
-from joyjax.runtime.engine import (
-    Callback,
-    Job,
-    check_modes,
-    decode,
-    denoise,
-    device_kind,
-    encode_prompt,
-    encode_references,
-    program,
-)
+from joyjax.runtime.engine import Engine
+from joyjax.runtime.job import Callback
 from joyjax.runtime.load import Pipeline
 from joyjax.runtime.request import OPTIONS, check_request
-from joyjax.runtime.result import Result, settings
-from joyjax.shapes.advice import advice
-from joyjax.sharding.hosts import peer_loss_as_error
+from joyjax.runtime.result import Result
 
 
 @checks_names
@@ -127,7 +107,9 @@ def edit(
         cache=cache,
         callback=callback,
     )
-    [(_, result)] = _run(pipeline, [request], [callback], batch_size=1)
+    engine = Engine(pipeline)
+    engine.submit(request, callback)
+    [result] = [result for _, result in _results(engine)]
     return result
 
 
@@ -163,8 +145,10 @@ def edit_each(
             checked.append(check_options(pipeline, options))
         except JoyJaxError as error:
             raise type(error)(f"request {number}: {error}" if len(requests) > 1 else str(error)) from None
-    callbacks = [options.get("callback") for options in requests]
-    yield from _run(pipeline, checked, callbacks, batch_size or len(checked))
+    engine = Engine(pipeline, batch_size=batch_size)
+    for request, options in zip(checked, requests, strict=True):
+        engine.submit(request, options.get("callback"))
+    yield from _results(engine)
 
 
 def check_options(pipeline: Pipeline, options: Mapping[str, Any]) -> Request:
@@ -185,129 +169,11 @@ def check_options(pipeline: Pipeline, options: Mapping[str, Any]) -> Request:
     return check_request(pipeline, **{"image": None, **options})
 
 
-def _run(
-    pipeline: Pipeline, requests: Sequence[Request], callbacks: Sequence[Callback | None], batch_size: int
-) -> Iterator[tuple[int, Result]]:
-    """Prepare all requests, so that what cannot be honoured is told first, then run those of one program together."""
-    prepared, seconds = [], []
-    notes = [_notes(pipeline, request) for request in requests]
-    with _on_devices(pipeline):
-        for number, request in enumerate(requests):
-            started = time.perf_counter()
-            inputs = pipeline.family.prepare(request, pipeline.parts)
-            check_modes(pipeline, request, inputs)
-            _check_return(request, inputs)
-            seconds.append(time.perf_counter() - started)
-            prepared.append(inputs)
-            notes[number] += inputs.advice
-    for text in dict.fromkeys(text for each in notes for text in each):
-        warnings.warn(text, AdviceWarning, stacklevel=4)  # the line that called edit
-    read, encoded = None, None
-    for numbers in _together([program(*pair) for pair in zip(requests, prepared, strict=True)], batch_size):
-        timings = {"prepare": sum(seconds[number] for number in numbers), "prompt": 0.0, "references": 0.0}
-        jobs = []
-        with _on_devices(pipeline):
-            for number in numbers:
-                request, inputs = requests[number], prepared[number]
-                seeded = dataclasses.replace(request, seed=0, noise=None)
-                if encoded is None or seeded != read:  # several seeds of one request are encoded once
-                    read, encoded = seeded, _encode(pipeline, request, inputs, timings)
-                condition = pipeline.family.condition(inputs, *encoded)
-                jobs.append(Job(request, inputs, condition, callbacks[number]))
-            results = _finish(pipeline, jobs, timings)
-        for number, result in zip(numbers, results, strict=True):
-            yield number, dataclasses.replace(result, notes=tuple(notes[number]))
-
-
-@contextlib.contextmanager
-def _on_devices(pipeline: Pipeline) -> Iterator[None]:
-    """Put the pipeline's mesh in force, and tell the user if another process of the run is gone."""
-    with peer_loss_as_error(), jax.set_mesh(pipeline.mesh) if pipeline.mesh is not None else contextlib.nullcontext():
-        yield
-
-
-def _notes(pipeline: Pipeline, request: Request) -> list[str]:
-    """Return what to say of a request that will run: what of its pictures is not used, and the demo's advice."""
-    shapes = advice(request.prompt, request.pictures) if pipeline.generation_defaults.domain == "shapes" else []
-    return dropped(request.originals, last_keeps_alpha=request.returned) + shapes
-
-
-def _finish(pipeline: Pipeline, jobs: Sequence[Job], timings: dict[str, float]) -> list[Result]:
-    """Denoise edits together, and draw each."""
-    with _timed(timings, "denoise"):
-        latents, computed = denoise(pipeline, jobs)
-    with _timed(timings, "decode"):
-        images = [
-            _picture(decode(pipeline, job.inputs, row[None], job.request.vae_decode), job)
-            for job, row in zip(jobs, latents, strict=True)
-        ]
-    timings["total"] = sum(timings.values())
-    return [
-        Result(
-            image=image,
-            crop=job.inputs.crops[-1] if job.inputs.crops else None,
-            seed=job.request.seed,
-            settings=settings(pipeline, job.request, job.inputs),
-            timings=timings,
-            computed_steps=steps,
-            device=device_kind(pipeline),
-            crops=job.inputs.crops,
-            references=job.request.sources,
-            mask=job.request.mask_source,
-        )
-        for job, image, steps in zip(jobs, images, computed, strict=True)
-    ]
-
-
-def _together(programs: Sequence[Hashable], batch_size: int) -> Iterator[list[int]]:
-    """Give the numbers of edits that are denoised together: of one program, and no more than `batch_size`."""
-    groups: dict[Hashable, list[int]] = {}
-    for number, one in enumerate(programs):
-        groups.setdefault(one, []).append(number)
-    for numbers in groups.values():
-        for start in range(0, len(numbers), batch_size):
-            yield numbers[start : start + batch_size]
-
-
-def _encode(pipeline: Pipeline, request: Request, inputs: Inputs, timings: dict[str, float]) -> tuple[Any, Any]:
-    """Return prompt and references as the transformer sees them."""
-    with _timed(timings, "prompt"):
-        txt = jax.block_until_ready(encode_prompt(pipeline, inputs))
-    with _timed(timings, "references"):
-        return txt, jax.block_until_ready(encode_references(pipeline, inputs, request.vae_encode))
-
-
-def _check_return(request: Request, inputs: Inputs) -> None:
-    """Raise an error now, not after the last step, if the result cannot be put back into the original."""
-    if not request.returned:
-        return
-    crop = inputs.crops[-1]
-    if crop.size != (inputs.height, inputs.width):
-        name = "mask" if request.mask is not None else "paste_back"
-        raise RequestError(
-            f"{name} needs a result of the last reference's own size, {crop.size[1]} × {crop.size[0]}, and it is to be "
-            f"{inputs.width} × {inputs.height}; leave out height and width"
-        )
-    pasted_region(crop, request.mask)
-
-
-def _picture(pixels: UInt8[np.ndarray, "h w 3"], job: Job) -> Image.Image:
-    """Return the result as the user wants it: without padding, or put back into the original."""
-    drawn, request = from_pixels(pixels), job.request
-    if not job.inputs.crops:
-        return drawn
-    crop = job.inputs.crops[-1]
-    if request.returned:
-        return paste_back(drawn, request.originals[-1], crop, request.mask)
-    shown = unpad(drawn, crop) if crop.size == (job.inputs.height, job.inputs.width) else drawn
-    profile = rgb_profile(request.originals[-1])
-    if profile is not None:
-        shown.info["icc_profile"] = profile
-    return shown
-
-
-@contextlib.contextmanager
-def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - started
+def _results(engine: Engine) -> Iterator[tuple[int, Result]]:
+    """Run an engine's jobs and give their results; notes of all requests are warned of first, each once."""
+    for note in dict.fromkeys(note for job in engine.waiting for note in job.notes):
+        warnings.warn(note, AdviceWarning, stacklevel=4)  # the line that called edit
+    for job in engine.run():
+        if job.result is None:
+            raise job.error or RuntimeError(f"job {job.number} has neither result nor error")
+        yield job.number, job.result

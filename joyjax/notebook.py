@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from joyjax.errors import AdviceWarning
 from joyjax.media.framing import cover_crop
 from joyjax.media.image import as_rgb
-from joyjax.runtime.engine import StepEvent
+from joyjax.runtime.job import StepEvent
 
 LEGIBLE = 256  # pixels: the least height at which a picture is shown
 CAPTION = 26  # pixels above a picture

@@ -11,19 +11,22 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
+from whole_step import denoise_step
 
 from joyjax.convert import original
 from joyjax.convert.component import Component
 from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.convert.qwen3_vl import TEXT_ENCODER
 from joyjax.convert.wan_vae import VAE
+from joyjax.families.joyimage_buckets import buckets
 from joyjax.layers.weights import Weights, leaves
 from joyjax.models.autoencoder.buckets import Placement, padded_sizes
+from joyjax.models.autoencoder.stages import decode_latents, encode_images
 from joyjax.models.autoencoder.wan import WanVAEConfig
 from joyjax.models.joyimage import Condition, JoyImageConfig
 from joyjax.models.qwen3_vl import Qwen3VLConfig, TextConfig, TextInputs
 from joyjax.models.qwen3_vl_vision import VisionConfig, VisionInputs
-from joyjax.sampling.guided_step import decode_latents, denoise_step, encode_images, encode_prompt
+from joyjax.models.text_encoding import encode_prompt
 from joyjax.sharding.place import parameter_sharding
 
 SIDE = 1024  # pixels
@@ -80,7 +83,7 @@ def stage(name: str, mesh: Mesh, *, layers: int | None = None) -> tuple[Callable
 
     integers, numbers = jnp.int32, jnp.float32
     token = JOYIMAGE.in_channels * JOYIMAGE.patch_area
-    canvas = padded_sizes(SIDE)[0]
+    canvas = padded_sizes(buckets(SIDE))[0]
     patches = canvas[0] * canvas[1] // (WAN.spatial_factor**2 * JOYIMAGE.patch_area)
     place = [array(integers, 2), array(bool), array(integers), array(integers, TARGET), array(integers, patches)]
     # Inputs that are dataclasses of arrays are put together inside: they hold arrays, not shapes.
@@ -110,7 +113,7 @@ def stage(name: str, mesh: Mesh, *, layers: int | None = None) -> tuple[Callable
     if name == "decode_latents":
         latents = array(numbers, 1, TARGET, token)
         return (
-            lambda *given: decode_latents(*given[:2], Placement(*given[2]), patch=JOYIMAGE.patch, canvas=canvas),
+            lambda *given: decode_latents(*given[:2], Placement(*given[2]), patch=JOYIMAGE.patch, bucket=canvas),
             (parameters(VAE, WAN, mesh), latents, place),
         )
     if name == "denoise_step":

@@ -21,21 +21,24 @@ from PIL import Image
 from joyjax.convert import joyimage as joyimage_keys
 from joyjax.convert import wan_vae as wan_vae_keys
 from joyjax.convert.rules import Transform
-from joyjax.families import joyimage as family
+from joyjax.families import joyimage, joyimage_buckets, joyimage_prompt
+from joyjax.families import joyimage_stages as family
 from joyjax.kernels import modulate, qk_norm_rope
 from joyjax.layers.conv import Conv
 from joyjax.layers.norm import ChannelNorm, rms_norm
 from joyjax.layers.rope import rotate_half_split, rotation_by_blocks
-from joyjax.media import framing, image
-from joyjax.models import joyimage, qwen3_vl, qwen3_vl_vision
-from joyjax.models.autoencoder import wan
+from joyjax.media import framing
+from joyjax.models import joyimage as transformer
+from joyjax.models import qwen3_vl, qwen3_vl_vision
+from joyjax.models.autoencoder import stages, wan
 from joyjax.models.autoencoder.wan import ResBlock, Upsample, WanVAE
 from joyjax.models.joyimage import JoyImageTransformer, Stream
 from joyjax.models.qwen3_vl import LanguageModel, TextConfig
 from joyjax.models.qwen3_vl_vision import VisionBlock, gelu
 from joyjax.processors import qwen_vl, text, vision
-from joyjax.runtime import engine
+from joyjax.sampling import euler_solver
 from joyjax.sampling import guided_step as steps
+from joyjax.sampling.guidance import Guidance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +87,13 @@ def trap(part: str, mistake: str, stage: str, **options: Any) -> Callable[[Calla
 @trap("transformer", "RoPE's theta 256, the default of the class, for 10000", "velocity")
 def theta_of_the_class(patch):
     patch.around(
-        joyimage, "rotation_by_blocks", lambda right, positions, channels, theta: right(positions, channels, 256.0)
+        transformer, "rotation_by_blocks", lambda right, positions, channels, theta: right(positions, channels, 256.0)
     )
 
 
 def around_norm_rope(patch, wrong):
     patch.around(qk_norm_rope, "norm_rope", wrong)
-    patch.around(joyimage, "norm_rope", wrong)
+    patch.around(transformer, "norm_rope", wrong)
 
 
 @trap("transformer", "RoPE pairs channels i and i + H/2, for 2i and 2i + 1", "velocity")
@@ -113,7 +116,7 @@ def norm_after_rope(patch):
 
 @trap("transformer", "RoPE's axes are column, row, item, for item, row, column", "velocity")
 def column_first(patch):
-    patch.around(joyimage, "rotation_by_blocks", lambda right, positions, *how: right(positions[..., ::-1], *how))
+    patch.around(transformer, "rotation_by_blocks", lambda right, positions, *how: right(positions[..., ::-1], *how))
 
 
 @trap("transformer", "items numbered as they come, the target last, for the target first", "velocity")
@@ -161,7 +164,7 @@ def padding_attended_to(patch):
 @trap("transformer", "time embedding [sin, cos], for [cos, sin]", "velocity")
 def sine_first(patch):
     patch.around(
-        joyimage, "timestep_embedding", lambda right, time, size: jnp.roll(right(time, size), size // 2, axis=-1)
+        transformer, "timestep_embedding", lambda right, time, size: jnp.roll(right(time, size), size // 2, axis=-1)
     )
 
 
@@ -171,13 +174,13 @@ def frequencies_over_half_less_one(patch):
         angle = time[:, None] * np.float32(10000) ** -np.linspace(0, 1, size // 2, dtype=np.float32)
         return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
-    patch.around(joyimage, "timestep_embedding", wrong)
+    patch.around(transformer, "timestep_embedding", wrong)
 
 
 @trap("transformer", "no SiLU before the time projection", "velocity")
 def no_silu(patch):
     def wrong(right, self, time):
-        embedding = joyimage.timestep_embedding(time, joyimage.TIME_CHANNELS)
+        embedding = transformer.timestep_embedding(time, transformer.TIME_CHANNELS)
         return self.time_out(self.time_hidden(nnx.silu(self.time_in(embedding))))
 
     patch.around(JoyImageTransformer, "_embed_time", wrong)
@@ -211,7 +214,7 @@ def modulated_head(patch):
         return right(x) * (1 + scale) + shift
 
     patch.around(JoyImageTransformer, "_embed_time", keep)
-    patch.around(joyimage, "layer_norm", wrong)
+    patch.around(transformer, "layer_norm", wrong)
 
 
 @trap("transformer", "queries, keys and values side by side in each head, for apart", "velocity", reload=True)
@@ -260,37 +263,37 @@ def text_gelu_exact(patch):
 
 @trap("guidance", "conditional + g·(conditional − unconditional), for unconditional + …", "latents")
 def guided_from_conditional(patch):
-    patch.around(steps, "guide", lambda right, v, scale, channels: right(v, scale + 1, channels))
+    patch.around(steps, "guide", lambda right, v, scale, how: right(v, scale + 1, how))
 
 
 @trap("guidance", "the two rows swapped", "latents")
 def guidance_rows_swapped(patch):
-    patch.around(steps, "guide", lambda right, v, scale, channels: right(v[::-1], scale, channels))
+    patch.around(steps, "guide", lambda right, v, scale, how: right(v[::-1], scale, how))
 
 
 @trap("guidance", "norm not restored", "latents")
 def norm_not_restored(patch):
-    patch.set(steps, "guide", lambda v, scale, channels: v[0] + scale * (v[1] - v[0]))
+    patch.set(steps, "guide", lambda v, scale, how: v[0] + scale[:, None, None] * (v[1] - v[0]))
 
 
 @trap("guidance", "norm restored token by token, for latent pixel by latent pixel", "latents")
 def norm_of_tokens(patch):
-    patch.around(steps, "guide", lambda right, v, scale, channels: right(v, scale, v.shape[-1]))
+    patch.around(steps, "guide", lambda right, v, scale, how: right(v, scale, Guidance(v.shape[-1])))
 
 
 @trap("schedule", "lowest sigma shifted once, for twice", "schedule")
 def lowest_sigma_shifted_once(patch):
-    def wrong(right, count, config, given=None):
+    def wrong(right, count, config, *_):
         levels = np.linspace(1, 1 / config.num_train_timesteps, count)
         levels = config.shift * levels / (1 + (config.shift - 1) * levels)
         return np.append(levels, 0).astype(np.float32)
 
-    patch.around(engine, "sigmas", wrong)
+    patch.around(euler_solver, "sigmas", wrong)
 
 
 @trap("schedule", "time told as sigma, for 1000·sigma", "latents")
 def time_is_sigma(patch):
-    patch.set(engine, "timesteps", lambda levels, config: levels)
+    patch.set(euler_solver, "timesteps", lambda levels, config: levels)
 
 
 # The autoencoder
@@ -318,18 +321,18 @@ def first_temporal_slice(patch):
 
 @trap("autoencoder", "shortcut of the normalised input, for the raw one", "reference latents")
 def shortcut_normalised(patch):
-    def wrong(right, self, x, *extent):
+    def wrong(right, self, x, *region):
         shortcut = self.shortcut or (lambda x: x)
-        return right(self, x, *extent) - shortcut(x) + shortcut(self.norm1(x))
+        return right(self, x, *region) - shortcut(x) + shortcut(self.norm1(x))
 
     patch.around(ResBlock, "__call__", wrong)
 
 
 @trap("autoencoder", "upsampling bilinear, for nearest", "decoded")
 def bilinear_upsampling(patch):
-    def wrong(right, self, x, *extent):
+    def wrong(right, self, x, *region):
         b, h, w, c = x.shape
-        return self.conv(jax.image.resize(x, (b, 2 * h, 2 * w, c), "bilinear"), *extent)
+        return self.conv(jax.image.resize(x, (b, 2 * h, 2 * w, c), "bilinear"), *region)
 
     patch.around(Upsample, "__call__", wrong)
 
@@ -374,7 +377,7 @@ def pixels_from_zero(patch):
 
 @trap("autoencoder", "pixels cut off, for rounded", "picture")
 def pixels_cut_off(patch):
-    patch.set(steps.jnp, "round", jnp.floor)
+    patch.set(stages.jnp, "round", jnp.floor)
 
 
 # The text encoder
@@ -517,35 +520,39 @@ def merger_gelu_tanh(patch):
 
 @trap("prompt", "template without the backslash and the n", "velocity")
 def template_corrected(patch):
-    patch.set(family, "SYSTEM", family.SYSTEM.replace("\\n", ""))
+    patch.set(joyimage_prompt, "SYSTEM", joyimage_prompt.SYSTEM.replace("\\n", ""))
 
 
 @trap("prompt", "33 tokens dropped, for 34", "velocity")
 def drop_33(patch):
-    patch.set(family, "DROPPED", 33)
+    patch.set(joyimage_prompt, "DROPPED", 33)
 
 
 @trap("prompt", "a line break between picture and prompt", "velocity")
 def line_break_after_picture(patch):
-    patch.around(family, "prompt_tokens", lambda right, words, prompt, counts: right(words, "\n" + prompt, counts))
+    patch.around(
+        joyimage_prompt, "prompt_tokens", lambda right, words, prompt, counts: right(words, "\n" + prompt, counts)
+    )
 
 
 @trap("prompt", "control tokens in a prompt act", "token ids")
 def control_tokens_act(patch):
-    patch.set(family, "plain_tokens", lambda words, prompt: words(prompt, add_special_tokens=False)["input_ids"])
+    patch.set(
+        joyimage_prompt, "plain_tokens", lambda words, prompt: words(prompt, add_special_tokens=False)["input_ids"]
+    )
 
 
 def few_states(patch):
-    patch.set(family, "LONGEST_PROMPT", 24)
+    patch.set(joyimage_prompt, "LONGEST_PROMPT", 24)
 
 
 @trap("prompt", "the first 4096 hidden states kept, for the last", "velocity", given=few_states)
 def start_of_a_prompt_kept(patch):
     def wrong(right, *inputs, **how):
-        states, first, *rest = right(*inputs, **how)
-        return states, np.full_like(first, family.DROPPED), *rest
+        plan = right(*inputs, **how)
+        return dataclasses.replace(plan, first=(joyimage_prompt.DROPPED,) * len(plan.first))
 
-    patch.around(family, "text_inputs", wrong)
+    patch.around(family, "plan_text", wrong)
 
 
 # Pictures
@@ -582,15 +589,17 @@ def crop_to_the_right(patch):
 
 @trap("pictures", "of equally near buckets the last, for the first in Diffusers' order", "buckets")
 def last_of_equal_buckets(patch):
-    patch.around(image, "buckets", lambda right, base_size: right(base_size)[::-1])
+    patch.around(joyimage_buckets, "buckets", lambda right, base_size: right(base_size)[::-1])
 
 
 @trap("pictures", "nearest bucket by the ratio's logarithm, for its plain difference", "buckets")
 def ratio_by_logarithm(patch):
     def wrong(right, height, width, base_size):
-        return min(image.buckets(base_size), key=lambda size: abs(math.log(size[0] / size[1] * width / height)))
+        return min(
+            joyimage_buckets.buckets(base_size), key=lambda size: abs(math.log(size[0] / size[1] * width / height))
+        )
 
-    patch.around(image, "nearest_bucket", wrong)
+    patch.around(joyimage_buckets, "nearest_bucket", wrong)
 
 
 @trap("pictures", "halves of 32 rounded up, for to even", "vision sizes")
@@ -603,12 +612,13 @@ def halves_up(patch):
 
 @trap("Edit-Plus", "negative prompt empty, for one space", "velocity")
 def negative_prompt_of_edit(patch):
-    patch.set(family, "EDIT_PLUS", dataclasses.replace(family.EDIT_PLUS, negative_prompt=""))
+    defaults = {**joyimage.EDIT_PLUS.defaults, "negative_prompt": ""}
+    patch.set(joyimage, "EDIT_PLUS", dataclasses.replace(joyimage.EDIT_PLUS, defaults=defaults))
 
 
 @trap("Edit-Plus", "references fitted to the result's size, for each to its own bucket", "velocity")
 def references_of_one_size(patch):
-    patch.around(family, "fit_pictures", lambda right, request, size, own_sizes: right(request, size, False))
+    patch.around(family, "plan_pictures", lambda right, request, size, own_sizes: right(request, size, False))
 
 
 @trap("Edit-Plus", "size from the first reference, for the last", "size")

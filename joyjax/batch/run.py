@@ -7,27 +7,27 @@ the file of requests, or URLs, and `seed` may be "random". Pictures and notes ar
 import dataclasses
 import json
 import secrets
-import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from joyjax.api import check_options, edit_batch
+from joyjax.api import check_options
 from joyjax.batch.folder import FILES, Model, check_folder, sweep, targets
 from joyjax.batch.rows import Row
-from joyjax.errors import AdviceWarning, Cancelled, JoyJaxError, RequestError
-from joyjax.families.request import Request
+from joyjax.errors import Cancelled, JoyJaxError, RequestError
+from joyjax.families.family import Plan
 from joyjax.files import publish
 from joyjax.media.formats import writing
 from joyjax.media.load import load_image
 from joyjax.reading import check_name, quoted
-from joyjax.runtime.engine import Callback, program
+from joyjax.runtime.engine import Engine
+from joyjax.runtime.job import Callback, Job
 from joyjax.runtime.load import Pipeline
 from joyjax.runtime.result import Result
 
 MOST_WAITING = 64  # rows that wait, with their pictures, for others of their shape
 
-Open = tuple[Row, dict[str, Any]]
+Planned = tuple[Row, Job]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,8 @@ def run_rows(
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder, rows)
     writer = _Writer(folder, model, metadata)
-    waiting: dict[Hashable, list[Open]] = {}
+    engine = Engine(pipeline, batch_size=batch_size)
+    waiting: dict[Hashable, list[Planned]] = {}
     for row in rows:
         if found[row.name] == "done":
             yield Done(row, writer.picture(row), skipped=True)
@@ -82,33 +83,31 @@ def run_rows(
         try:
             if row.error is not None:
                 raise RequestError(row.error)
-            options = _opened(row, source, allow_private_urls) | {"callback": callback}
-            key = _key(pipeline, options) if batch_size > 1 else None
+            request = check_options(pipeline, _opened(row, source, allow_private_urls))
+            job = engine.plan(request, callback)
+            key = _key(job.plan) if batch_size > 1 else None
         except Exception as error:  # whatever is wrong with one row, the others go on
             yield writer.failed(row, error)
             continue
-        waiting.setdefault(key, []).append((row, options))
+        waiting.setdefault(key, []).append((row, job))
         if len(waiting[key]) == batch_size:
-            yield from _run(pipeline, waiting.pop(key), writer)
+            yield from _run(engine, waiting.pop(key), writer)
         elif sum(map(len, waiting.values())) >= MOST_WAITING:
-            yield from _run(pipeline, waiting.pop(next(iter(waiting))), writer)
+            yield from _run(engine, waiting.pop(next(iter(waiting))), writer)
     while waiting:
-        yield from _run(pipeline, waiting.pop(next(iter(waiting))), writer)
+        yield from _run(engine, waiting.pop(next(iter(waiting))), writer)
 
 
-def _key(pipeline: Pipeline, options: Mapping[str, Any]) -> Hashable:
-    """Return what rows must have in common to be no slower together: their program and the sizes of all sequences."""
-    request: Request = check_options(pipeline, options)
-    inputs = pipeline.family.prepare(request, pipeline.parts)
-    return program(request, inputs), inputs.reference_tokens, inputs.prompt_size
+def _key(plan: Plan) -> Hashable:
+    """Return what rows must have in common to be no slower together: their batch key and the sizes of all sequences."""
+    return plan.batch_key, plan.lengths.references[1], plan.lengths.text[1]
 
 
-def _run(pipeline: Pipeline, group: Sequence[Open], writer: "_Writer") -> Iterator[Done]:
+def _run(engine: Engine, group: Sequence[Planned], writer: "_Writer") -> Iterator[Done]:
     """Run rows together; if that fails, each by itself, so that the error is that of its row."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", AdviceWarning)  # each result has its own notes
-            results = edit_batch(pipeline, [options for _, options in group])
+        for _ in engine.run([job for _, job in group]):
+            pass
     except Cancelled:
         raise
     except Exception as error:  # also what only the device finds, such as too little memory
@@ -116,10 +115,11 @@ def _run(pipeline: Pipeline, group: Sequence[Open], writer: "_Writer") -> Iterat
             yield writer.failed(group[0][0], error)
             return
         for one in group:
-            yield from _run(pipeline, [one], writer)
+            yield from _run(engine, [one], writer)
         return
-    for (row, _), result in zip(group, results, strict=True):
-        yield writer.drawn(row, result)
+    for row, job in group:
+        if job.result is not None:
+            yield writer.drawn(row, job.result)
 
 
 def _opened(row: Row, source: Path, allow_private_urls: bool) -> dict[str, Any]:

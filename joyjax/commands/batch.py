@@ -74,10 +74,8 @@ def command(
         with loading("loading") as advance:
             devices = None if mesh is None else parse_mesh(mesh)
             pipeline = joyjax.load(folder, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
-        if pipeline.generation_defaults.domain == "shapes":
-            from joyjax.shapes.advice import ABOUT
-
-            note(ABOUT)
+        if pipeline.domain is not None:
+            note(pipeline.domain.about)
         if there:
             note(f"{there} of {len(rows)} are there already")
         done = failed = 0

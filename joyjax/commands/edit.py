@@ -24,7 +24,7 @@ from joyjax.commands.options import (
 from joyjax.errors import RequestError
 
 if TYPE_CHECKING:
-    from joyjax.runtime.engine import StepEvent
+    from joyjax.runtime.job import StepEvent
     from joyjax.runtime.result import Result
 
 Option = typer.Option
@@ -245,10 +245,8 @@ def command(
         )
     if timings and first:
         note(f"{'load':>12} {time.perf_counter() - started:8.2f} s")
-    if pipeline.generation_defaults.domain == "shapes" and first:
-        from joyjax.shapes.advice import ABOUT
-
-        note(ABOUT)
+    if pipeline.domain is not None and first:
+        note(pipeline.domain.about)
 
     def watch(number: int) -> Any:
         previews: list[Previews] = []

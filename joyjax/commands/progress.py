@@ -21,7 +21,7 @@ from joyjax.commands.console import note, terminal
 from joyjax.errors import AdviceWarning
 
 if TYPE_CHECKING:
-    from joyjax.runtime.engine import StepEvent
+    from joyjax.runtime.job import StepEvent
 
 EVERY = 10.0  # seconds between lines
 NARROW = 64  # columns of a terminal, below which a bar is left out of its line

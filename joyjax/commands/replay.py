@@ -26,20 +26,21 @@ def read_replay(file: Path, model: str | None, image: Sequence[str] | None, mask
     """
     from joyjax.commands.console import note
     from joyjax.convert.source.model import model_folder
-    from joyjax.media.image import nearest_bucket
+    from joyjax.families.registry import family_in
     from joyjax.media.references import find_mask, find_references
     from joyjax.provenance.fingerprint import check_model, fingerprint
     from joyjax.provenance.recipe import edit_arguments, read_recipe
 
     recipe = read_recipe(file)
     used, options = recipe["model"], edit_arguments(recipe)
+    folder = model_folder(model or used["source"])
     if model is None:
-        check_model(recipe, model_folder(used["source"]))
-    elif fingerprint(model_folder(model)) != used["fingerprint"]:
+        check_model(recipe, folder)
+    elif fingerprint(folder) != used["fingerprint"]:
         note("the model is another one than the recipe's: the result will not be the same")
     if image and not options["exact_size"]:
-        height, width = recipe["references"][-1]["size"] if recipe["references"] else (1, 1)
-        if (options["height"], options["width"]) == nearest_bucket(height, width, options["base_size"]):
+        last = tuple(recipe["references"][-1]["size"]) if recipe["references"] else None
+        if (options["height"], options["width"]) == family_in(folder).natural_size(last, options["base_size"]):
             del options["height"], options["width"]  # they were the picture's; another one brings its own
     return Replay(
         options=options,

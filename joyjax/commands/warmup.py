@@ -1,9 +1,7 @@
 """`joyjax warmup`: compiled programs, made before they are needed."""
 
-import itertools
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,13 +19,7 @@ from joyjax.commands.options import (
     VAEMode,
 )
 
-if TYPE_CHECKING:
-    from joyjax.runtime.load import Pipeline
-
 Option = typer.Option
-
-SIDES = ((64, 64), (256, 64))  # one for each canvas of the autoencoder, in every table
-USUAL, LONGEST = 256, 1500  # tokens of a prompt
 
 
 def command(
@@ -39,7 +31,7 @@ def command(
         Option(
             metavar="N",
             min=0,
-            help="Pictures that an edit is given; repeat for several numbers.  [default: 0 and 1; Edit-Plus: 0 to 2]",
+            help="Pictures that an edit is given; repeat for several numbers.  [default: up to 2]",
         ),
     ] = None,
     long_prompts: Annotated[bool, Option("--long-prompts", help="Also for prompts of more than 240 tokens.")] = False,
@@ -71,8 +63,6 @@ def command(
     """
     import warnings
 
-    from PIL import Image
-
     import joyjax
     from joyjax.commands.progress import counting, loading
     from joyjax.convert.source.model import model_folder
@@ -85,47 +75,21 @@ def command(
     with loading("loading") as advance:
         devices = None if mesh is None else parse_mesh(mesh)
         pipeline = joyjax.load(folder, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
-    if references is None:
-        references = [0, 1] if pipeline.family.references == 1 else [0, 1, 2]
     several = [1] if batch_size is None else [1, batch_size]
-    prompts = list(_prompts(pipeline, LONGEST if long_prompts else USUAL))
-    runs = list(itertools.product(several, dict.fromkeys(references), _pairs(prompts)))
+    requests = list(pipeline.family.warmup(pipeline.parts, references, long_prompts))
+    given = {
+        "steps": 2,  # a step cache does not act before the second, nor does the end of guidance
+        "guidance_scale": guidance_scale,
+        "guidance_until": guidance_until,
+        "base_size": None if base_size is None else int(base_size.value),
+        "vae_encode": (vae_encode or VAEMode.EXACT).value,
+        "vae_decode": (vae_decode or VAEMode.EXACT).value,
+        "cache": cache,
+    }
+    runs = [[{**request, **given}] * together for together in several for request in requests]
     with counting("compiling", len(runs)) as advance_by_one, warnings.catch_warnings():
         warnings.simplefilter("ignore", AdviceWarning)  # nobody looks at the results
-        for together, count, ((height, width), prompt) in runs:
-            request = {
-                "image": [Image.new("RGB", (width, height))] * count or None,
-                "prompt": prompt,
-                "steps": 2,  # a step cache does not act before the second, nor does the end of guidance
-                "height": height,
-                "width": width,
-                "guidance_scale": guidance_scale,
-                "guidance_until": guidance_until,
-                "base_size": None if base_size is None else int(base_size.value),
-                "vae_encode": (vae_encode or VAEMode.EXACT).value,
-                "vae_decode": (vae_decode or VAEMode.EXACT).value,
-                "cache": cache,
-            }
-            joyjax.edit_batch(pipeline, [request] * together)
+        for batch in runs:
+            joyjax.edit_batch(pipeline, batch)
             advance_by_one()
     typer.echo(os.environ["JAX_COMPILATION_CACHE_DIR"])
-
-
-def _prompts(pipeline: "Pipeline", longest: int) -> Iterator[str]:
-    """Give a prompt for each size that texts are padded to, up to that of `longest` tokens."""
-    from joyjax.processors.qwen_vl import TEXT_SIZES
-    from joyjax.processors.text import plain_tokens
-
-    piece = "a " * 16
-    per_piece = len(plain_tokens(pipeline.parts.tokenizer, piece))
-    yield ""
-    for before, size in itertools.pairwise(TEXT_SIZES):
-        if before >= longest:
-            break
-        tokens = min(longest, (before + size) // 2)  # the template's, which are with it, are far fewer than the rest
-        yield piece * (tokens // per_piece)
-
-
-def _pairs(prompts: list[str]) -> list[tuple[tuple[int, int], str]]:
-    """Return edits that have each size and each prompt once; no program depends on both."""
-    return list(zip(itertools.cycle(SIDES), prompts, strict=False))

@@ -8,7 +8,8 @@ from joyjax.families.family import Family
 from joyjax.families.joyimage import EDIT, EDIT_PLUS
 from joyjax.reading import quoted, read_json
 
-FAMILIES: dict[str, Family] = {family.class_name: family for family in (EDIT, EDIT_PLUS)}
+FAMILIES: dict[str, Family] = {class_name: family for family in (EDIT, EDIT_PLUS) for class_name in family.class_names}
+DEFAULT = EDIT  # whose published model a machine is measured against
 
 
 def family_in(folder: Path) -> Family:
@@ -18,10 +19,17 @@ def family_in(folder: Path) -> Family:
         CheckpointError: if it is no such folder, saying what it is; if its index cannot be read, or names a class that
             joyjax does not know.
     """
+    return FAMILIES[class_name_in(folder)]
+
+
+def class_name_in(folder: Path) -> str:
+    """Return the pipeline class that a checkpoint's index names, a known one; raises as `family_in` does."""
     index = folder / "model_index.json"
     if not index.exists():
         raise CheckpointError(str(identify(folder)))
-    return family_of(read_json(index).get("_class_name"), str(index))
+    name = read_json(index).get("_class_name")
+    family_of(name, str(index))
+    return str(name)
 
 
 def family_of(class_name: object, where: str) -> Family:

@@ -34,13 +34,13 @@ class Conv(nnx.Module):
         self.stride = (stride, stride)
         self.padding = padding or (((size - 1) // 2, size // 2),) * 2
 
-    def __call__(self, x: Float[Array, "b h w c"], extent: ValidRegion | None = None) -> Float[Array, "b y x d"]:
+    def __call__(self, x: Float[Array, "b h w c"], region: ValidRegion | None = None) -> Float[Array, "b y x d"]:
         """Convolve; by default the output of stride 1 is as large as the input.
 
-        With an extent, a picture on a canvas gives what it gives alone, whatever lies beside it.
+        With a region, a padded picture gives what it gives alone, whatever the padding is.
         """
-        if extent is not None and self.kernel.shape[:2] != (1, 1):
-            x = extent.cut(x)  # zeros, as beyond the edges
+        if region is not None and self.kernel.shape[:2] != (1, 1):
+            x = region.mask_padding(x)  # zeros, as beyond the edges
         y = jax.lax.conv_general_dilated(
             x, self.kernel[...], self.stride, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )

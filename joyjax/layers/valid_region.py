@@ -1,4 +1,4 @@
-"""Pictures that fill only a part of a canvas, so that many sizes share one compiled program."""
+"""Pictures padded to a common size, so that many sizes share one compiled program."""
 
 import dataclasses
 
@@ -8,35 +8,35 @@ from jaxtyping import Array, Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class ValidRegion:
-    """The picture is the top left `size` of a canvas of so many rows and columns; the rest of it is padding.
+    """The picture is the top left `size` of so many `padded` rows and columns; the rest is padding.
 
-    `size` is traced. One extent holds at every resolution: of an array with half of the canvas's rows and columns, half
-    of `size` is picture. Padding may have any values, not finite ones too: what looks at neighbours cuts it off first.
+    `size` is traced. One region holds at every resolution: of an array with half of the padded rows and columns, half
+    of `size` is valid. Padding may have any values, NaN too: what looks at neighbours masks it first.
     """
 
     size: Int[Array, " 2"]
-    canvas: tuple[int, int]
+    padded: tuple[int, int]
 
-    def within(self, x: Float[Array, "b h w c"]) -> tuple[Int[Array, ""], Int[Array, ""]]:
-        """Return how many rows and columns of `x` are picture."""
-        rows, columns = (self.size[n] * x.shape[1 + n] // self.canvas[n] for n in range(2))
+    def valid_size(self, x: Float[Array, "b h w c"]) -> tuple[Int[Array, ""], Int[Array, ""]]:
+        """Return how many rows and columns of `x` are valid."""
+        rows, columns = (self.size[n] * x.shape[1 + n] // self.padded[n] for n in range(2))
         return rows, columns
 
-    def cut(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Return `x` with zeros for the padding."""
-        rows, columns = self.within(x)
+    def mask_padding(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Set the padding to zero."""
+        rows, columns = self.valid_size(x)
         inside = (jnp.arange(x.shape[1])[:, None] < rows) & (jnp.arange(x.shape[2]) < columns)
         return jnp.where(inside[:, :, None], x, 0)
 
-    def pack(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Move the picture's pixels to the front, row by row; behind them, its last one again and again."""
-        rows, columns = self.within(x)
+    def compact(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Move the valid pixels to the front, row by row, and pad by repeating the last pixel."""
+        rows, columns = self.valid_size(x)
         pixel = jnp.minimum(jnp.arange(x.shape[1] * x.shape[2]), rows * columns - 1)
         return _take(x, pixel // columns * x.shape[2] + pixel % columns)
 
-    def unpack(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Undo `pack`."""
-        rows, columns = self.within(x)
+    def expand(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Undo `compact`."""
+        rows, columns = self.valid_size(x)
         pixel = jnp.arange(x.shape[1])[:, None] * columns + jnp.arange(x.shape[2])
         return _take(x, jnp.minimum(pixel, rows * columns - 1).reshape(-1))
 

@@ -74,6 +74,15 @@ def _padding(crop: Crop) -> str:
     return ""
 
 
+def plan_fit(source: Size, size: Size, fit: Fit) -> Crop:
+    """Return what `fit_picture` makes of a picture of the size `source`, without its pixels.
+
+    Raises:
+        PictureError: if the picture is too thin for it.
+    """
+    return _cover(source, size) if fit == "crop" else _contain(source, size)
+
+
 def fit_picture(image: Image.Image, size: Size, fit: Fit) -> tuple[Image.Image, Crop]:
     """Scale a picture in RGB or grey to `size`: "crop" fills it and loses what sticks out, "pad" keeps the whole.
 
@@ -92,25 +101,11 @@ def cover_crop(image: Image.Image, size: Size) -> tuple[Image.Image, Crop]:
         PictureError: if the picture is so thin that scaling it would take more than `MAX_PIXELS` pixels.
     """
     _check_mode(image)
-    height, width = size
-    scale = max(height / image.height, width / image.width)
-    scaled_height, scaled_width = math.ceil(image.height * scale), math.ceil(image.width * scale)
-    if scaled_height * scaled_width > MAX_PIXELS:
-        raise PictureError(
-            f"a picture of {image.width} × {image.height} pixels is too thin to fill {width} × {height}; crop it first"
-        )
-    left, top = (scaled_width - width) // 2, (scaled_height - height) // 2
-    scaled = image.resize((scaled_width, scaled_height), Image.Resampling.BILINEAR)
-    per_row, per_column = image.height / scaled_height, image.width / scaled_width
-    crop = Crop(
-        source=(image.height, image.width),
-        scale=scale,
-        box=(left * per_column, top * per_row, (left + width) * per_column, (top + height) * per_row),
-        lost=1 - (height * width) / (scaled_height * scaled_width),
-        size=size,
-        fit="crop",
-        inner=(0, 0, width, height),
-    )
+    source, (height, width) = (image.height, image.width), size
+    crop = _cover(source, size)
+    rows, columns = _covering(source, size)
+    left, top = (columns - width) // 2, (rows - height) // 2
+    scaled = image.resize((columns, rows), Image.Resampling.BILINEAR)
     return scaled.crop((left, top, left + width, top + height)), crop
 
 
@@ -121,27 +116,56 @@ def contain_pad(image: Image.Image, size: Size) -> tuple[Image.Image, Crop]:
         PictureError: if the picture is so thin that less than a pixel of it would be left.
     """
     _check_mode(image)
-    height, width = size
-    scale = min(height / image.height, width / image.width)
-    if min(image.height, image.width) * scale < 1:
+    crop = _contain((image.height, image.width), size)
+    left, top, right, bottom = crop.inner
+    scaled = np.asarray(image.resize((right - left, bottom - top), Image.Resampling.BILINEAR))
+    around = ((top, size[0] - bottom), (left, size[1] - right), (0, 0))
+    return Image.fromarray(np.pad(scaled, around[: scaled.ndim], mode="edge")), crop
+
+
+def _covering(source: Size, size: Size) -> Size:
+    """Return the size of the scaled picture, which covers `size`."""
+    scale = max(size[0] / source[0], size[1] / source[1])
+    return math.ceil(source[0] * scale), math.ceil(source[1] * scale)
+
+
+def _cover(source: Size, size: Size) -> Crop:
+    (height, width), (rows, columns) = size, _covering(source, size)
+    if rows * columns > MAX_PIXELS:
         raise PictureError(
-            f"a picture of {image.width} × {image.height} pixels is too thin to be seen in {width} × {height}; "
-            "crop it first"
+            f"a picture of {source[1]} × {source[0]} pixels is too thin to fill {width} × {height}; crop it first"
         )
-    rows, columns = round(image.height * scale), round(image.width * scale)
+    left, top = (columns - width) // 2, (rows - height) // 2
+    per_row, per_column = source[0] / rows, source[1] / columns
+    return Crop(
+        source=source,
+        scale=max(height / source[0], width / source[1]),
+        box=(left * per_column, top * per_row, (left + width) * per_column, (top + height) * per_row),
+        lost=1 - (height * width) / (rows * columns),
+        size=size,
+        fit="crop",
+        inner=(0, 0, width, height),
+    )
+
+
+def _contain(source: Size, size: Size) -> Crop:
+    height, width = size
+    scale = min(height / source[0], width / source[1])
+    if min(source) * scale < 1:
+        raise PictureError(
+            f"a picture of {source[1]} × {source[0]} pixels is too thin to be seen in {width} × {height}; crop it first"
+        )
+    rows, columns = round(source[0] * scale), round(source[1] * scale)
     top, left = (height - rows) // 2, (width - columns) // 2
-    scaled = np.asarray(image.resize((columns, rows), Image.Resampling.BILINEAR))
-    around = ((top, height - rows - top), (left, width - columns - left), (0, 0))
-    crop = Crop(
-        source=(image.height, image.width),
+    return Crop(
+        source=source,
         scale=scale,
-        box=(0.0, 0.0, float(image.width), float(image.height)),
+        box=(0.0, 0.0, float(source[1]), float(source[0])),
         lost=0.0,
         size=size,
         fit="pad",
         inner=(left, top, left + columns, top + rows),
     )
-    return Image.fromarray(np.pad(scaled, around[: scaled.ndim], mode="edge")), crop
 
 
 def _check_mode(image: Image.Image) -> None:

@@ -4,7 +4,6 @@ Sizes are (height, width) here and everywhere else; only Pillow's own calls have
 """
 
 import contextlib
-import functools
 import os
 import warnings
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from joyjax.errors import PictureError, RequestError
+from joyjax.errors import PictureError
 from joyjax.media.frames import frames_note
 from joyjax.media.not_pictures import describe, describe_raw, is_heif, read_head
 
@@ -189,50 +188,6 @@ def _grey_of_16_bits(image: Image.Image) -> Image.Image:
     if low < 0 or high > 65535:
         raise PictureError(f"the picture's grey runs from {low} to {high}; expected 16 bits, 0 to 65535")
     return Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8))
-
-
-@functools.cache
-def buckets(base_size: int) -> tuple[Size, ...]:
-    """Return the sizes that a picture is fitted to, in the reference's order: up to `base_size`² pixels, up to 4:1.
-
-    They are the published table, which is for 1024, times `base_size`/1024. At 256, 512 and 768 that gives multiples
-    of 16 by itself; elsewhere sides are rounded to them, and what is then double or beyond those bounds is left out.
-    Source: BUCKETS in Diffusers' image_processor.py.
-
-    Raises:
-        RequestError: unless `base_size` is a multiple of 16 and at least 32.
-    """
-    if base_size < 32 or base_size % 16:
-        raise RequestError(
-            f"base_size is {base_size}; expected 256, 512, 768 or 1024, or another multiple of 16 from 32"
-        )
-
-    def scaled(side: int) -> int:
-        return 16 * round(side * base_size / 256 / 16)
-
-    sizes = dict.fromkeys((scaled(height), scaled(width)) for height, width in sorted(_staircase()))
-    return tuple((height, width) for height, width in sizes if _in_bounds(height, width, base_size))
-
-
-def _staircase() -> Iterator[Size]:
-    """Walk below the curve h·w = 256² from tall to wide, in steps of 16: the published table at a quarter."""
-    height, width = 4096, 16
-    while height:
-        if _in_bounds(height, width, 256):
-            yield height, width
-        if height * (width + 16) <= 256**2:
-            width += 16
-        else:
-            height -= 16
-
-
-def _in_bounds(height: int, width: int, base_size: int) -> bool:
-    return height * width <= base_size**2 and max(height, width) <= 4 * min(height, width)
-
-
-def nearest_bucket(height: int, width: int, base_size: int) -> Size:
-    """Return the bucket whose h/w is nearest to the picture's by plain difference; of equals the first in the table."""
-    return min(buckets(base_size), key=lambda size: abs(size[0] / size[1] - height / width))
 
 
 def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:

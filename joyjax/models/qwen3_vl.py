@@ -151,9 +151,9 @@ class TextInputs:
     They see nothing behind them, so they are computed once.
     """
 
-    ids: Int[Array, "B L"]
-    positions: Int[Array, "B L 3"]
-    image_token_index: Int[Array, "B L"]
+    ids: Int[Any, "B L"]
+    positions: Int[Any, "B L 3"]
+    image_token_index: Int[Any, "B L"]
     shared: int = 0
 
 

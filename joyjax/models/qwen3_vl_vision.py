@@ -128,11 +128,11 @@ class VisionInputs:
     those of `place_patches`, any valid numbers where padded. `lengths`: patches of each picture, at least one block.
     """
 
-    patches: Float[Array, "I L P"]
-    positions: Int[Array, "I L 2"]
-    taps: Int[Array, "I L 4"]
-    weights: Float[Array, "I L 4"]
-    lengths: Int[Array, " I"]
+    patches: Float[Any, "I L P"]
+    positions: Int[Any, "I L 2"]
+    taps: Int[Any, "I L 4"]
+    weights: Float[Any, "I L 4"]
+    lengths: Int[Any, " I"]
 
 
 def place_patches(

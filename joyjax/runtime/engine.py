@@ -1,218 +1,231 @@
-"""What an edit does on the devices: encode prompt and references, denoise, decode; for one edit or a batch of them."""
+"""The engine: requests in, jobs out.
 
-import dataclasses
+    submit: plan each request on the host; nothing is on a device yet
+    run:    group jobs by batch key → prepare a group → encode it → denoise it → finish each
+
+All networks are used through `Networks`. One thread owns the devices: the one that runs the engine.
+"""
+
+import contextlib
 import functools
+import itertools
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float
 from PIL import Image
 
-from joyjax.errors import JoyJaxError
-from joyjax.families.family import Inputs
+from joyjax.errors import JoyJaxError, RequestError
+from joyjax.families.family import Arrays, Media, Plan
 from joyjax.families.request import Request
-from joyjax.layers.patch import patchify
-from joyjax.media.image import Size, from_pixels
-from joyjax.models.autoencoder.buckets import Placement, bucket_placement, crop_from_bucket, pad_to_bucket
-from joyjax.models.autoencoder.tiling import TILE, Mode, choose
+from joyjax.media.dropped import dropped
+from joyjax.media.framing import pasted_region
+from joyjax.media.image import from_pixels
+from joyjax.runtime.job import Callback, Clock, Job, StepEvent
 from joyjax.runtime.load import Pipeline
-from joyjax.sampling import guided_step as stages
-from joyjax.sampling.euler import sigmas, timesteps
-from joyjax.sampling.step_cache import cached_step, empty_cache
-from joyjax.sharding.devices import devices
-from joyjax.sharding.place import devices_along, replicate
+from joyjax.runtime.networks import Networks
+from joyjax.runtime.result import make_result
+from joyjax.sampling.loop import Step, denoise
+from joyjax.sampling.rows import stack_conditions
+from joyjax.sampling.solver import Levels
+from joyjax.sharding.hosts import peer_loss_as_error
+from joyjax.sharding.place import replicate
 
 
-@dataclasses.dataclass(frozen=True)
-class StepEvent:
-    """What a callback is told after each step: `step` of `steps` is done and took `seconds`."""
+class Engine:
+    """Runs requests on a pipeline.
 
-    step: int
-    steps: int
-    seconds: float
-    latents: Float[np.ndarray, "1 T P"] = dataclasses.field(repr=False)
-    """The target's latent tokens after the step."""
-    preview: Callable[[], Image.Image] = dataclasses.field(repr=False)
-    """Decodes the picture that the latents point at now; costs a decoding only when it is called."""
-
-
-Callback = Callable[[StepEvent], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """An edit whose prompt and references are encoded."""
-
-    request: Request
-    inputs: Inputs
-    condition: Any
-    callback: Callback | None = None
-
-
-def program(request: Request, inputs: Inputs) -> Hashable:
-    """Return what edits must have in common to be denoised together: target size, levels, and steps with guidance."""
-    guided = tuple(scale > 1 for scale in request.guidance)
-    return inputs.target_tokens, guided, request.steps, request.sigmas, request.cache
-
-
-def encode_prompt(pipeline: Pipeline, inputs: Inputs) -> Float[Array, "B J C"]:
-    """Return the hidden states of both prompts, or of the one that an edit without guidance has."""
-    encoder = pipeline.weights["text_encoder"]
-    text, vision, first = replicate((inputs.text, inputs.vision, inputs.first), pipeline.mesh)
-    return stages.encode_prompt(encoder, text, vision, first, length=inputs.prompt_size)
-
-
-def encode_references(pipeline: Pipeline, inputs: Inputs, mode: Mode = "exact") -> Float[Array, "b R P"]:
-    """Return the latent tokens of all references, one behind the other, and padding."""
-    config, vae = pipeline.parts.configs["transformer"], pipeline.weights["vae"]
-    if not inputs.pictures:
-        return replicate(np.zeros((1, 0, config.in_channels * config.patch_area), np.float32), pipeline.mesh)
-    tokens = []
-    for picture in inputs.pictures:
-        place = None
-        if found := _place(pipeline, inputs, picture.shape[1:3], mode):
-            canvas, place = found
-            picture = pad_to_bucket(picture, canvas)
-        tokens.append(
-            stages.encode_images(vae, *replicate((picture, place), pipeline.mesh), patch=config.patch, mode=mode)
-        )
-    if inputs.reference_tokens == tokens[0].shape[1]:
-        return tokens[0]
-    return stages.join_tokens(tokens, inputs.reference_lengths, size=inputs.reference_tokens)
-
-
-def _place(pipeline: Pipeline, inputs: Inputs, size: tuple[int, ...], mode: Mode) -> tuple[Size, Placement] | None:
-    """Return the canvas on which the autoencoder takes a picture, and where; None: it takes the picture alone."""
-    if inputs.base_size is None or mode != "exact":
-        return None
-    patch, factor = pipeline.parts.configs["transformer"].patch, pipeline.parts.configs["vae"].spatial_factor
-    return bucket_placement(size[0], size[1], inputs.base_size, patch, factor)
-
-
-def denoise(pipeline: Pipeline, jobs: Sequence[Job]) -> tuple[Float[np.ndarray, "e T P"], list[int]]:
-    """Run all steps of edits that have one `program`; callbacks are called between them.
-
-    Returns the latent tokens, and how many steps of each edit ran the whole transformer.
-
-    Raises:
-        JoyJaxError: if the numbers overflow on the way.
+    `batch_size`: the most edits that are denoised together; None: as many as agree. `isolate`: an error ends its own
+    job alone and is kept there; otherwise it ends the run and is raised.
     """
-    request = jobs[0].request
-    schedule, config = pipeline.parts.schedule, pipeline.parts.configs["transformer"]
-    levels = sigmas(request.steps, schedule, request.sigmas)
-    times = timesteps(levels, schedule)
-    scales = np.array([job.request.guidance for job in jobs], np.float32).T
-    transformer, rule = pipeline.weights["transformer"], request.cache
-    noise = np.concatenate([noise_tokens(pipeline, job.inputs) for job in jobs])
-    latents, found = replicate(noise, pipeline.mesh), noise
-    condition = jobs[0].condition if len(jobs) == 1 else stages.batch([job.condition for job in jobs])
-    conditions = {request.guided: replicate(condition, pipeline.mesh)}  # by whether a step has guidance
-    watched = any(job.callback for job in jobs)  # only then do latents come to the host after each step
-    cache, computed = None, [np.zeros(len(jobs), int)]  # one count for each run of steps with the same passes
-    for n in range(request.steps):
+
+    def __init__(self, pipeline: Pipeline, *, batch_size: int | None = None, isolate: bool = False):
+        self.pipeline = pipeline
+        self.networks = Networks.of(pipeline)
+        self.batch_size = batch_size
+        self.isolate = isolate
+        self.waiting: list[Job] = []
+        self._numbers = itertools.count()
+        self._encoded: tuple[Any, Any] | None = None  # the last encode key, and its condition
+
+    def submit(self, request: Request, callback: Callback | None = None) -> Job:
+        """Plan a request; it runs with the next `run`. Raises as `plan` does."""
+        job = self.plan(request, callback)
+        self.waiting.append(job)
+        return job
+
+    def plan(self, request: Request, callback: Callback | None = None) -> Job:
+        """Return a request as a job, without running it.
+
+        Raises:
+            JoyJaxError: for every error of the request's that needs no pixels.
+        """
         started = time.perf_counter()
-        guided = bool(scales[n, 0] > 1)
-        if guided not in conditions:
-            conditions[guided] = replicate(stages.conditional_only(conditions[True]), pipeline.mesh)
-        if n and guided != (scales[n - 1, 0] > 1):
-            cache = None  # what it holds is of other passes
-        numbers = levels[n], levels[n + 1], times[n], scales[n]
-        if rule is None:
-            latents = stages.denoise_step(
-                transformer, latents, conditions[guided], *numbers, channels=config.in_channels
+        if (guard := self.pipeline.parts.guard) is not None:
+            guard.check_text(request.prompt)
+        with on_devices(self.pipeline):
+            plan = self.pipeline.family.plan(request, self.pipeline.parts)
+        check_return(plan)
+        notes = dropped(request.originals, last_keeps_alpha=request.returned) + self.pipeline.advice(request)
+        return Job(next(self._numbers), plan, time.perf_counter() - started, (*notes, *plan.notes), callback)
+
+    def run(self, jobs: Sequence[Job] | None = None) -> Iterator[Job]:
+        """Run these jobs, or all that wait, and give each when it is done: those of one batch key together."""
+        if jobs is None:
+            jobs, self.waiting = self.waiting, []
+        for group in together(jobs, self.batch_size or max(1, len(jobs))):
+            self._run(group)
+            yield from group
+
+    def _run(self, group: Sequence[Job]) -> None:
+        """Run jobs of one batch key as one batch."""
+        clock = Clock()
+        clock.seconds = {"prepare": sum(job.seconds for job in group), "prompt": 0.0, "references": 0.0}
+        with on_devices(self.pipeline):
+            with clock.stage("prepare"):
+                arrays = [self.pipeline.family.prepare(job.plan, self.pipeline.parts) for job in group]
+            conditions = self._encode(arrays, clock)
+            with clock.stage("denoise"):
+                latents, computed = self._denoise(group, arrays, conditions)
+            media = {}
+            with clock.stage("decode"):
+                for row, job in enumerate(group):
+                    with self._errors_of(job):
+                        media[job.number] = self._finish(job.plan, latents[row : row + 1], clock)
+        seconds = {**clock.seconds, "total": sum(clock.seconds.values())}
+        for job, steps in zip(group, computed, strict=True):
+            with self._errors_of(job):
+                if not job.done:
+                    job.finished(make_result(self.pipeline, job.plan, media[job.number], seconds, steps, job.notes))
+
+    def _encode(self, arrays: Sequence[Arrays], clock: Clock) -> list[Any]:
+        """Return the condition of each request; of those with one encode key, the first alone is encoded."""
+        found: list[tuple[Any, Any]] = [] if self._encoded is None else [self._encoded]
+        fresh: list[Arrays] = []
+        for each in arrays:
+            keys = [key for key, _ in found] + [one.plan.encode_key for one in fresh]
+            if each.plan.encode_key not in keys:
+                fresh.append(each)
+        if fresh:
+            conditions = self.pipeline.family.encode(self.networks, fresh, clock)
+            found += [(one.plan.encode_key, held) for one, held in zip(fresh, conditions, strict=True)]
+        encoded = [next(held for key, held in found if key == each.plan.encode_key) for each in arrays]
+        self._encoded = arrays[-1].plan.encode_key, encoded[-1]
+        return encoded
+
+    def _denoise(
+        self, group: Sequence[Job], arrays: Sequence[Arrays], conditions: Sequence[Any]
+    ) -> tuple[Float[np.ndarray, "e T P"], list[int]]:
+        """Return the latents of each job, and how many of its steps ran the whole network."""
+        pipeline, requests = self.pipeline, [job.plan.request for job in group]
+        family, solver, steps = pipeline.family, pipeline.parts.solver, requests[0].steps
+        levels = [solver.levels(steps, job.plan.request.sigmas, job.plan.shift) for job in group]
+        watched = any(job.callback for job in group)
+        with self.networks.predictor(family.denoiser, len(group), requests[0].cache) as predictor:
+            latents = denoise(
+                predictor,
+                solver,
+                family.guidance(pipeline.parts),
+                Levels.together(levels),
+                np.array([request.guidance for request in requests], np.float32).T,
+                np.concatenate([each.noise for each in arrays]),
+                conditions[0] if len(group) == 1 else stack_conditions(list(conditions)),
+                place=functools.partial(replicate, mesh=pipeline.mesh),
+                watch=functools.partial(self._tell, group) if watched else None,
             )
-            computed[-1] += 1
-        else:
-            if cache is None:
-                cache = empty_cache(transformer, latents, conditions[guided], kind=rule.kind)
-                if pipeline.mesh is None:  # made of shapes alone, it is bound to no device yet, as a step's is
-                    cache = replicate(cache, None)
-                computed.append(np.zeros(len(jobs), int))
-            limit, force = np.float32(rule.threshold), np.bool_(n in (0, request.steps - 1))
-            latents, cache = cached_step(
-                transformer, latents, cache, conditions[guided], *numbers, limit, force, channels=config.in_channels
-            )
-            computed[-1] = np.asarray(cache.steps)[: len(jobs)]
-        latents.block_until_ready()
-        seconds = time.perf_counter() - started
-        if watched:
-            before, found = found, np.asarray(latents)
-        for row, job in enumerate(jobs):
-            if job.callback is not None:
-                old, new = (tokens[row : row + 1, : job.inputs.target_length] for tokens in (before, found))
-                preview = functools.partial(_preview, pipeline, job, old, new, levels[n : n + 2])
-                job.callback(StepEvent(n + 1, request.steps, seconds, new, preview))
-    found = np.asarray(latents)
-    for job, row in zip(jobs, found, strict=True):
-        if not np.isfinite(row[: job.inputs.target_length]).all():
-            raise not_finite(pipeline, f"the latents after {request.steps} steps")
-    return found, [int(count) for count in np.sum(computed, axis=0)]
+        for job, row in zip(group, latents, strict=True):
+            with self._errors_of(job):
+                if not np.isfinite(row[: job.plan.lengths.target[0]]).all():
+                    raise not_finite(pipeline, f"the latents after {steps} steps")
+        return latents, [int(count) for count in predictor.computed()]
+
+    def _tell(self, group: Sequence[Job], step: Step) -> None:
+        """Call the callbacks of the jobs that go on; end the loop if none does."""
+        for row, job in enumerate(group):
+            if job.callback is None or job.done:
+                continue
+            before, after = (x[row : row + 1, : job.plan.lengths.target[0]] for x in (step.before, step.after))
+            sigmas = float(step.level.sigma[row]), float(step.level.sigma_next[row])
+            preview = functools.partial(self._preview, job.plan, before, after, sigmas)
+            with self._errors_of(job):
+                job.callback(StepEvent(step.number, step.steps, step.seconds, after, preview))
+        if all(job.error is not None for job in group):
+            raise next(job.error for job in group if job.error is not None)
+
+    def _preview(
+        self,
+        plan: Plan,
+        before: Float[np.ndarray, "1 T P"],
+        after: Float[np.ndarray, "1 T P"],
+        sigmas: tuple[float, float],
+    ) -> Image.Image:
+        """Decode what a step points at."""
+        clean = self.pipeline.parts.solver.clean(before, after, *sigmas)
+        return from_pixels(self._finish(plan, clean, Clock()).pixels[0])
+
+    def _finish(self, plan: Plan, latents: Float[np.ndarray, "1 T P"], clock: Clock) -> Media:
+        """Return the pixels of a job's latents, unless the guard refuses them.
+
+        Raises:
+            JoyJaxError: if they are refused or not finite.
+        """
+        try:
+            media = self.pipeline.family.finish(self.networks, latents, plan, clock)
+        except FloatingPointError as error:
+            raise not_finite(self.pipeline, str(error)) from None
+        if (guard := self.pipeline.parts.guard) is not None:
+            guard.check_pixels(media)
+        return media
+
+    @contextlib.contextmanager
+    def _errors_of(self, job: Job) -> Iterator[None]:
+        """Keep an error of one job where jobs are isolated."""
+        try:
+            yield
+        except Exception as error:
+            if not self.isolate:
+                raise
+            job.cancel(error)
 
 
-def noise_tokens(pipeline: Pipeline, inputs: Inputs) -> Float[np.ndarray, "1 T P"]:
-    """Return the noise as tokens, and padding."""
-    tokens = patchify(inputs.noise, pipeline.parts.configs["transformer"].patch)
-    return np.pad(tokens, ((0, 0), (0, inputs.target_tokens - tokens.shape[1]), (0, 0)))
+@contextlib.contextmanager
+def on_devices(pipeline: Pipeline) -> Iterator[None]:
+    """Put the pipeline's mesh in force, and tell the user if another process of the run is gone."""
+    with peer_loss_as_error(), jax.set_mesh(pipeline.mesh) if pipeline.mesh is not None else contextlib.nullcontext():
+        yield
 
 
-def _preview(
-    pipeline: Pipeline,
-    job: Job,
-    before: Float[np.ndarray, "1 T P"],
-    after: Float[np.ndarray, "1 T P"],
-    levels: np.ndarray,
-) -> Image.Image:
-    """Draw what lies at level 0 on the straight line through the latents of two levels."""
-    clean = before + (after - before) * (levels[0] / (levels[0] - levels[1]))
-    return from_pixels(decode(pipeline, job.inputs, clean, job.request.vae_decode))
+def together(jobs: Sequence[Job], batch_size: int) -> Iterator[list[Job]]:
+    """Give groups of jobs that have one batch key, no more than `batch_size`, in the order of their first jobs."""
+    groups: dict[Hashable, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.plan.batch_key, []).append(job)
+    for group in groups.values():
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
 
 
-def decode(
-    pipeline: Pipeline, inputs: Inputs, latents: Float[np.ndarray, "1 T P"], mode: Mode = "exact"
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Return the pixels, `[h, w, 3]` uint8, of the target's latent tokens.
-
-    Raises:
-        JoyJaxError: if its numbers are not finite.
-    """
-    config = pipeline.parts.configs["transformer"]
-    vae, size = pipeline.weights["vae"], (inputs.height, inputs.width)
-    latents = np.asarray(latents)[:, : inputs.target_length]
-    if found := _place(pipeline, inputs, size, mode):
-        canvas, place = found
-        room = inputs.target_tokens - inputs.target_length
-        arrays = replicate((np.pad(latents, ((0, 0), (0, room), (0, 0))), place), pipeline.mesh)
-        pixels, finite = stages.decode_latents(vae, *arrays, patch=config.patch, mode=mode, canvas=canvas)
-        pixels = crop_from_bucket(np.asarray(pixels), size)
-    else:
-        columns = inputs.noise.shape[2] // config.patch[1]
-        latents = replicate(latents, pipeline.mesh)
-        pixels, finite = stages.decode_latents(vae, latents, patch=config.patch, width=columns, mode=mode)
-    if not np.asarray(finite).all():
-        raise not_finite(pipeline, "the decoded pixels")
-    return np.asarray(pixels)[0]
-
-
-def check_modes(pipeline: Pipeline, request: Request, inputs: Inputs) -> None:
-    """Raise MeshError now, not after the last step, if a picture cannot be cut as the request says."""
-    devices, factor = devices_along("tile"), pipeline.parts.configs["vae"].spatial_factor
-    sides = TILE // factor, TILE
-    choose(request.vae_decode, (inputs.height // factor, inputs.width // factor), sides, devices)
-    for picture in inputs.pictures:
-        choose(request.vae_encode, picture.shape[1:3], sides[::-1], devices)
+def check_return(plan: Plan) -> None:
+    """Raise an error now, not after the last step, if the result cannot be put back into the original."""
+    request = plan.request
+    if not request.returned or plan.base is None:
+        return
+    crop, (height, width) = plan.crops[plan.base], plan.size[1:]
+    if crop.size != (height, width):
+        name = "mask" if request.mask is not None else "paste_back"
+        raise RequestError(
+            f"{name} needs a result of the last reference's own size, {crop.size[1]} × {crop.size[0]}, and it is to be "
+            f"{width} × {height}; leave out height and width"
+        )
+    pasted_region(crop, request.mask)
 
 
 def not_finite(pipeline: Pipeline, what: str) -> JoyJaxError:
-    """Return the error for numbers that are none."""
+    """Build the error for NaN or infinite values."""
     return JoyJaxError(
         f"{what} are not finite in {pipeline.dtype}: the weights are damaged or do not belong to this model; "
         "check them with `joyjax info`, or try --dtype float32"
     )
-
-
-def device_kind(pipeline: Pipeline) -> str:
-    """Return the kind of device that a pipeline runs on, as JAX calls it."""
-    device = devices()[0] if pipeline.mesh is None else pipeline.mesh.devices.flat[0]
-    return device.device_kind

@@ -13,12 +13,12 @@ from jax.sharding import AbstractMesh
 from joyjax import dtypes
 from joyjax.convert import checkpoint, manifest, stream
 from joyjax.convert.component import Component
-from joyjax.convert.generation_defaults import BASE_SIZE, GenerationDefaults
+from joyjax.convert.generation_defaults import GenerationDefaults
 from joyjax.convert.manifest import Stored
 from joyjax.convert.safetensors import Tensor, Tensors
 from joyjax.convert.stream import Progress
 from joyjax.dtypes import FLOAT32
-from joyjax.families.registry import family_in
+from joyjax.families.registry import class_name_in, family_in
 from joyjax.layers.weights import leaves
 from joyjax.sharding.attention import share_out
 from joyjax.sharding.place import parameter_sharding
@@ -61,7 +61,7 @@ class ModelInfo:
 
 @dataclasses.dataclass(frozen=True)
 class MeshInfo:
-    """What one device of a mesh holds: bytes of parameters, heads, and image tokens of an edit with one reference.
+    """What one device of a mesh holds: bytes of parameters, heads, and image tokens of a usual request.
 
     `ring` groups of `ulysses` devices share a sequence (sharding/attention.py).
     """
@@ -87,7 +87,7 @@ def describe(folder: Path) -> ModelInfo:
     components = tuple(_describe(folder, component, configs[component.folder]) for component in family.components)
     return ModelInfo(
         family=family.name,
-        class_name=family.class_name,
+        class_name=class_name_in(folder),
         format="converted" if manifest.is_converted(folder) else "diffusers",
         components=components,
         tensors=sum(component.tensors for component in components),
@@ -145,7 +145,7 @@ def on_mesh(folder: Path, sizes: Mapping[str, int], dtype: str) -> MeshInfo:
     """
     family, mesh = family_in(folder), AbstractMesh(tuple(sizes.values()), tuple(sizes))
     configs = {component.folder: component.read_config(folder) for component in family.components}
-    sequence = share_out(sizes, configs["transformer"].num_attention_heads)
+    sequence = share_out(sizes, configs[family.denoiser].num_attention_heads)
     held = {}
     for component in family.components:
         held[component.folder] = 0
@@ -154,17 +154,18 @@ def on_mesh(folder: Path, sizes: Mapping[str, int], dtype: str) -> MeshInfo:
             place = parameter_sharding(path, leaf.shape, leaf.axes, mesh)
             assert place is not None
             held[component.folder] += math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    side = (GenerationDefaults.read(folder).base_size or BASE_SIZE) // configs["vae"].spatial_factor
-    tokens = side**2 // configs["transformer"].patch_area
+    base_size = GenerationDefaults.read(folder).base_size or family.defaults["base_size"]
+    lengths = family.usual(configs, base_size)
+    tokens = (lengths.target[1], lengths.references[1])
     return MeshInfo(
         devices=math.prod(sizes.values()),
         dtype=dtype,
         component_bytes=held,
         bytes=sum(held.values()),
-        heads=configs["transformer"].num_attention_heads // sizes.get("tensor", 1),
+        heads=configs[family.denoiser].num_attention_heads // sizes.get("tensor", 1),
         ring=sequence.ring,
         ulysses=sequence.ulysses,
-        image_tokens=2 * -(-tokens // sequence.devices),
+        image_tokens=sum(-(-count // sequence.devices) for count in tokens),
     )
 
 

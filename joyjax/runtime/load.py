@@ -10,15 +10,17 @@ from jax.sharding import Mesh
 
 from joyjax import dtypes
 from joyjax.convert import checkpoint, manifest, stream
-from joyjax.convert.generation_defaults import BASE_SIZE, GenerationDefaults
+from joyjax.convert.generation_defaults import GenerationDefaults
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.source.model import model_folder
 from joyjax.convert.stream import Progress
 from joyjax.errors import JoyJaxError, RequestError
 from joyjax.families.family import Family, Parts
 from joyjax.families.registry import family_in
+from joyjax.families.request import Request
 from joyjax.layers.weights import Weights, count_parameters
 from joyjax.names import checks_names
+from joyjax.runtime.domains import Domain, domain_of
 from joyjax.sharding.attention import share_out
 from joyjax.sharding.devices import devices
 from joyjax.sharding.mesh import check_mesh
@@ -40,16 +42,31 @@ class Pipeline:
 
     @property
     def base_size(self) -> int:
-        """Side of the square whose area the buckets have, in pixels."""
-        return self.generation_defaults.base_size or BASE_SIZE
+        """Side of the square whose area a result has where no size is given, in pixels."""
+        return self.generation_defaults.base_size or self.family.defaults["base_size"]
+
+    @property
+    def domain(self) -> Domain | None:
+        """The small world that a demo model knows; None for others."""
+        return domain_of(self.generation_defaults.domain)
+
+    @property
+    def device_kind(self) -> str:
+        """The kind of device that it runs on, as JAX calls it."""
+        device = devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
+        return device.device_kind
+
+    def advice(self, request: Request) -> list[str]:
+        """Return notes where a request leaves the domain."""
+        return [] if self.domain is None else self.domain.advice(request.prompt, request.pictures)
 
     def __repr__(self) -> str:
         """Return one line that says what was loaded and how."""
         parameters = sum(count_parameters(weights.state) for weights in self.weights.values())
         mesh = None if self.mesh is None else ",".join(f"{axis}={size}" for axis, size in self.mesh.shape.items())
         return (
-            f"<joyjax.Pipeline {self.family.name} ({self.family.class_name}), {parameters:,} parameters, {self.dtype}, "
-            f"linear {self.linear}, mesh {mesh}, from {self.source}>"
+            f"<joyjax.Pipeline {self.family.name} ({self.family.class_names[0]}), {parameters:,} parameters, "
+            f"{self.dtype}, linear {self.linear}, mesh {mesh}, from {self.source}>"
         )
 
     def __call__(self, *_: object, **__: object) -> NoReturn:
@@ -119,7 +136,7 @@ def load(
     configs = {component.folder: component.read_config(folder) for component in family.components}
     parts = family.read(folder, configs)
     if mesh is not None:
-        share_out(dict(mesh.shape), configs["transformer"].num_attention_heads)
+        share_out(dict(mesh.shape), configs[family.denoiser].num_attention_heads)
 
     # Everything is planned, and so checked, before the first byte is read.
     plans: dict[str, stream.ReadPlan | checkpoint.ReadPlan] = {}
@@ -137,7 +154,7 @@ def load(
         advance = None if progress is None else _advance(progress, before, total)
         weights[name] = plan.fill(mesh, advance)
         before += plan.nbytes
-        if name == "transformer" and float8:
+        if name == family.denoiser and float8:
             weights[name] = quantize_linears(weights[name], family.float8, mesh)
     return Pipeline(family, parts, weights, dtype, mesh, defaults, str(folder), linear)
 

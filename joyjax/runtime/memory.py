@@ -2,19 +2,15 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
+from typing import Any
 
-from joyjax.convert.generation_defaults import BASE_SIZE, GenerationDefaults
+from joyjax.convert.generation_defaults import GenerationDefaults
 from joyjax.convert.source.model import model_folder
-from joyjax.families.registry import family_in
+from joyjax.families.family import Family
+from joyjax.families.registry import DEFAULT, family_in
 from joyjax.runtime.info import Requirement, parameter_requirement
 from joyjax.sharding.devices import devices
-
-# Working memory of a step with guidance at 1024 × 1024 with one reference, in bfloat16; text encoder and autoencoder
-# take less. As compiled for an H100: docs/parallel.md.
-STEP_BYTES = int(1.61 * 2**30)
-
-# JoyAI-Image-Edit itself, worked out from its configurations, so that nothing need be fetched to say whether it fits.
-REAL = Requirement("bfloat16", resident_bytes=48_941_798_598, staged_bytes=32_563_019_904)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,17 +86,22 @@ def what_fits(
     folder = model_folder(model, weights=False)
     family = family_in(folder)
     configs = {component.folder: component.read_config(folder) for component in family.components}
-    area = (
-        (GenerationDefaults.read(folder).base_size or BASE_SIZE) / BASE_SIZE
-    ) ** 2  # tokens, and so the memory, go with it
+    base_size = GenerationDefaults.read(folder).base_size or family.defaults["base_size"]
     requirement = parameter_requirement(family.components, configs, dtype)
     name = "the demo model" if model is None else str(model)
-    return MemoryCheck(name, requirement, int(STEP_BYTES * area), budget_here or budget())
+    return MemoryCheck(name, requirement, working_bytes(family, configs, base_size), budget_here or budget())
+
+
+def working_bytes(family: Family, configs: Mapping[str, Any], base_size: int) -> int:
+    """Return the most that a stage of a usual request needs besides parameters."""
+    return max(stage.working_bytes for stage in family.cost(configs, family.usual(configs, base_size)))
 
 
 def real_fit(budget_here: Budget | None = None) -> MemoryCheck:
-    """Hold JoyAI-Image-Edit in bfloat16 against the room on this machine, or another's, without fetching anything."""
-    return MemoryCheck("JoyAI-Image-Edit", REAL, STEP_BYTES, budget_here or budget())
+    """Compare the published model in bfloat16 with the memory here, or of another machine; nothing is fetched."""
+    real = DEFAULT.published
+    requirement = Requirement("bfloat16", real.resident_bytes, real.staged_bytes)
+    return MemoryCheck(real.name, requirement, real.working_bytes, budget_here or budget())
 
 
 def _read(size: int) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from joyjax.errors import RequestError
+from joyjax.families.family import Family
 from joyjax.families.request import Request
 from joyjax.media.arrays import Picture, as_picture
 from joyjax.media.framing import FITS, Fit
@@ -67,12 +68,13 @@ def check_request(
             raise RequestError(f"{name} is a {type(text).__name__}; expected a str")
     levels = _sigmas(sigmas)
     if steps is None:
-        steps = len(levels) if levels is not None else defaults.steps or family.steps
+        steps = len(levels) if levels is not None else defaults.steps or family.defaults["steps"]
     steps = _integer("steps", steps, 1, MOST_STEPS)
     if levels is not None and len(levels) != steps:
         raise RequestError(f"steps is {steps}, but there are {len(levels)} sigmas; leave steps out")
     if guidance_scale is None:
-        guidance_scale = family.guidance_scale if defaults.guidance_scale is None else defaults.guidance_scale
+        guidance_scale = defaults.guidance_scale
+        guidance_scale = family.defaults["guidance_scale"] if guidance_scale is None else guidance_scale
     if (height is None) != (width is None):
         given, missing = ("width", "height") if height is None else ("height", "width")
         raise RequestError(f"{given} is given without {missing}; give both, or neither to take the picture's bucket")
@@ -91,13 +93,13 @@ def check_request(
             raise RequestError(f"{name} is {mode!r}; choose one of: {', '.join(modes)}")
     if callback is not None and not callable(callback):
         raise RequestError(f"callback is {callback!r}; expected a function of one event, or None")
-    originals = _pictures(image, family.references, family.name)
+    originals = _pictures(image, family)
     sources = tuple(map(Source.of, originals))  # before pixels are read: see Source
     if mask is not None:
         mask = as_picture(mask, "mask")
     request = Request(
         prompt=prompt,
-        negative_prompt=family.negative_prompt if negative_prompt is None else negative_prompt,
+        negative_prompt=family.defaults["negative_prompt"] if negative_prompt is None else negative_prompt,
         pictures=tuple(as_rgb(one) for one in originals),
         steps=steps,
         guidance_scale=_guidance(guidance_scale, steps),
@@ -118,7 +120,7 @@ def check_request(
         guidance_until=_number("guidance_until", guidance_until),
         cache=_cache(cache, pipeline),
     )
-    return _with_effect(request, request.negative_prompt != family.negative_prompt)
+    return _with_effect(request, request.negative_prompt != family.defaults["negative_prompt"])
 
 
 OPTIONS = tuple(inspect.signature(check_request).parameters)[1:]
@@ -210,9 +212,9 @@ def _cache(cache: Any, pipeline: Pipeline) -> CacheRule | None:
         threshold = float("nan")
     if (colon and kind not in KINDS) or not 0 <= threshold <= MOST_CHANGE:
         raise RequestError(f"cache is {cache!r:.200}; {expected}")
-    if not pipeline.family.step_cache:
+    if "cache" in pipeline.family.without:
         raise RequestError(f"cache is {cache!r:.200}, but {pipeline.family.name} has no step cache; leave it out")
-    layers = pipeline.parts.configs["transformer"].num_layers
+    layers = pipeline.parts.configs[pipeline.family.denoiser].num_layers
     if layers < 2:
         raise RequestError(f"cache is {cache!r:.200}, but the transformer has {layers} block: there is none to skip")
     return CacheRule(threshold, kind or KINDS[0])
@@ -239,7 +241,7 @@ def _integer(name: str, value: Any, lowest: int, highest: int) -> int:
     return int(value)
 
 
-def _pictures(image: Any, most: int, family: str) -> list[Image.Image]:
+def _pictures(image: Any, family: Family) -> list[Image.Image]:
     if image is None:
         return []
     several = isinstance(image, list | tuple)
@@ -248,9 +250,12 @@ def _pictures(image: Any, most: int, family: str) -> list[Image.Image]:
     images = (
         [as_picture(one, f"image[{n}]") for n, one in enumerate(image)] if several else [as_picture(image, "image")]
     )
-    if len(images) > most:
-        other = "" if most > 1 else "; Edit-Plus weights take several"
-        raise RequestError(f"{len(images)} reference pictures were given and {family} takes {most} at most{other}")
+    fewest, most = family.references
+    if most is not None and len(images) > most:
+        other = f"; {hint}" if (hint := family.hints.get("image")) else ""
+        raise RequestError(f"{len(images)} reference pictures were given and {family.name} takes {most} at most{other}")
+    if len(images) < fewest:
+        raise RequestError(f"{len(images)} reference pictures were given and {family.name} needs {fewest}")
     return images
 
 

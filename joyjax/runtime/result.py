@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from joyjax.errors import RequestError
-from joyjax.families.family import Inputs
-from joyjax.families.request import Request
+from joyjax.families.family import Media, Plan
 from joyjax.files import publish, publish_free, same_file
 from joyjax.media.formats import Format, Quality, encode, format_of, writing
-from joyjax.media.framing import Crop
+from joyjax.media.framing import Crop, paste_back, unpad
+from joyjax.media.image import from_pixels, rgb_profile
 from joyjax.media.metadata import Texts
 from joyjax.media.references import Source
 from joyjax.provenance.fingerprint import fingerprint
@@ -111,8 +113,9 @@ def _fingerprint(folder: str) -> str:
     return fingerprint(Path(folder))
 
 
-def settings(pipeline: Pipeline, request: Request, inputs: Inputs) -> dict[str, Any]:
+def settings(pipeline: Pipeline, plan: Plan) -> dict[str, Any]:
     """Return every value that the picture depends on, as plain data."""
+    request = plan.request
     return {
         "model": pipeline.source,
         "family": pipeline.family.name,
@@ -124,8 +127,8 @@ def settings(pipeline: Pipeline, request: Request, inputs: Inputs) -> dict[str, 
         "sigmas": None if request.sigmas is None else list(request.sigmas),
         "guidance_scale": list(scale) if isinstance(scale := request.guidance_scale, tuple) else scale,
         "seed": request.seed,
-        "height": inputs.height,
-        "width": inputs.width,
+        "height": plan.size[1],
+        "width": plan.size[2],
         "exact_size": request.exact_size,
         "base_size": request.base_size,
         "fit": request.fit,
@@ -136,3 +139,37 @@ def settings(pipeline: Pipeline, request: Request, inputs: Inputs) -> dict[str, 
         "guidance_until": request.guidance_until,
         "cache": None if request.cache is None else str(request.cache),
     }
+
+
+def make_result(
+    pipeline: Pipeline, plan: Plan, media: Media, seconds: Mapping[str, float], steps: int, notes: tuple[str, ...]
+) -> Result:
+    """Put the result of a finished edit together; `steps` is how many ran the whole transformer."""
+    return Result(
+        image=picture(media.pixels[0], plan),
+        crop=None if plan.base is None else plan.crops[plan.base],
+        seed=plan.request.seed,
+        settings=settings(pipeline, plan),
+        timings=dict(seconds),
+        computed_steps=steps,
+        device=pipeline.device_kind,
+        crops=plan.crops,
+        references=plan.request.sources,
+        mask=plan.request.mask_source,
+        notes=notes,
+    )
+
+
+def picture(pixels: UInt8[np.ndarray, "h w c"], plan: Plan) -> Image.Image:
+    """Return the result as the user wants it: without padding, or put back into the original."""
+    drawn, request = from_pixels(pixels), plan.request
+    if plan.base is None:
+        return drawn
+    crop, original = plan.crops[plan.base], request.originals[plan.base]
+    if request.returned:
+        return paste_back(drawn, original, crop, request.mask)
+    shown = unpad(drawn, crop) if crop.size == plan.size[1:] else drawn
+    profile = rgb_profile(original)
+    if profile is not None:
+        shown.info["icc_profile"] = profile
+    return shown

@@ -45,7 +45,9 @@ class ScheduleConfig:
         return config
 
 
-def sigmas(steps: int, config: ScheduleConfig, given: Sequence[float] | None = None) -> np.ndarray:
+def sigmas(
+    steps: int, config: ScheduleConfig, given: Sequence[float] | None = None, mu: float | None = None
+) -> np.ndarray:
     """Return `steps` falling levels from 1 and a final 0, float32; or `given` ones, shifted, and a final 0.
 
     Where none are given, the lowest level is shifted twice, once when the range is set and once with all the others;
@@ -70,8 +72,8 @@ def timesteps(levels: np.ndarray, config: ScheduleConfig) -> np.ndarray:
 def euler_step(
     latents: Float[Array, "b T P"],
     velocity: Float[Array, "b T P"],
-    sigma: Float[Array, ""],
-    sigma_next: Float[Array, ""],
+    sigma: Float[Array, "..."],
+    sigma_next: Float[Array, "..."],
 ) -> Float[Array, "b T P"]:
     """Move the latents from `sigma` to `sigma_next` along the predicted velocity; everything is float32."""
     return latents + (sigma_next - sigma) * velocity

@@ -15,7 +15,7 @@ ParaAttention (chengzeyi, 2024); extrapolation, TaylorSeer (Liu et al., 2025, "F
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from joyjax.dtypes import FLOAT32
 from joyjax.layers.weights import Weights
-from joyjax.sampling.guided_step import expand_for_cfg, guided_step
+from joyjax.sampling.guided_step import times_of_rows
+from joyjax.sampling.rows import expand_for_cfg
 from joyjax.sharding.place import constrain
 
 KINDS = ("taylor", "first-block")  # the first is meant where none is named: docs/speed.md has its figures
@@ -63,6 +64,31 @@ class StepCache:
     steps: Int[Array, " e"]
 
 
+@runtime_checkable
+class FirstBlock(Protocol):
+    """A pass of a network after its embeddings and its first block: the target's tokens, padded for a mesh."""
+
+    def target(self) -> Float[Array, "B U D"]:
+        """Return the target's tokens after the first block."""
+
+    def target_before(self) -> Float[Array, "B U D"]:
+        """Return the target's tokens before the first block."""
+
+
+@runtime_checkable
+class StepCacheable(Protocol):
+    """A network that can be run in three parts, of which the middle one may be left out."""
+
+    def first_block(self, latents: Float[Array, "B T P"], time: Float[Array, " B"], condition: Any) -> FirstBlock:
+        """Embed everything and run the first block."""
+
+    def remaining_blocks(self, first: FirstBlock) -> Float[Array, "B U D"]:
+        """Run all other blocks; return the target's tokens."""
+
+    def head(self, tokens: Float[Array, "B U D"]) -> Float[Array, "B U P"]:
+        """Return the velocity, in float32."""
+
+
 @functools.partial(jax.jit, static_argnames="kind")
 def empty_cache(transformer: Weights, latents: Float[Array, "b T P"], condition: Any, *, kind: str) -> StepCache:
     """Return a cache that holds nothing, for an edit's first step."""
@@ -79,40 +105,37 @@ def empty_cache(transformer: Weights, latents: Float[Array, "b T P"], condition:
     )
 
 
-@functools.partial(jax.jit, donate_argnames=("latents", "cache"), static_argnames="channels")
-def cached_step(
+@functools.partial(jax.jit, donate_argnames="cache")
+def predict_cached(
     transformer: Weights,
     latents: Float[Array, "b T P"],
     cache: StepCache,
+    sigma: Float[Array, " b"],
+    time: Float[Array, " b"],
     condition: Any,
-    sigma: Float[Array, ""],
-    sigma_next: Float[Array, ""],
-    timestep: Float[Array, ""],
-    guidance_scale: Float[Array, "..."],
     threshold: Float[Array, ""],
     force: Bool[Array, ""],
-    *,
-    channels: int,
-) -> tuple[Float[Array, "b T P"], StepCache]:
-    """Take one step, as `denoise_step` does, or a cheaper one. Latents and cache are donated.
+) -> tuple[Float[Array, "B T P"], StepCache]:
+    """Return the velocity of all passes as `predict` does, or a cheaper one. The cache is donated.
 
     All blocks run where `force` says so, where the cache is empty, and where the first block's part has changed by
     `threshold` or more.
     """
     passes, rows, condition = expand_for_cfg(latents, condition)
     network = transformer.module()
-    first_output = network.first_block(rows, jnp.broadcast_to(timestep, rows.shape[:1]), condition)
+    first_output = network.first_block(rows, times_of_rows(time, rows.shape[0], passes), condition)
     tokens = first_output.target()
     first = tokens - first_output.target_before()
     change = relative_change(first, cache.first, _valid(first, latents.shape[1], condition), passes)
-    need = constrain(force | (cache.steps == 0) | ~(change < threshold), None)  # a change that is no number needs it
+    need = constrain(force | (cache.steps == 0) | ~(change < threshold), None)  # NaN needs all blocks
+    sigma = times_of_rows(sigma, cache.sigma.shape[0], 1)
 
     def of_rows(x: Array) -> Array:
         return jnp.tile(x, passes)[:, None, None]
 
     rest = cache.rest
     if cache.slope is not None:
-        rest = rest + ((sigma - of_rows(cache.sigma)) * cache.slope.astype(FLOAT32)).astype(rest.dtype)
+        rest = rest + (of_rows(sigma - cache.sigma) * cache.slope.astype(FLOAT32)).astype(rest.dtype)
     reused = tokens + rest
     found = jax.lax.cond(jnp.any(need), lambda: network.remaining_blocks(first_output), lambda: reused)
     own = of_rows(need)
@@ -133,7 +156,7 @@ def cached_step(
         sigma=constrain(jnp.where(need, sigma, cache.sigma), None),
         steps=constrain(cache.steps + need.astype(jnp.int32), None),
     )
-    return guided_step(latents, velocity, sigma, sigma_next, guidance_scale, passes=passes, channels=channels), kept
+    return velocity, kept
 
 
 def relative_change(

@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Array, Float32, Int32, UInt8
 
 from joyjax.families.family import Parts
-from joyjax.families.joyimage import DROPPED, prompt_tokens
+from joyjax.families.joyimage_prompt import DROPPED, prompt_tokens
 from joyjax.layers.weights import Weights
+from joyjax.models.autoencoder.stages import encode_images
 from joyjax.processors.text import control_token, image_token_indices, multimodal_positions, pad_rows
-from joyjax.sampling.guided_step import encode_images
 from joyjax.shapes.draw import render
 from joyjax.shapes.edits import KINDS, Pair, held_out, propose, reverse
 from joyjax.shapes.scene import Scene, random_scene
@@ -153,7 +153,7 @@ def tokenize(
     parts: Parts, prompts: list[str], size: tuple[int, ...], length: int
 ) -> tuple[Int32[np.ndarray, "B L"], Int32[np.ndarray, "B L 3"], Int32[np.ndarray, "B L"], Int32[np.ndarray, " B"]]:
     """Return ids, positions, image token indices and lengths of prompts that go with one picture of `size` each."""
-    side = parts.vision.patch_size * parts.vision.merge_size
+    side = parts.processor.patch_size * parts.processor.merge_size
     grid, image = (size[0] // side, size[1] // side), parts.configs["text_encoder"].image_token_id
     count = grid[0] * grid[1]
     rows = [prompt_tokens(parts.tokenizer, prompt, [count]) for prompt in prompts]

@@ -16,7 +16,8 @@ from joyjax.convert import original
 from joyjax.convert.component import Component
 from joyjax.convert.generation_defaults import FILE, GenerationDefaults
 from joyjax.families.family import Parts
-from joyjax.families.joyimage import EDIT, SYSTEM
+from joyjax.families.joyimage import EDIT
+from joyjax.families.joyimage_prompt import SYSTEM
 from joyjax.layers.weights import Weights, leaves
 from joyjax.reading import write_json
 from joyjax.shapes.edits import KINDS, pairs

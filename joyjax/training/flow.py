@@ -11,7 +11,8 @@ from jaxtyping import Array, UInt8
 from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.convert.qwen3_vl import TEXT_ENCODER
 from joyjax.families.family import Parts
-from joyjax.families.joyimage import DROPPED, item_positions
+from joyjax.families.joyimage_prompt import DROPPED
+from joyjax.families.joyimage_stages import item_positions
 from joyjax.models.joyimage import Condition
 from joyjax.models.qwen3_vl import Qwen3VL, TextInputs
 from joyjax.models.qwen3_vl_vision import VisionInputs, place_patches
@@ -87,7 +88,7 @@ def split(parameters: Parameters, name: str) -> Parameters:
 
 def vision_inputs(pictures: UInt8[Array, "B h w 3"], parts: Parts) -> VisionInputs:
     """Return what `joyjax.processors.vision` makes of pictures that need no resizing, on the device."""
-    config: VisionProcessorConfig = parts.vision
+    config: VisionProcessorConfig = parts.processor
     tower = parts.configs["text_encoder"].vision
     patch, merge, frames = config.patch_size, config.merge_size, config.temporal_patch_size
     rows, height, width, channels = pictures.shape

@@ -18,7 +18,7 @@ from joyjax.families.family import Parts
 from joyjax.layers.patch import pixels_to_unit, unpatchify
 from joyjax.layers.weights import Weights
 from joyjax.models.autoencoder.wan import WanVAE
-from joyjax.sampling.euler import euler_step, sigmas
+from joyjax.sampling.euler import euler_step
 from joyjax.training.autoencoder import compare
 from joyjax.training.dataset import Batch
 from joyjax.training.flow import TIMESTEPS, make_condition
@@ -60,7 +60,8 @@ def make_results(
     seed: int,
 ) -> Callable[[int], Drawn]:
     """Return the function from a step's number to edits that the networks made, in `steps` steps without guidance."""
-    levels = jnp.asarray(sigmas(steps, parts.schedule))
+    table = parts.solver.levels(steps, None, None)
+    levels = jnp.asarray(table.sigma[:, 0]), jnp.asarray(table.sigma_next[:, 0])
 
     @jax.jit
     def sample(text_encoder: Weights, transformer: Weights, batch: Batch, key: Array) -> Drawn:
@@ -72,7 +73,7 @@ def make_results(
             velocity = network(latents, jnp.full((len(latents),), TIMESTEPS * level[0]), condition)
             return euler_step(latents, velocity, *level), None
 
-        tokens, _ = jax.lax.scan(step, noise, (levels[:-1], levels[1:]))
+        tokens, _ = jax.lax.scan(step, noise, levels)
         rows = jnp.arange(len(tokens))[:, None, None]
         strength = config.noise * jax.random.uniform(keys[1], (len(tokens), 1, 1))
         near = batch.targets + strength * jax.random.normal(keys[2], tokens.shape)

@@ -293,7 +293,7 @@ def test_interrupt_ends_cleanly(tmp_path, converted):
     seen = ""
     for line in process.stderr:  # wait until the step is compiled, so that steps are running
         seen += line
-        if "Finished XLA compilation of jit(denoise_step)" in line:
+        if "Finished XLA compilation of jit(predict)" in line:
             break
     time.sleep(1)
     process.send_signal(signal.SIGINT)

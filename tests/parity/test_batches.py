@@ -5,7 +5,7 @@ import pytest
 from pairs import BUCKETS, LEVELS, assert_same, draw, our_edit, photo, their_edit
 
 import joyjax
-from joyjax.media import image as image_inputs
+from joyjax.families import joyimage_buckets
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -110,7 +110,7 @@ def test_a_ragged_batch_of_edit_plus(their_plus, plus, monkeypatch):
     """Rows with one, three and two references of unlike aspects, and prompts of unlike lengths."""
     from diffusers.pipelines.joyimage import image_processor
 
-    monkeypatch.setattr(image_inputs, "buckets", lambda base_size: BUCKETS)
+    monkeypatch.setattr(joyimage_buckets, "buckets", lambda base_size: BUCKETS)
     monkeypatch.setitem(image_processor.BUCKETS, 1024, list(BUCKETS))
     pictures = [photo(120, 90, 1), photo(100, 180, 2), photo(130, 128, 3)]
     images = [pictures[:1], pictures, pictures[1:]]

@@ -7,9 +7,8 @@ import pytest
 from pairs import BUCKETS, assert_same, draw, our_edit, photo, their_edit
 
 import joyjax
-from joyjax.families import joyimage
-from joyjax.media import image as image_inputs
-from joyjax.media.image import buckets
+from joyjax.families import joyimage_buckets, joyimage_prompt
+from joyjax.families.joyimage_buckets import buckets
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -66,7 +65,7 @@ def test_text_to_image(reference, loaded, monkeypatch):
 @nightly
 def test_the_end_of_a_long_prompt_with_a_picture_is_kept(reference, loaded, monkeypatch):
     """As above 4096 hidden states, where the picture's are lost first."""
-    monkeypatch.setattr(joyimage, "LONGEST_PROMPT", 24)
+    monkeypatch.setattr(joyimage_prompt, "LONGEST_PROMPT", 24)
     size, image, noise = (64, 96), photo(70, 101), draw(64, 96)
     theirs = their_edit(reference, monkeypatch, [image], LONG, size, noise, max_sequence_length=24)
     assert_same(our_edit(loaded, [image], LONG, size, noise), theirs)
@@ -75,13 +74,13 @@ def test_the_end_of_a_long_prompt_with_a_picture_is_kept(reference, loaded, monk
 @nightly
 def test_the_longest_prompt_alone(reference, loaded, monkeypatch):
     """As at 2048 tokens, the most that the reference reads; beyond, it cuts the turn's end and joyjax refuses."""
-    longest = len(joyimage.prompt_tokens(loaded.parts.tokenizer, LONG, []))
-    monkeypatch.setattr(joyimage, "LONGEST_TEXT", longest)
-    monkeypatch.setattr(reference, "text_token_max_length", longest - joyimage.DROPPED)
+    longest = len(joyimage_prompt.prompt_tokens(loaded.parts.tokenizer, LONG, []))
+    monkeypatch.setattr(joyimage_prompt, "LONGEST_TEXT", longest)
+    monkeypatch.setattr(reference, "text_token_max_length", longest - joyimage_prompt.DROPPED)
     size, noise = (64, 96), draw(64, 96)
     theirs = their_edit(reference, monkeypatch, [], LONG, size, noise, height=64, width=96)
     assert_same(our_edit(loaded, None, LONG, size, noise), theirs)
-    monkeypatch.setattr(joyimage, "LONGEST_TEXT", longest - 1)
+    monkeypatch.setattr(joyimage_prompt, "LONGEST_TEXT", longest - 1)
     with pytest.raises(joyjax.RequestError, match="prompt is 1 tokens too long"):
         our_edit(loaded, None, LONG, size, noise)
 
@@ -144,11 +143,11 @@ def test_edit_plus(count, monkeypatch, tmp_path):
     """References of unlike shapes, each at its own bucket; the last one gives the size."""
     import random_checkpoint
 
-    monkeypatch.setattr(image_inputs, "buckets", lambda base_size: BUCKETS)
+    monkeypatch.setattr(joyimage_buckets, "buckets", lambda base_size: BUCKETS)
     pipeline = random_checkpoint.make_pipeline("tiny", plus=True, seed=4)
     ours = joyjax.load(random_checkpoint.save(pipeline, tmp_path / "m"), dtype="float32")
     assert ours.family.name == "JoyImage-Edit-Plus"
-    assert json.loads((tmp_path / "m" / "model_index.json").read_text())["_class_name"] == ours.family.class_name
+    assert json.loads((tmp_path / "m" / "model_index.json").read_text())["_class_name"] == ours.family.class_names[0]
     images = [photo(120, 90, seed=1), photo(100, 180, seed=2)][:count]
     first = joyjax.edit(ours, images or None, "put the dog on the table", steps=1, base_size=256)
     noise = draw(first.image.height, first.image.width)

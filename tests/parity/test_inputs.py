@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from joyjax.errors import PictureError
-from joyjax.families.joyimage import prompt_tokens
+from joyjax.families.joyimage_buckets import buckets
+from joyjax.families.joyimage_prompt import prompt_tokens
 from joyjax.media.framing import cover_crop
-from joyjax.media.image import buckets
 from joyjax.processors.text import control_token, load_tokenizer, multimodal_positions
 from joyjax.processors.vision import VisionProcessorConfig, smart_resize, vision_patches
 

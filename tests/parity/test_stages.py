@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from joyjax.media import image as image_inputs
+from joyjax.families import joyimage_buckets
 
 pytest.importorskip("torch")
 from pairs import BUCKETS, draw, photo
@@ -35,7 +35,7 @@ def compare(monkeypatch):
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
     from diffusers.pipelines.joyimage import image_processor
 
-    monkeypatch.setattr(image_inputs, "buckets", lambda base_size: BUCKETS)
+    monkeypatch.setattr(joyimage_buckets, "buckets", lambda base_size: BUCKETS)
     monkeypatch.setitem(image_processor.BUCKETS, 1024, list(BUCKETS))
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", DiagonalGaussianDistribution.sample)
     spec = importlib.util.spec_from_file_location("compare", SCRIPT)

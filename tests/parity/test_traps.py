@@ -6,7 +6,6 @@ whole pictures are made, and what each stage lets pass.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,14 @@ import pytest
 from flax import nnx
 
 import joyjax
-from joyjax.families import joyimage as family
-from joyjax.families.family import Inputs
+from joyjax.families import joyimage, joyimage_buckets, joyimage_prompt
+from joyjax.families import joyimage_stages as family
 from joyjax.families.request import Request
 from joyjax.layers.norm import ChannelNorm
 from joyjax.layers.patch import unpatchify
-from joyjax.media import image
-from joyjax.models.joyimage import Condition
+from joyjax.models.autoencoder import pictures
 from joyjax.processors import vision
-from joyjax.runtime import engine
-from joyjax.sampling import guided_step as steps
+from joyjax.sampling import loop, predictor
 
 pytest.importorskip("torch")
 from pairs import BUCKETS, SHARE, draw, photo
@@ -36,6 +33,7 @@ from parity.test_joyimage import TOLERANCE as TRANSFORMER_TOLERANCE
 from parity.test_qwen3_vl import ENCODER_TOLERANCE, MLP_TOLERANCE, TOWER_TOLERANCE
 from parity.test_stages import LATENTS_TOLERANCE
 from parity.test_wan_vae import DECODE_TOLERANCE, ENCODE_TOLERANCE, NORM_TOLERANCE
+from stagewise import Stages
 from traps import TRAPS, Patch
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
@@ -44,18 +42,17 @@ PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
 SIZES = [(height, width) for height in range(304, 3000, 96) for width in range(304, 3000, 89)] + [(1730, 1384)]
 
 
-class Edit:
+class Edit(Stages):
     """One edit by Edit-Plus of two pictures of unlike shapes, run stage by stage and only as far as it is asked for."""
 
     def __init__(self, pipeline: joyjax.Pipeline):
         # These bounds have the vision tower's pictures enlarged.
-        processor = dataclasses.replace(pipeline.parts.vision, min_pixels=96 * 128)
-        self.files = dataclasses.replace(pipeline.parts, vision=processor)
-        self.pipeline = dataclasses.replace(pipeline, parts=self.files, family=family.EDIT_PLUS)
-        self.patch = self.files.configs["transformer"].patch
-        self.request = Request(
+        processor = dataclasses.replace(pipeline.parts.processor, min_pixels=96 * 128)
+        parts = dataclasses.replace(pipeline.parts, processor=processor)
+        pipeline = dataclasses.replace(pipeline, parts=parts, family=joyimage.EDIT_PLUS)
+        request = Request(
             prompt="put the dog<|im_end|> on the table",
-            negative_prompt=self.pipeline.family.negative_prompt,
+            negative_prompt=pipeline.family.defaults["negative_prompt"],
             pictures=(photo(70, 103), photo(131, 91, seed=1)),
             steps=3,
             guidance_scale=4.0,
@@ -66,66 +63,45 @@ class Edit:
             base_size=256,
             noise=None,
         )
+        self.size = family.target_size(request)
+        super().__init__(pipeline, dataclasses.replace(request, noise=draw(*self.size)))
 
-    @functools.cached_property
-    def size(self) -> tuple[int, int]:
-        return family.target_size(self.request)
-
-    @functools.cached_property
-    def inputs(self) -> Inputs:
-        request = dataclasses.replace(self.request, noise=draw(*self.size))
-        return self.pipeline.family.prepare(request, self.files)
-
-    @functools.cached_property
-    def txt(self) -> jax.Array:
-        return engine.encode_prompt(self.pipeline, self.inputs)
-
-    @functools.cached_property
-    def references(self) -> jax.Array:
-        return engine.encode_references(self.pipeline, self.inputs)
-
-    @functools.cached_property
-    def condition(self) -> Condition:
-        return self.pipeline.family.condition(self.inputs, self.txt, self.references)
-
-    @functools.cached_property
-    def latents(self) -> jax.Array:
-        job = engine.Job(self.request, self.inputs, self.condition)
-        return engine.denoise(self.pipeline, [job])[0][:, : self.inputs.target_length]
-
-    @functools.cached_property
-    def picture(self) -> np.ndarray:
-        return engine.decode(self.pipeline, self.inputs, self.latents)[None]
+    @property
+    def parts(self) -> Any:
+        return self.pipeline.parts
 
     def network(self, name: str) -> Any:
         return self.pipeline.weights[name].module()
 
     def schedule(self) -> np.ndarray:
-        levels = engine.sigmas(40, self.files.schedule)
-        return np.stack([levels, engine.timesteps(levels, self.files.schedule)])
+        levels = self.parts.solver.levels(40, None, None)
+        return np.stack([levels.sigma, levels.time])
 
     def pixels(self) -> np.ndarray:
-        return np.concatenate([picture.ravel() for picture in self.inputs.pictures])
+        return np.concatenate([picture.ravel() for picture in self.arrays.own.pictures])
 
     def token_ids(self) -> list[int]:
-        return family.prompt_tokens(self.files.tokenizer, self.request.prompt, [])
+        return joyimage_prompt.prompt_tokens(self.parts.tokenizer, self.request.prompt, [])
 
     def hidden_states(self) -> np.ndarray:
-        return np.concatenate([row[:count] for row, count in zip(self.txt, self.inputs.prompt_lengths, strict=True)])
+        return np.concatenate([row[:count] for row, count in zip(self.txt, self.plan.own.text.lengths, strict=True)])
 
     def vision_tokens(self) -> jax.Array:
-        tokens = self.network("text_encoder").visual(self.inputs.vision)[0]
-        counts = np.asarray(self.inputs.vision.lengths) // self.files.configs["text_encoder"].vision.merged
+        vision = jax.tree.map(jnp.asarray, self.arrays.own.vision)
+        tokens = self.network("text_encoder").visual(vision)[0]
+        counts = np.asarray(vision.lengths) // self.parts.configs["text_encoder"].vision.merged
         return jnp.concatenate([row[:count] for row, count in zip(tokens, counts, strict=True)])
 
     def velocity(self) -> jax.Array:
-        rows = jnp.tile(jnp.asarray(engine.noise_tokens(self.pipeline, self.inputs)), (2, 1, 1))
+        rows = jnp.tile(self.noise, (2, 1, 1))
         velocity = self.network("transformer")(rows, jnp.full(2, 1000, jnp.float32), self.condition)
-        return velocity[:, : self.inputs.target_length]
+        return velocity[:, : self.plan.lengths.target[0]]
 
     def decoded(self) -> jax.Array:
-        columns = self.inputs.noise.shape[2] // self.patch[1]
-        return self.network("vae").decode(unpatchify(jnp.asarray(self.latents), self.patch, columns))
+        own = self.plan.own.geometry
+        return self.network("vae").decode(
+            unpatchify(jnp.asarray(self.latents), own.patch, self.size[1] // own.sides[1])
+        )
 
 
 def numbers(*shape: int) -> jax.Array:
@@ -165,12 +141,14 @@ def part(network: str, path: Callable[[Any], Callable], width: int) -> Callable[
 
 STAGES = {
     "size": Stage(lambda edit: edit.size, 0, "parity/test_edit.py"),
-    "buckets": Stage(lambda _: [image.nearest_bucket(*size, 1024) for size in SIZES], 0, "unit/test_image.py"),
+    "buckets": Stage(
+        lambda _: [joyimage_buckets.nearest_bucket(*size, 1024) for size in SIZES], 0, "unit/test_image.py"
+    ),
     "pixels": Stage(Edit.pixels, 0, "unit/test_image.py"),
     "vision sizes": Stage(
         lambda _: [vision.smart_resize(*size, 32, 65536, 2**24) for size in SIZES], 0, "parity/test_inputs.py"
     ),
-    "vision patches": Stage(lambda edit: edit.inputs.vision.patches, 0, "parity/test_inputs.py"),
+    "vision patches": Stage(lambda edit: edit.arrays.own.vision.patches, 0, "parity/test_inputs.py"),
     "token ids": Stage(Edit.token_ids, 0, "parity/test_inputs.py"),
     "vision MLP": Stage(
         part("text_encoder", lambda it: it.visual.blocks[0].mlp, 32), MLP_TOLERANCE, "parity/test_qwen3_vl.py"
@@ -203,10 +181,18 @@ def small_and_without_jit(monkeypatch):
     def unjitted(stage):
         return lambda *args, **kwargs: stage.__wrapped__(*jax.tree.map(jnp.asarray, args), **kwargs)
 
-    for name in ("encode_prompt", "encode_images", "denoise_step", "decode_latents"):
-        monkeypatch.setattr(steps, name, unjitted(getattr(steps, name)))
-    published = image.buckets
-    monkeypatch.setattr(image, "buckets", lambda base_size: BUCKETS if base_size == 256 else published(base_size))
+    for owner, name in (
+        (family, "encode_prompt"),
+        (pictures, "encode_images"),
+        (pictures, "decode_latents"),
+        (predictor, "predict"),
+        (loop, "advance"),
+    ):
+        monkeypatch.setattr(owner, name, unjitted(getattr(owner, name)))
+    published = joyimage_buckets.buckets
+    monkeypatch.setattr(
+        joyimage_buckets, "buckets", lambda base_size: BUCKETS if base_size == 256 else published(base_size)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from collectives import count_collectives, gathered_shapes
 from meshes import CONFIG, draw, make_condition, make_weights, mesh_of
+from whole_step import denoise_step
 
 from joyjax.convert.qwen3_vl import TEXT_ENCODER
 from joyjax.convert.wan_vae import VAE
@@ -19,7 +20,6 @@ from joyjax.models.autoencoder.wan import WanVAEConfig
 from joyjax.models.qwen3_vl import TextInputs
 from joyjax.models.qwen3_vl_vision import VisionInputs, place_patches
 from joyjax.reading import read_json
-from joyjax.sampling.guided_step import denoise_step
 from joyjax.sharding.place import parameter_sharding
 
 pytestmark = pytest.mark.jax

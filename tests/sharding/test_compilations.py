@@ -36,5 +36,5 @@ def test_one_compilation_of_each_stage(folder, sizes, request):
         )
         joyjax.edit(pipeline, None, "a tree", steps=4, cache=0.0, **options)
         joyjax.edit(pipeline, None, "a dog", steps=5, cache=0.3, **options)
-    names = ("encode_prompt", "denoise_step", "empty_cache", "cached_step", "decode_latents")
+    names = ("encode_prompt", "predict", "advance", "empty_cache", "predict_cached", "decode_latents")
     assert {name: counts[name] for name in names} == dict.fromkeys(names, 1)

@@ -70,7 +70,7 @@ def test_a_process_that_dies_ends_the_other(tmp_path):
     both = start_both(tmp_path, ["--mesh", "ring=4", "--steps", "1000"], JAX_LOG_COMPILES="1")
     try:
         for line in both[0].stderr:
-            if "Finished XLA compilation of jit(denoise_step)" in line:
+            if "Finished XLA compilation of jit(predict)" in line:
                 break
         time.sleep(1)  # it is among its steps
         assert [process.poll() for process in both] == [None, None]

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 from meshes import CONFIG, MESHES, draw, make_condition, make_weights, mesh_of, name_of
+from whole_step import denoise_step
 
 from joyjax.errors import MeshError
 from joyjax.layers.weights import Weights
 from joyjax.models.joyimage import Condition
-from joyjax.sampling.guided_step import denoise_step, pad_batch
+from joyjax.sampling.rows import pad_batch
 from joyjax.sharding.attention import sequence_mesh, share_out
 
 pytestmark = pytest.mark.jax

@@ -9,11 +9,12 @@ from meshes import mesh_of, name_of
 from small_vae import decode, draw, encode, make_vae, on_canvas
 
 from joyjax.errors import MeshError
+from joyjax.families.joyimage_buckets import buckets
 from joyjax.layers.weights import Weights
 from joyjax.models.autoencoder import tiling
 from joyjax.models.autoencoder.buckets import bucket_placement, crop_from_bucket, pad_to_bucket
+from joyjax.models.autoencoder.stages import decode_latents, encode_images
 from joyjax.models.autoencoder.tiling import Mode, choose, patch_grid
-from joyjax.sampling.guided_step import decode_latents, encode_images
 from joyjax.sharding.place import replicate
 
 pytestmark = pytest.mark.jax
@@ -84,12 +85,12 @@ def test_the_stages_on_a_canvas_over_devices(weights, error):
     pixels = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
     tokens = encode_images(weights, pixels, patch=(2, 2))
     drawn, _ = decode_latents(weights, tokens, patch=(2, 2), width=20)
-    canvas, place = bucket_placement(*size, 64, (2, 2), 2)
+    canvas, place = bucket_placement(*size, buckets(64), (2, 2), 2)
     laid, place = replicate((pad_to_bucket(pixels, canvas), place), mesh)
     with jax.set_mesh(mesh):
         found = encode_images(weights, laid, place, patch=(2, 2))
         assert error(found[:, : tokens.shape[1]], tokens) < 1e-5
-        found, finite = decode_latents(weights, found, place, patch=(2, 2), canvas=canvas)
+        found, finite = decode_latents(weights, found, place, patch=(2, 2), bucket=canvas)
     assert np.asarray(finite).all()
     off = crop_from_bucket(np.asarray(found), size) - np.asarray(drawn).astype(int)
     assert np.abs(off).max() <= 1

@@ -2,13 +2,17 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from stagewise import inputs_of
 
 import joyjax
 from joyjax import api
+from joyjax.families import joyimage_stages
 from joyjax.families.joyimage import EDIT_PLUS
+from joyjax.layers.patch import unpatchify
 from joyjax.runtime import engine
 
 pytestmark = pytest.mark.filterwarnings("ignore::joyjax.AdviceWarning")  # the demo is given noise to edit
@@ -36,8 +40,10 @@ def off(one: Image.Image, other: Image.Image) -> int:
 
 def spy(monkeypatch) -> list[int]:
     """Note how many edits are denoised together."""
-    seen, right = [], engine.denoise
-    monkeypatch.setattr(api, "denoise", lambda pipeline, jobs: seen.append(len(jobs)) or right(pipeline, jobs))
+    seen, right = [], engine.Engine._denoise
+    monkeypatch.setattr(
+        engine.Engine, "_denoise", lambda self, jobs, *rest: seen.append(len(jobs)) or right(self, jobs, *rest)
+    )
     return seen
 
 
@@ -85,8 +91,10 @@ def test_rows_with_other_numbers_of_references(plus, monkeypatch):
 
 
 def test_seeds_of_one_request_are_encoded_once(demo, monkeypatch):
-    calls, right = [], engine.encode_prompt
-    monkeypatch.setattr(api, "encode_prompt", lambda *inputs: calls.append(1) or right(*inputs))
+    calls, right = [], joyimage_stages.encode_prompt
+    monkeypatch.setattr(
+        joyimage_stages, "encode_prompt", lambda *inputs, **how: calls.append(1) or right(*inputs, **how)
+    )
     row = {"image": photo(128, 128, 1), "prompt": "make it red", "steps": 1}
     results = joyjax.edit_batch(demo, [{**row, "seed": seed} for seed in range(3)], batch_size=1)
     assert len(calls) == 1
@@ -102,7 +110,8 @@ def test_the_noise_of_a_seed_is_that_of_the_row_alone(demo):
     noise = {}
     for name, image in (("made", None), ("edited", made.image)):
         request = api.check_options(demo, {**row, "image": image})
-        noise[name] = demo.family.prepare(request, demo.parts).noise
+        tokens = inputs_of(demo, request).noise
+        noise[name] = np.asarray(unpatchify(jnp.asarray(tokens), (2, 2), 8))
     assert noise["made"].shape == noise["edited"].shape
     assert np.abs(np.corrcoef(noise["made"].ravel(), noise["edited"].ravel())[0, 1]) < 0.1
     edited = joyjax.edit(demo, made.image, **row)
@@ -151,7 +160,7 @@ def test_cancelling_ends_all(demo):
     ],
 )
 def test_a_bad_request_is_named_and_nothing_runs(rows, message, demo, monkeypatch):
-    monkeypatch.setattr(api, "encode_prompt", lambda *_: pytest.fail("something ran"))
+    monkeypatch.setattr(joyimage_stages, "encode_prompt", lambda *_, **__: pytest.fail("something ran"))
     with pytest.raises(joyjax.RequestError, match=message):
         joyjax.edit_batch(demo, rows)
 
@@ -192,7 +201,7 @@ def test_the_picture_is_given_back(demo):
 
 
 def test_what_cannot_be_given_back_is_refused_first(demo, plus, monkeypatch):
-    monkeypatch.setattr(api, "encode_prompt", lambda *_: pytest.fail("something ran"))
+    monkeypatch.setattr(joyimage_stages, "encode_prompt", lambda *_, **__: pytest.fail("something ran"))
     picture = photo(128, 128, 1)
     with pytest.raises(
         joyjax.RequestError, match="paste_back needs a result of the last reference's own size, 128 × 128"

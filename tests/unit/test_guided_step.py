@@ -7,20 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from stagewise import Stages
 
 import joyjax
-from joyjax.families.family import Inputs
-from joyjax.families.request import Request
-from joyjax.layers.patch import patchify
 from joyjax.layers.weights import leaves
-from joyjax.runtime import engine
+from joyjax.models.autoencoder.stages import decode_latents, encode_images
+from joyjax.models.text_encoding import encode_prompt
 from joyjax.runtime.request import check_request
-from joyjax.sampling import guided_step as stages
-from joyjax.sampling.euler import sigmas, timesteps
+from joyjax.sampling.guided_step import advance, predict
 
 pytestmark = [pytest.mark.jax, pytest.mark.parity]  # the checkpoint is the reference's
 
-STAGES = (stages.encode_prompt, stages.encode_images, stages.denoise_step, stages.decode_latents)
+STAGES = (encode_prompt, encode_images, predict, advance, decode_latents)
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8))
 PROMPT = "make the sky red"
 SIZE = {"height": 32, "width": 48, "exact_size": True}
@@ -40,15 +38,15 @@ def first(loaded) -> joyjax.Result:
     for stage in STAGES:
         stage.clear_cache()
     result = edit(loaded)
-    assert compiled() == [1, 1, 1, 1]
+    assert compiled() == [1, 1, 1, 1, 1]
     return result
 
 
-def prepared(pipeline: joyjax.Pipeline, **options) -> tuple[Request, Inputs]:
+def prepared(pipeline: joyjax.Pipeline, **options) -> Stages:
     arguments = dict.fromkeys(("negative_prompt", "steps", "height", "width", "base_size", "noise"))
     arguments |= {"guidance_scale": 4.0, "seed": 0, "exact_size": False, **SIZE, "steps": 2, **options}
     request = check_request(pipeline, PICTURE, PROMPT, **arguments)
-    return request, pipeline.family.prepare(request, pipeline.parts)
+    return Stages(pipeline, request)
 
 
 @pytest.mark.parametrize(
@@ -76,9 +74,7 @@ def test_a_second_edit_compiles_nothing(options, loaded, first):
 def test_a_size_with_as_many_tokens_shares_the_denoising_step(loaded, first):
     before = compiled()
     edit(loaded, height=48, width=32)
-    encode_prompt, encode_images, denoise_step, decode_latents = np.subtract(compiled(), before)
-    assert (encode_prompt, denoise_step) == (0, 0)
-    assert (encode_images, decode_latents) == (1, 1)
+    assert np.subtract(compiled(), before).tolist() == [0, 1, 0, 0, 1]  # the autoencoder's stages alone
 
 
 def test_another_checkpoint_of_the_same_configuration_shares_every_program(checkpoint, first):
@@ -91,45 +87,38 @@ def test_another_checkpoint_of_the_same_configuration_shares_every_program(check
 def test_without_guidance_there_is_one_pass(loaded, first):
     before = compiled()
     without, below = edit(loaded, guidance_scale=1.0), edit(loaded, guidance_scale=0.0)
-    assert np.subtract(compiled(), before).tolist() == [1, 0, 1, 0]
+    assert np.subtract(compiled(), before).tolist() == [1, 0, 1, 1, 0]
     np.testing.assert_array_equal(np.asarray(without.image), np.asarray(below.image))
 
 
 def test_a_step_takes_its_latents_away(loaded, first):
-    request, inputs = prepared(loaded)
-    config = loaded.parts.configs["transformer"]
-    txt, references = engine.encode_prompt(loaded, inputs), engine.encode_references(loaded, inputs)
-    condition = loaded.family.condition(inputs, txt, references)
-    latents = patchify(jnp.asarray(inputs.noise), config.patch)
-    level, scale = np.float32(1), np.float32(request.guidance_scale)
-    after = stages.denoise_step(
-        loaded.weights["transformer"], latents, condition, level, level, level, scale, channels=config.in_channels
-    )
+    run = prepared(loaded)
+    latents, condition = jnp.asarray(run.noise), run.condition
+    levels = loaded.parts.solver.levels(2, None, None).step(0)
+    velocity = predict(loaded.weights["transformer"], latents, levels.time, condition)
+    how = {"passes": 2, "solver": loaded.parts.solver, "guidance": loaded.family.guidance(loaded.parts)}
+    after = advance(latents, velocity, levels, np.float32([4]), **how)
     assert latents.is_deleted()
     assert not any(array.is_deleted() for array in (after, *jax.tree.leaves((condition, loaded.weights))))
 
 
 def test_all_stages_compose_into_one_program(loaded, first):
-    request, inputs = prepared(loaded)
-    config, schedule = loaded.parts.configs["transformer"], loaded.parts.schedule
-    levels = sigmas(request.steps, schedule)
-    times = timesteps(levels, schedule)
+    run = prepared(loaded)
+    solver, own = loaded.parts.solver, run.plan.own.geometry
+    levels = solver.levels(run.request.steps, None, None)
+    how = {"passes": 2, "solver": solver, "guidance": loaded.family.guidance(loaded.parts)}
 
     @jax.jit
-    def whole(weights, noise, guidance_scale):
-        pipeline = dataclasses.replace(loaded, weights=weights)
-        txt, references = engine.encode_prompt(pipeline, inputs), engine.encode_references(pipeline, inputs)
-        condition = pipeline.family.condition(inputs, txt, references)
-        latents = patchify(noise, config.patch)
-        for n in range(request.steps):
-            now, then, time = (jnp.float32(x) for x in (levels[n], levels[n + 1], times[n]))
-            latents = stages.denoise_step(
-                weights["transformer"], latents, condition, now, then, time, guidance_scale, channels=config.in_channels
-            )
-        width = inputs.noise.shape[2] // config.patch[1]
-        return stages.decode_latents(weights["vae"], latents, patch=config.patch, width=width)
+    def whole(weights, latents, scale):
+        condition = Stages(dataclasses.replace(loaded, weights=weights), run.request).condition
+        for n in range(run.request.steps):
+            level = jax.tree.map(jnp.asarray, levels.step(n))
+            velocity = predict(weights["transformer"], latents, level.time, condition)
+            latents = advance(latents, velocity, level, scale, **how)
+        width = run.plan.size[2] // own.sides[1]
+        return decode_latents(weights["vae"], latents, patch=own.patch, width=width)
 
-    pixels, finite = whole(dict(loaded.weights), jnp.asarray(inputs.noise), jnp.float32(4))
+    pixels, finite = whole(dict(loaded.weights), jnp.asarray(run.noise), jnp.full(1, 4.0))
     off = np.abs(np.asarray(first.image).astype(int) - np.asarray(pixels[0]))
     assert finite.all()
     assert off.max() <= 1

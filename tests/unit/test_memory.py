@@ -10,8 +10,9 @@ import pytest
 
 from joyjax.convert.source.model import DEMO
 from joyjax.errors import RequestError
+from joyjax.families.joyimage import EDIT
 from joyjax.runtime import memory
-from joyjax.runtime.info import describe, parameter_requirement
+from joyjax.runtime.info import Requirement, describe, parameter_requirement
 from joyjax.runtime.memory import Budget
 
 GIB = 2**30
@@ -22,7 +23,9 @@ H100 = Budget("NVIDIA H100", host=False, bytes=59 * GIB)
 def test_the_real_model_is_what_its_configurations_say():
     configs = {"transformer": full_size.JOYIMAGE, "text_encoder": full_size.QWEN, "vae": full_size.WAN}
     components = full_size.TEXT_ENCODER, full_size.TRANSFORMER, full_size.VAE
-    assert parameter_requirement(components, configs, "bfloat16") == memory.REAL
+    found = parameter_requirement(components, configs, "bfloat16")
+    assert found == Requirement("bfloat16", EDIT.published.resident_bytes, EDIT.published.staged_bytes)
+    assert EDIT.published.working_bytes == memory.working_bytes(EDIT, configs, 1024)
 
 
 def test_the_real_model_fits_where_it_does():
@@ -47,7 +50,7 @@ def test_the_demo_fits_everywhere(dtype):
     fit = memory.what_fits(dtype=dtype, budget_here=T4)
     assert [fit.requirement] == [need for need in describe(DEMO).needs if need.dtype == dtype]
     assert fit.fits
-    assert fit.working_bytes == memory.STEP_BYTES // 64  # 128 × 128 pixels, not 1024 × 1024
+    assert fit.working_bytes == EDIT.published.working_bytes // 64  # 128 × 128 pixels, not 1024 × 1024
     assert fit.model == "the demo model"
     with pytest.raises(RequestError, match="float16"):
         memory.what_fits(dtype="float16")

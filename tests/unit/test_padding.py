@@ -8,8 +8,8 @@ from meshes import CONFIG, make_weights
 from PIL import Image
 
 import joyjax
-from joyjax.families.joyimage import item_positions
-from joyjax.media.image import buckets
+from joyjax.families.joyimage_buckets import buckets
+from joyjax.families.joyimage_stages import item_positions
 from joyjax.models.joyimage import Condition
 
 pytestmark = pytest.mark.jax
@@ -91,6 +91,6 @@ def test_all_sizes_and_many_prompts_run_on_a_handful_of_programs(demo, every):
             seen.add(result.image.size)
     print(dict(counts))
     assert (len(seen), len(lengths)) == {1: (49, 20), 4: (13, 13)}[every]
-    stages = {"encode_prompt": 2, "encode_images": 2, "denoise_step": 2, "decode_latents": 2}
+    stages = {"encode_prompt": 2, "encode_images": 2, "predict": 2, "advance": 1, "decode_latents": 2}
     assert {name: counts[name] for name in stages} == stages
     assert counts.total() <= 12  # and what puts arrays together, of no account

@@ -14,13 +14,16 @@ import jaxtyping
 import numpy as np
 import pytest
 from PIL import Image
+from stagewise import inputs_of
 
 import joyjax
 from joyjax.convert.safetensors import Tensors
 from joyjax.errors import MeshError, PictureError, RequestError
+from joyjax.families import joyimage_stages
 from joyjax.families.joyimage import EDIT_PLUS
+from joyjax.models.autoencoder import pictures
 from joyjax.runtime.request import check_request
-from joyjax.sampling import guided_step as steps
+from joyjax.sampling import predictor
 
 pytestmark = pytest.mark.parity  # the tokenizer and the configurations are the reference's
 
@@ -35,8 +38,13 @@ SIZE = {"height": 32, "width": 48, "exact_size": True}
 def _as_users_run_it(monkeypatch):
     """Without the type checks of the tests, and where reaching a compiled stage is a failure."""
     jaxtyping.config.update("jaxtyping_disable", True)
-    for name in ("encode_prompt", "encode_images", "denoise_step", "decode_latents"):
-        monkeypatch.setattr(steps, name, lambda *_, **__: pytest.fail("a stage was reached"))
+    for owner, name in (
+        (joyimage_stages, "encode_prompt"),
+        (pictures, "encode_images"),
+        (predictor, "predict"),
+        (pictures, "decode_latents"),
+    ):
+        monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("a stage was reached"))
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
 
@@ -50,7 +58,7 @@ def prepare(pipeline, image=PICTURE, prompt=PROMPT, **options):
     arguments = dict.fromkeys(("negative_prompt", "steps", "height", "width", "base_size", "noise"))
     arguments |= {"guidance_scale": 4.0, "seed": 0, "exact_size": False, **options}
     request = check_request(pipeline, image, prompt, **arguments)
-    return request, pipeline.family.prepare(request, pipeline.parts)
+    return request, inputs_of(pipeline, request)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +240,7 @@ def test_a_picture_that_cannot_be_used(image, message, loaded):
 
 
 def test_a_cache_that_the_model_cannot_have(loaded):
-    without = dataclasses.replace(loaded, family=dataclasses.replace(loaded.family, step_cache=False))
+    without = dataclasses.replace(loaded, family=dataclasses.replace(loaded.family, without=frozenset({"cache"})))
     with pytest.raises(RequestError, match="cache is 0.1, but JoyImage-Edit has no step cache; leave it out"):
         joyjax.edit(without, PICTURE, PROMPT, cache=0.1, **SIZE)
     configs = loaded.parts.configs

@@ -1,6 +1,7 @@
 """Options that trade exactness for time: guidance in the first steps alone, and blocks that are left out."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 from meshes import CONFIG, draw, make_condition, make_weights, mesh_of, name_of
 from PIL import Image
+from stagewise import Stages
+from whole_step import cached_step, denoise_step
 
 import joyjax
-from joyjax.runtime import engine
 from joyjax.runtime.request import check_request
-from joyjax.sampling.guided_step import denoise_step
-from joyjax.sampling.step_cache import CacheRule, cached_step, empty_cache, relative_change
+from joyjax.sampling import predictor
+from joyjax.sampling.guided_step import predict
+from joyjax.sampling.step_cache import CacheRule, empty_cache, predict_cached, relative_change
 from joyjax.sharding.place import replicate
 
 pytestmark = [
@@ -183,7 +186,9 @@ def test_steps_that_are_left_out_are_not_run(weights):
     cache = empty_cache(weights, start(1), condition, kind="first-block")
     numbers = (np.float32(n) for n in (0.8, 0.5, 800, 3, 0.1))
     arguments = (weights, start(1), cache, condition, *numbers, np.bool_(True))
-    jaxpr = cached_step.trace(*arguments, channels=CONFIG.in_channels).jaxpr.jaxpr
+    step = functools.partial(cached_step.__wrapped__, channels=CONFIG.in_channels)
+    jaxpr = jax.make_jaxpr(step)(*arguments).jaxpr
+    (jaxpr,) = [eqn.params["jaxpr"].jaxpr for eqn in jaxpr.eqns if eqn.params.get("name") == "predict_cached"]
     (call,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "cond"]
     inside = sorted(str(branch).count("dot_general[") for branch in call.params["branches"])
     outside = sum(str(eqn).count("dot_general[") for eqn in jaxpr.eqns if eqn is not call)
@@ -217,11 +222,11 @@ def exact(demo):
 
 
 def test_the_exact_path_is_not_touched(demo, exact, monkeypatch):
-    before = denoise_step._cache_size()
-    monkeypatch.setattr(engine, "cached_step", lambda *_, **__: pytest.fail("not asked for"))
+    before = predict._cache_size()
+    monkeypatch.setattr(predictor, "predict_cached", lambda *_, **__: pytest.fail("not asked for"))
     again = edit(demo, guidance_until=1.0, cache=None)
     np.testing.assert_array_equal(np.asarray(again.image), np.asarray(exact.image))
-    assert denoise_step._cache_size() == before
+    assert predict._cache_size() == before
     assert (exact.computed_steps, exact.settings["cache"], exact.settings["guidance_until"]) == (6, None, 1.0)
 
 
@@ -230,12 +235,12 @@ def test_an_edit_with_a_cache(demo, exact):
     assert none.computed_steps == 6
     assert np.abs(np.asarray(none.image).astype(int) - np.asarray(exact.image)).max() <= 1
     edit(demo, cache="first-block:0.1")
-    before, counts = cached_step._cache_size(), []
+    before, counts = predict_cached._cache_size(), []
     for cache in (0.05, "first-block:0.3", 0.6, 1e6):
         result = edit(demo, cache=cache)
         counts.append(result.computed_steps)
         assert result.settings["cache"].startswith("first-block:" if isinstance(cache, str) else "taylor:")
-    assert cached_step._cache_size() == before  # the threshold is a number to the program
+    assert predict_cached._cache_size() == before  # the threshold is a number to the program
     assert counts == sorted(counts, reverse=True)
     assert 6 > counts[1]
     assert counts[-1] == 2
@@ -277,21 +282,21 @@ def test_guidance_in_the_first_steps_alone(demo, error):
     assert (half.settings["guidance_until"], half.computed_steps, whole.computed_steps) == (0.5, 4, 4)
 
     # the third step by hand: what an edit without guidance would do from there
-    def spy(transformer, latents, condition, *numbers, **options):
+    def spy(transformer, latents, time, condition):
         passes.append(condition.txt.shape[0])
         if len(passes) == 3:
             given["condition"] = jax.tree.map(jnp.copy, condition)
-        return denoise_step(transformer, latents, condition, *numbers, **options)
+        return predict(transformer, latents, time, condition)
 
     given = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.stages, "denoise_step", spy)
+        patch.setattr(predictor, "predict", spy)
         edit(demo, guidance_until=0.5, **options)
         edit(demo, guidance_scale=1.0, steps=4, callback=lambda event: None)
     assert passes == [2, 2, 1, 1, 1, 1, 1, 1]
     txt = given["condition"].txt[0, : int(given["condition"].txt_lengths[0])]
     request = check_request(demo, PICTURE, "make the red circle blue", guidance_scale=1.0, **REST)
-    alone = engine.encode_prompt(demo, demo.family.prepare(request, demo.parts))
+    alone = Stages(demo, request).txt
     assert error(txt, np.asarray(alone)[0, : len(txt)]) < 1e-6  # the prompt's row, not the other's
 
 

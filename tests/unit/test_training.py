@@ -13,7 +13,8 @@ from PIL import Image
 from joyjax.convert.export import export
 from joyjax.convert.source.model import DEMO
 from joyjax.convert.wan_vae import VAE
-from joyjax.families.joyimage import DROPPED, EDIT, prompt_tokens
+from joyjax.families.joyimage import EDIT
+from joyjax.families.joyimage_prompt import DROPPED, prompt_tokens
 from joyjax.layers.weights import leaves
 from joyjax.processors.text import control_token
 from joyjax.processors.vision import vision_patches
@@ -180,7 +181,7 @@ def test_held_out_combinations_are_never_trained_on(vae):
 
 
 def test_a_chunk_holds_the_pictures_of_its_pairs(vae):
-    from joyjax.sampling.guided_step import encode_images
+    from joyjax.models.autoencoder.stages import encode_images
     from joyjax.shapes.draw import render
 
     chunk = make_chunk(STREAM, vae, (2, 2), seed=0, number=1)

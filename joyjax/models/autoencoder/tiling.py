@@ -86,13 +86,13 @@ def _tiled(function: Function, x: Float[Array, "b h w c"], sides: tuple[int, int
     return whole[:, : x.shape[1] * sides[1] // sides[0], : x.shape[2] * sides[1] // sides[0]]
 
 
-def _blend(before: Array, after: Array, extent: int, *, axis: int) -> Array:
+def _blend(before: Array, after: Array, width: int, *, axis: int) -> Array:
     """Fade from the end of one tile into the beginning of the next."""
-    extent = min(before.shape[axis], after.shape[axis], extent)
-    weight = (jnp.arange(extent, dtype=after.dtype) / extent).reshape((-1, 1, 1) if axis == 1 else (-1, 1))
-    end = jax.lax.slice_in_dim(before, before.shape[axis] - extent, before.shape[axis], axis=axis)
-    begin = jax.lax.slice_in_dim(after, 0, extent, axis=axis)
-    rest = jax.lax.slice_in_dim(after, extent, after.shape[axis], axis=axis)
+    width = min(before.shape[axis], after.shape[axis], width)
+    weight = (jnp.arange(width, dtype=after.dtype) / width).reshape((-1, 1, 1) if axis == 1 else (-1, 1))
+    end = jax.lax.slice_in_dim(before, before.shape[axis] - width, before.shape[axis], axis=axis)
+    begin = jax.lax.slice_in_dim(after, 0, width, axis=axis)
+    rest = jax.lax.slice_in_dim(after, width, after.shape[axis], axis=axis)
     return jnp.concatenate([end * (1 - weight) + begin * weight, rest], axis=axis)
 
 

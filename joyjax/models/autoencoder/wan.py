@@ -100,10 +100,10 @@ class ResBlock(nnx.Module):
         self.conv2 = Conv(width, width, 3, dtype=dtype, rngs=rngs)
         self.shortcut = Conv(width_in, width, 1, dtype=dtype, rngs=rngs) if width_in != width else None
 
-    def __call__(self, x: Float[Array, "b h w c"], extent: ValidRegion | None = None) -> Float[Array, "b h w d"]:
+    def __call__(self, x: Float[Array, "b h w c"], region: ValidRegion | None = None) -> Float[Array, "b h w d"]:
         """Return the picture at the same size."""
-        y = self.conv1(_silu(self.norm1(x)), extent)
-        y = self.conv2(_silu(self.norm2(y)), extent)
+        y = self.conv1(_silu(self.norm1(x)), region)
+        y = self.conv2(_silu(self.norm2(y)), region)
         return y + (x if self.shortcut is None else self.shortcut(x))
 
 
@@ -113,9 +113,9 @@ class Upsample(nnx.Module):
     def __init__(self, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
         self.conv = Conv(width, width // 2, 3, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b h w c"], extent: ValidRegion | None = None) -> Float[Array, "b 2*h 2*w d"]:
+    def __call__(self, x: Float[Array, "b h w c"], region: ValidRegion | None = None) -> Float[Array, "b 2*h 2*w d"]:
         """Return the picture at twice the size."""
-        return self.conv(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), extent)
+        return self.conv(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), region)
 
 
 def downsample(width: int, *, dtype: DTypeLike, rngs: nnx.Rngs | None) -> Conv:
@@ -131,17 +131,17 @@ class PixelAttention(nnx.Module):
         self.qkv = Conv(width, 3 * width, 1, dtype=dtype, rngs=rngs)
         self.out = Conv(width, width, 1, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b h w c"], extent: ValidRegion | None = None) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], region: ValidRegion | None = None) -> Float[Array, "b h w c"]:
         """Return the picture at the same size."""
         b, h, w, c = x.shape
         pixels, lengths = x, None
-        if extent is not None:
-            rows, columns = extent.within(x)
-            pixels, lengths = extent.pack(x), jnp.full(b, rows * columns)
+        if region is not None:
+            rows, columns = region.valid_size(x)
+            pixels, lengths = region.compact(x), jnp.full(b, rows * columns)
         qkv = self.qkv(self.norm(pixels)).reshape(b, h * w, 3, 1, c)
         mixed = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], lengths=lengths)
         mixed = self.out(mixed.reshape(x.shape))
-        return x + (mixed if extent is None else extent.unpack(mixed))
+        return x + (mixed if region is None else region.expand(mixed))
 
 
 class Middle(nnx.Module):
@@ -152,9 +152,9 @@ class Middle(nnx.Module):
         self.attention = PixelAttention(width, dtype=dtype, rngs=rngs)
         self.after = ResBlock(width, width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b h w c"], extent: ValidRegion | None = None) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], region: ValidRegion | None = None) -> Float[Array, "b h w c"]:
         """Return the picture at the same size."""
-        return _by_rows(self.after(self.attention(self.before(x, extent), extent), extent))
+        return _by_rows(self.after(self.attention(self.before(x, region), region), region))
 
 
 class Encoder(nnx.Module):
@@ -174,12 +174,12 @@ class Encoder(nnx.Module):
         self.norm_out = ChannelNorm(width, axis="conv_in", dtype=dtype, rngs=rngs)
         self.conv_out = Conv(width, 2 * config.z_dim, 3, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b h w 3"], extent: ValidRegion | None = None) -> Float[Array, "b y x c"]:
+    def __call__(self, x: Float[Array, "b h w 3"], region: ValidRegion | None = None) -> Float[Array, "b y x c"]:
         """Return `[b, h/8, w/8, 2·z_dim]`: all the means, then all the log variances."""
-        x = _by_rows(self.conv_in(x, extent))
+        x = _by_rows(self.conv_in(x, region))
         for block in self.blocks:
-            x = _by_rows(block(x, extent))
-        return self.conv_out(_silu(self.norm_out(self.middle(x, extent))), extent)
+            x = _by_rows(block(x, region))
+        return self.conv_out(_silu(self.norm_out(self.middle(x, region))), region)
 
 
 class Decoder(nnx.Module):
@@ -200,12 +200,12 @@ class Decoder(nnx.Module):
         self.norm_out = ChannelNorm(width, axis="conv_in", dtype=dtype, rngs=rngs)
         self.conv_out = Conv(width, COLORS, 3, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b y x z"], extent: ValidRegion | None = None) -> Float[Array, "b h w 3"]:
+    def __call__(self, x: Float[Array, "b y x z"], region: ValidRegion | None = None) -> Float[Array, "b h w 3"]:
         """Return `[b, 8·y, 8·x, 3]`."""
-        x = self.middle(_by_rows(self.conv_in(x, extent)), extent)
+        x = self.middle(_by_rows(self.conv_in(x, region)), region)
         for block in self.blocks:
-            x = _by_rows(block(x, extent))
-        return self.conv_out(_silu(self.norm_out(x)), extent)
+            x = _by_rows(block(x, region))
+        return self.conv_out(_silu(self.norm_out(x)), region)
 
 
 class WanVAE(nnx.Module):
@@ -249,7 +249,7 @@ class WanVAE(nnx.Module):
 
         def encode(pixels: Float[Array, "b h w 3"]) -> Float[Array, "b y x c"]:
             pixels = pixels.astype(self.quant.kernel.dtype)
-            return self.quant(self.encoder(pixels, _extent(pixels, size))).astype(FLOAT32)
+            return self.quant(self.encoder(pixels, _region(pixels, size))).astype(FLOAT32)
 
         _check_mode(mode, size)
         moments = apply(encode, pixels, mode, (TILE, TILE // self.config.spatial_factor))
@@ -261,10 +261,10 @@ class WanVAE(nnx.Module):
     ) -> Float[Array, "b h w 3"]:
         """Return the pixels of latents that are not normalised, not clamped, in float32; what training needs."""
         latents = latents.astype(self.post_quant.kernel.dtype)
-        return self.decoder(self.post_quant(latents), _extent(latents, size)).astype(FLOAT32)
+        return self.decoder(self.post_quant(latents), _region(latents, size)).astype(FLOAT32)
 
 
-def _extent(x: Float[Array, "b h w c"], size: Int[Array, " 2"] | None) -> ValidRegion | None:
+def _region(x: Float[Array, "b h w c"], size: Int[Array, " 2"] | None) -> ValidRegion | None:
     return None if size is None else ValidRegion(size, (x.shape[1], x.shape[2]))
 
 

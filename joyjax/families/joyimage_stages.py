@@ -1,0 +1,262 @@
+"""The stages of JoyImage-Edit and Edit-Plus: from a request to a condition, and from latents to pixels.
+
+Source: pipeline_joyimage_edit.py and pipeline_joyimage_edit_plus.py in Diffusers.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from joyjax.errors import RequestError
+from joyjax.families import joyimage_buckets, joyimage_prompt
+from joyjax.families.checks import check_noise, check_sides, noise_tokens
+from joyjax.families.family import (
+    Arrays,
+    Configs,
+    Events,
+    Lengths,
+    Media,
+    Networks,
+    Parts,
+    Plan,
+)
+from joyjax.families.request import Request
+from joyjax.media.framing import Crop, fit_picture, plan_fit
+from joyjax.media.image import Size, to_pixels
+from joyjax.models.autoencoder.pictures import Geometry, check_mode, decode_picture, encode_picture
+from joyjax.models.autoencoder.stages import join_tokens
+from joyjax.models.joyimage import Condition
+from joyjax.models.qwen3_vl import TextInputs
+from joyjax.models.qwen3_vl_vision import VisionInputs
+from joyjax.models.text_encoding import encode_prompt
+from joyjax.processors.qwen_vl import TextPlan, merged_grid, merged_tokens, plan_text, text_inputs, vision_inputs
+from joyjax.processors.text import control_token
+from joyjax.sampling.guidance import Guidance
+from joyjax.sampling.noise import initial_noise
+from joyjax.sharding.place import replicate
+
+
+@dataclasses.dataclass(frozen=True)
+class JoyImagePlan:
+    """What a plan has besides: the pictures' sizes as the networks see them, and the prompt's tokens."""
+
+    pictures: tuple[Size, ...]
+    text: TextPlan
+    geometry: Geometry
+
+
+@dataclasses.dataclass(frozen=True)
+class JoyImageArrays:
+    """The inputs of text encoder and autoencoder, and the positions of the image tokens."""
+
+    text: TextInputs
+    vision: VisionInputs | None
+    pictures: tuple[np.ndarray, ...]
+    positions: np.ndarray
+
+
+def geometry(configs: Configs, base_size: int | None) -> Geometry:
+    """Return how pictures become tokens; `base_size` is that of the bucket table; None: no table."""
+    table = None if base_size is None else joyimage_buckets.buckets(base_size)
+    return Geometry(configs["transformer"].patch, configs["vae"].spatial_factor, table)
+
+
+def target_size(request: Request) -> Size:
+    """Return height and width of the result: as asked, or of the bucket nearest to what was asked or to the picture."""
+    if request.exact_size:
+        if request.height is None or request.width is None:
+            raise RequestError("exact_size needs both height and width")
+        return request.height, request.width
+    if request.height is not None and request.width is not None:
+        return joyimage_buckets.nearest_bucket(request.height, request.width, request.base_size)
+    last = (request.pictures[-1].height, request.pictures[-1].width) if request.pictures else None
+    return natural_size(last, request.base_size)
+
+
+def natural_size(reference: Size | None, base_size: int) -> Size:
+    """Return the bucket of the last reference; without one, of a square."""
+    return joyimage_buckets.nearest_bucket(*(reference or (1, 1)), base_size)
+
+
+def plan_pictures(request: Request, size: Size, own_sizes: bool) -> list[Crop]:
+    """Plan the references: Edit fits them to the target's size, Edit-Plus each to its own bucket."""
+    crops = []
+    for picture in request.pictures:
+        width, height = picture.size
+        own = own_sizes and not request.exact_size
+        goal = joyimage_buckets.nearest_bucket(height, width, request.base_size) if own else size
+        crops.append(plan_fit((height, width), goal, request.fit))
+    return crops
+
+
+def plan(request: Request, parts: Parts, *, plus: bool) -> Plan:
+    """Decide all sizes of a request.
+
+    Sizes of the bucket table are padded to what all of them share; one that is given exactly stands for itself.
+    """
+    own = geometry(parts.configs, None if request.exact_size else request.base_size)
+    size = target_size(request)
+    check_sides(size, own.sides, "exact_size")
+    crops = plan_pictures(request, size, own_sizes=plus)
+    pictures = tuple(crop.size for crop in crops)
+    shape = (1, size[0] // own.factor, size[1] // own.factor, parts.configs["transformer"].in_channels)
+    check_noise(request, shape, size)
+    check_mode(request.vae_decode, size, own, decode=True)
+    for picture in pictures:
+        check_mode(request.vae_encode, picture, own, decode=False)
+
+    grids = [merged_grid(picture, parts.processor) for picture in pictures]
+    rows = joyimage_prompt.prompt_rows(request, parts.tokenizer, [height * width for height, width in grids])
+    shared = None if own.table is None else merged_tokens(own.table, parts.processor)
+    kept = {"dropped": joyimage_prompt.DROPPED, "longest": joyimage_prompt.LONGEST_PROMPT}
+    text = plan_text(rows, grids, picture_tokens=shared, **kept)
+
+    target, references = own.tokens(size), sum(map(own.tokens, pictures))
+    most = own.most_tokens
+    lengths = Lengths(
+        text=(max(text.lengths), text.kept),
+        target=(target, most or target),
+        references=(references, most * len(pictures) if most else references),
+        passes=len(rows),
+    )
+    return Plan(
+        request=request,
+        size=(1, *size),
+        latents=(lengths.target[1], own.patch[0] * own.patch[1] * shape[-1]),
+        lengths=lengths,
+        shift=None,
+        batch_key=(lengths.target[1], request.passes, request.cache),
+        encode_key=dataclasses.replace(request, seed=0, noise=None),
+        base=len(pictures) - 1 if pictures else None,
+        crops=tuple(crops),
+        notes=_unread(max(text.first) - joyimage_prompt.DROPPED),
+        own=JoyImagePlan(pictures, text, own),
+    )
+
+
+def prepare(plan: Plan, parts: Parts) -> Arrays:
+    """Read the pixels and draw the noise."""
+    request, own = plan.request, plan.own
+    pictures = [
+        fit_picture(picture, crop.size, request.fit)[0]
+        for picture, crop in zip(request.pictures, plan.crops, strict=True)
+    ]
+    pixels = tuple(to_pixels(picture)[None] for picture in pictures)
+    encoder = parts.configs["text_encoder"]
+    pad = control_token(parts.tokenizer, "<|endoftext|>")
+    factor, channels = own.geometry.factor, parts.configs["transformer"].in_channels
+    shape = (1, plan.size[1] // factor, plan.size[2] // factor, channels)
+    noise = initial_noise(request.seed, pixels, shape) if request.noise is None else request.noise
+    return Arrays(
+        plan,
+        noise_tokens(noise, own.geometry.patch, plan.lengths.target[1]),
+        JoyImageArrays(
+            text=text_inputs(own.text, pad, encoder.image_token_id),
+            vision=vision_inputs(pictures, parts.processor, encoder.vision, own.text.image_tokens),
+            pictures=pixels,
+            positions=_positions(plan),
+        ),
+    )
+
+
+def _positions(plan: Plan) -> np.ndarray:
+    """Return (item, row, column) of the target's tokens, then of the references', padded; the same in each pass."""
+    own, lengths, sides = plan.own, plan.lengths, plan.own.geometry.sides
+    items = [
+        item_positions(n, height // sides[0], width // sides[1])
+        for n, (height, width) in enumerate((plan.size[1:], *own.pictures))
+    ]
+    positions = np.zeros((lengths.passes, lengths.target[1] + lengths.references[1], 3), np.int32)
+    start = 0
+    for n, item in enumerate(items):
+        positions[:, start : start + len(item)] = item
+        start = lengths.target[1] if n == 0 else start + len(item)
+    return positions
+
+
+def item_positions(item: int, rows: int, columns: int) -> np.ndarray:
+    """Return (item, row, column) of each token of one item, row by row."""
+    row, column = np.divmod(np.arange(rows * columns, dtype=np.int32), np.int32(columns))
+    return np.stack([np.full_like(row, item), row, column], axis=-1)
+
+
+def encode(networks: Networks, group: Sequence[Arrays], events: Events) -> list[Condition]:
+    """Encode prompts, then references."""
+    with events.stage("prompt"):
+        texts = [jax.block_until_ready(encode_text(networks, arrays)) for arrays in group]
+    with events.stage("references"):
+        references = [jax.block_until_ready(encode_references(networks, arrays)) for arrays in group]
+    return [condition(*each) for each in zip(group, texts, references, strict=True)]
+
+
+def encode_text(networks: Networks, arrays: Arrays) -> Float[Array, "B J C"]:
+    """Return the hidden states of both prompts, or of the one that a request without guidance has."""
+    own = arrays.own
+    first = np.array(arrays.plan.own.text.first, np.int32)
+    with networks.use("text_encoder") as encoder:
+        inputs = replicate((own.text, own.vision, first), networks.mesh)
+        return encode_prompt(encoder, *inputs, length=arrays.plan.own.text.kept)
+
+
+def encode_references(networks: Networks, arrays: Arrays) -> Float[Array, "b R P"]:
+    """Return the latent tokens of all references, one behind the other, and padding."""
+    plan, own = arrays.plan, arrays.own
+    if not own.pictures:
+        return replicate(np.zeros((1, 0, plan.latents[1]), np.float32), networks.mesh)
+    mode = plan.request.vae_encode
+    with networks.use("vae") as vae:
+        tokens = [encode_picture(vae, pixels, plan.own.geometry, mode, networks.mesh) for pixels in own.pictures]
+    size = plan.lengths.references[1]
+    if size == tokens[0].shape[1]:
+        return tokens[0]
+    return join_tokens(tokens, tuple(map(plan.own.geometry.tokens, plan.own.pictures)), size=size)
+
+
+def condition(arrays: Arrays, txt: Float[Array, "B J C"], references: Float[Array, "b R P"]) -> Condition:
+    """Put together what one denoising step is given; every pass of a request sees the same references."""
+    plan, rows = arrays.plan, txt.shape[0]
+
+    def lengths(x: int | Sequence[int]) -> Array:
+        return jax.device_put(np.broadcast_to(np.array(x, np.int32), rows))
+
+    return Condition(
+        txt=txt,
+        txt_lengths=lengths(plan.own.text.lengths),
+        references=jnp.tile(references, (rows, 1, 1)),
+        positions=jax.device_put(arrays.own.positions),
+        target_lengths=lengths(plan.lengths.target[0]),
+        reference_lengths=lengths(plan.lengths.references[0]),
+    )
+
+
+def guidance(parts: Parts) -> Guidance:
+    """Return JoyImage's rule: the norm is that of one latent pixel."""
+    return Guidance(norm=parts.configs["transformer"].in_channels)
+
+
+def finish(networks: Networks, latents: Float[np.ndarray, "1 T P"], plan: Plan, events: Events) -> Media:
+    """Decode the picture.
+
+    Raises:
+        FloatingPointError: if its values are not finite.
+    """
+    size, own = plan.size[1:], plan.own.geometry
+    with networks.use("vae") as vae:
+        pixels, finite = decode_picture(vae, latents, size, own, plan.request.vae_decode, networks.mesh)
+    if not finite:
+        raise FloatingPointError("the decoded pixels")
+    return Media(pixels[None])
+
+
+def _unread(tokens: int) -> tuple[str, ...]:
+    """Say that the transformer is not given all that the text encoder saw, as in the reference."""
+    if tokens <= 0:
+        return ()
+    return (
+        f"several references: the first {tokens} tokens of what Qwen3-VL saw of them are not passed on, since "
+        f"{joyimage_prompt.LONGEST_PROMPT} is the most; the transformer sees all references whole",
+    )

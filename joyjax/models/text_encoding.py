@@ -1,0 +1,23 @@
+"""The compiled stage that makes a prompt, with its pictures, into the hidden states that a transformer is given."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from joyjax.layers.weights import Weights
+
+
+@functools.partial(jax.jit, static_argnames="length")
+def encode_prompt(
+    text_encoder: Weights, text: Any, vision: Any, first: Int[Array, " B"], *, length: int
+) -> Float[Array, "B J C"]:
+    """Return `length` hidden states of each row, from token `first` on; what follows a row's end is padding.
+
+    `text` and `vision` are the text encoder's own inputs; vision is None where no picture goes with the prompt.
+    """
+    hidden = text_encoder.module()(text, vision)
+    index = jnp.minimum(first[:, None] + jnp.arange(length, dtype=first.dtype), hidden.shape[1] - 1)
+    return jnp.take_along_axis(hidden, index[:, :, None], axis=1)

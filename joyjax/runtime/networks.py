@@ -1,0 +1,42 @@
+"""The one place through which stages use networks."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+
+from joyjax.layers.weights import Weights
+from joyjax.runtime.load import Pipeline
+from joyjax.sampling.predictor import Cached, Predictor, Whole
+from joyjax.sampling.step_cache import CacheRule
+from joyjax.sharding.place import replicate
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """The networks of a pipeline, all in memory at once."""
+
+    weights: Mapping[str, Weights]
+    configs: Mapping[str, Any]
+    mesh: Mesh | None
+
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> "Networks":
+        """Return those of a loaded pipeline."""
+        return cls(pipeline.weights, pipeline.parts.configs, pipeline.mesh)
+
+    @contextlib.contextmanager
+    def use(self, part: str) -> Iterator[Weights]:
+        """Give a network's weights, on the devices for as long as the context lasts."""
+        yield self.weights[part]
+
+    @contextlib.contextmanager
+    def predictor(self, part: str, edits: int, rule: CacheRule | None) -> Iterator[Predictor]:
+        """Give what predicts velocities for a batch of so many edits, with a step cache if there is a rule."""
+        with self.use(part) as weights:
+            if rule is None:
+                yield Whole(weights, edits)
+            else:  # without a mesh, a cache made of shapes alone is bound to no device yet, as a step's results are
+                yield Cached(weights, edits, rule, lambda cache: replicate(cache, None) if self.mesh is None else cache)

@@ -1,0 +1,43 @@
+"""Euler's method for flow matching: x' = x + (sigma' - sigma)·v."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from joyjax.sampling.euler import ScheduleConfig, euler_step, sigmas, timesteps
+from joyjax.sampling.solver import Levels
+
+
+@dataclasses.dataclass(frozen=True)
+class Euler:
+    """The solver of FlowMatchEulerDiscreteScheduler in Diffusers. Its state is the latents."""
+
+    schedule: ScheduleConfig
+
+    def levels(self, steps: int, given: Sequence[float] | None, shift: float | None) -> Levels:
+        """See `Solver.levels`."""
+        sigma = sigmas(steps, self.schedule, given, shift)[:, None]
+        time = timesteps(sigma, self.schedule)[:-1]
+        return Levels(sigma[:-1], sigma[1:], time, np.zeros((steps, 1, 0), np.float32))
+
+    def init(self, latents: Float[Array, "b T P"]) -> Float[Array, "b T P"]:
+        """See `Solver.init`."""
+        return latents
+
+    def latents(self, state: Float[Array, "b T P"]) -> Float[Array, "b T P"]:
+        """See `Solver.latents`."""
+        return state
+
+    def step(
+        self, state: Float[Array, "b T P"], velocity: Float[Array, "b T P"], level: Levels
+    ) -> Float[Array, "b T P"]:
+        """See `Solver.step`."""
+        return euler_step(state, velocity, level.sigma[:, None, None], level.sigma_next[:, None, None])
+
+    def clean(
+        self, before: Float[np.ndarray, "1 T P"], after: Float[np.ndarray, "1 T P"], sigma: float, sigma_next: float
+    ) -> Float[np.ndarray, "1 T P"]:
+        """Return what lies at level 0 on the straight line through the latents of two levels."""
+        return before + (after - before) * (sigma / (sigma - sigma_next))

@@ -1,0 +1,69 @@
+"""The loop over denoising steps of edits that share a program."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from joyjax.sampling.guidance import Guidance
+from joyjax.sampling.guided_step import advance
+from joyjax.sampling.predictor import Predictor
+from joyjax.sampling.rows import conditional_only
+from joyjax.sampling.solver import Levels, Solver
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What is told after each step: `number` of `steps` is done and took `seconds`.
+
+    `before` and `after` are the latents on the host around the step, `level` its row of levels.
+    """
+
+    number: int
+    steps: int
+    seconds: float
+    before: Float[np.ndarray, "b T P"]
+    after: Float[np.ndarray, "b T P"]
+    level: Levels
+
+
+def denoise(
+    predictor: Predictor,
+    solver: Solver,
+    guidance: Guidance,
+    levels: Levels,
+    scales: Float[np.ndarray, "S b"],
+    noise: Float[np.ndarray, "b T P"],
+    condition: Any,
+    *,
+    place: Callable[[Any], Any],
+    watch: Callable[[Step], None] | None = None,
+) -> Float[np.ndarray, "b T P"]:
+    """Take all steps from noise to latents; return them on the host.
+
+    Every edit has its own levels and its own guidance scale in each step; whether a step has guidance at all is the
+    same for all. `condition` has rows for as many passes as the first steps. `place` puts arrays on the devices.
+    `watch` is called after each step, and only then do latents come to the host; it stops the loop by raising.
+    """
+    steps = len(levels.sigma)
+    state = solver.init(place(noise))
+    passes = 2 if (scales[:, 0] > 1).any() else 1
+    conditions = {passes: place(condition)}
+    after = noise
+    for number in range(steps):
+        started = time.perf_counter()
+        level, passes = levels.step(number), 2 if scales[number, 0] > 1 else 1
+        if passes not in conditions:
+            conditions[passes] = place(conditional_only(conditions[2]))
+        velocity = predictor(solver.latents(state), level, conditions[passes], last=number == steps - 1)
+        state = advance(state, velocity, level, scales[number], passes=passes, solver=solver, guidance=guidance)
+        jax.block_until_ready(state)
+        seconds = time.perf_counter() - started
+        if watch is not None:
+            before, after = after, np.asarray(solver.latents(state))
+            watch(Step(number + 1, steps, seconds, before, after, level))
+    return np.asarray(solver.latents(state))
