@@ -21,6 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # where an edit is run stage by stage
+
 # Relative, of each stage. float32: the largest difference; bfloat16: the root-mean-square one, since rounding spreads.
 LIMITS = {"float32": 1e-4, "bfloat16": 5e-2}
 MEASURED = ("seconds to load", "seconds to edit", "peak host memory in GiB")
@@ -145,10 +147,11 @@ def load_diffusers(folder: Path, dtype: object) -> object:
 def run_joyjax(arguments: argparse.Namespace, noise: np.ndarray | None, out: Path) -> None:
     """Run joyjax and store the same stages; without noise, only draw it, in the shape that the edit needs."""
     import jax.numpy as jnp
+    from stagewise import Stages
 
     import joyjax
+    from joyjax.layers.patch import unpatchify
     from joyjax.media.image import open_picture
-    from joyjax.runtime import engine
     from joyjax.runtime.request import check_request
 
     started = time.perf_counter()
@@ -165,29 +168,32 @@ def run_joyjax(arguments: argparse.Namespace, noise: np.ndarray | None, out: Pat
     }
     pictures = [open_picture(path) for path in arguments.image] or None  # None: text to image
     request = check_request(pipeline, pictures, arguments.prompt, seed=0, exact_size=False, **options)
-    inputs = pipeline.family.prepare(request, pipeline.parts)
+    run = Stages(pipeline, request)
+    plan, inputs = run.plan, run.arrays.own
     if noise is None:
-        np.savez(out, noise=inputs.noise, steps=request.steps, guided=request.guided)
+        patch, factor = plan.own.geometry.patch, plan.own.geometry.factor
+        tokens = jnp.asarray(run.noise[:, : plan.lengths.target[0]])
+        drawn = np.asarray(unpatchify(tokens, patch, plan.size[2] // (factor * patch[1])))
+        np.savez(out, noise=drawn, steps=request.steps, guided=request.guided)
         return
 
     stages: dict[str, np.ndarray] = {"seconds to load": np.array(loaded)}
     names = ["negative", "prompt"] if request.guided else ["prompt"]
-    txt = engine.encode_prompt(pipeline, inputs)
-    lengths = np.asarray(inputs.first) + inputs.prompt_lengths
+    txt, kept = run.txt, plan.own.text.lengths
+    lengths = np.add(plan.own.text.first, kept)
     for n, name in enumerate(names):
-        stages[f"hidden states, {name}"] = np.asarray(txt.astype(jnp.float32))[n : n + 1, : inputs.prompt_lengths[n]]
+        stages[f"hidden states, {name}"] = np.asarray(txt.astype(jnp.float32))[n : n + 1, : kept[n]]
         order = 0 if name == "prompt" else 1  # the reference encodes the prompt first
         stages[f"token ids {order}"] = np.asarray(inputs.text.ids)[n : n + 1, : lengths[n]]
     if inputs.vision is not None:
         valid = [patches[:count] for patches, count in zip(inputs.vision.patches, inputs.vision.lengths, strict=True)]
         stages["vision patches"] = np.concatenate(valid)
-        latents = np.asarray(engine.encode_references(pipeline, inputs))
-        stages["reference latents"] = latents[:, : sum(inputs.reference_lengths)]
-    condition = pipeline.family.condition(inputs, txt, engine.encode_references(pipeline, inputs))
-    rows = jnp.tile(jnp.asarray(engine.noise_tokens(pipeline, inputs)), (len(names), 1, 1))
-    velocity = pipeline.weights["transformer"].module()(rows, jnp.full(len(names), 1000.0, jnp.float32), condition)
+        stages["reference latents"] = np.asarray(run.references)[:, : plan.lengths.references[0]]
+    rows = jnp.tile(run.noise, (len(names), 1, 1))
+    time_1 = jnp.full(len(names), 1000.0, jnp.float32)
+    velocity = pipeline.weights["transformer"].module()(rows, time_1, run.condition)
     for n, name in enumerate(names):
-        stages[f"first velocity, {name}"] = np.asarray(velocity)[n : n + 1, : inputs.target_length]
+        stages[f"first velocity, {name}"] = np.asarray(velocity)[n : n + 1, : plan.lengths.target[0]]
 
     def keep(event: joyjax.StepEvent) -> None:
         stages[f"latents after step {event.step}"] = np.asarray(event.latents)

@@ -132,24 +132,19 @@ class Ours:
     def stages(self) -> dict[str, Call]:
         """The stages alone, on the inputs that the edit gives them."""
         import jax
+        from stagewise import Stages, stages_of
+        from whole_step import denoise_step
 
-        from joyjax.runtime import engine
         from joyjax.runtime.request import check_request
-        from joyjax.sampling import guided_step as steps
 
         check = {"negative_prompt": None, "guidance_scale": 4.0, "seed": 0, "base_size": None, **self.options}
-        prepared = self.pipeline.family.prepare(
-            check_request(self.pipeline, self.image, PROMPT, **check), self.pipeline.parts
-        )
-        txt = engine.encode_prompt(self.pipeline, prepared)
-        references = engine.encode_references(self.pipeline, prepared)
-        condition = self.pipeline.family.condition(prepared, txt, references)
+        run = Stages(self.pipeline, check_request(self.pipeline, self.image, PROMPT, **check))
+        family, condition, start = stages_of(self.pipeline), run.condition, np.asarray(run.noise)
         config = self.pipeline.parts.configs["transformer"]
-        start = engine.noise_tokens(self.pipeline, prepared)
         scalars = [np.float32(value) for value in (1.0, 0.9, 1000.0, 4.0)]
 
         def step() -> None:
-            steps.denoise_step(
+            denoise_step(
                 self.pipeline.weights["transformer"],
                 jax.numpy.asarray(start),
                 condition,
@@ -158,10 +153,10 @@ class Ours:
             ).block_until_ready()
 
         calls: tuple[Call, ...] = (
-            lambda: engine.encode_prompt(self.pipeline, prepared).block_until_ready(),
-            lambda: engine.encode_references(self.pipeline, prepared).block_until_ready(),
+            lambda: family.encode_text(run.networks, run.arrays).block_until_ready(),
+            lambda: family.encode_references(run.networks, run.arrays).block_until_ready(),
             step,
-            lambda: engine.decode(self.pipeline, prepared, start),
+            lambda: run.decode(start),
             self.edit,
         )
         return dict(zip(STAGES, calls, strict=True))

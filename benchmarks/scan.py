@@ -33,10 +33,13 @@ from flax import nnx
 from full_size import JOYIMAGE, PASSES, stage
 from gpu_compile import compile_for_gpu, gpu_mesh
 from step import NUMBERS, WARM_UP, condition_of, random_weights
+from whole_step import SOLVER, denoise_step, level
 
 from joyjax.layers.weights import Weights
 from joyjax.models.joyimage import Condition
-from joyjax.sampling.guided_step import denoise_step, expand_for_cfg, guided_step
+from joyjax.sampling.guidance import Guidance
+from joyjax.sampling.guided_step import advance
+from joyjax.sampling.rows import expand_for_cfg
 
 ENDS = 2  # the first layer and the last
 
@@ -57,7 +60,8 @@ def scanned_step(
     (img, txt), _ = jax.lax.scan(body, (first_output.img, first_output.txt), middle)
     hidden = network.remaining_blocks(dataclasses.replace(first_output, img=img, txt=txt))
     velocity = network.head(hidden)[:, : latents.shape[1]]
-    return guided_step(latents, velocity, sigma, sigma_next, guidance, passes=passes, channels=channels)
+    row, scale = level(sigma, sigma_next, timestep, len(latents)), jnp.broadcast_to(guidance, len(latents))
+    return advance(latents, velocity, row, scale, passes=passes, solver=SOLVER, guidance=Guidance(channels))
 
 
 def block_state(network: Any, n: int) -> Any:

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from full_size import JOYIMAGE, PASSES, REFERENCE, TARGET, TEXT
 from step_record import least_tflop
+from whole_step import cached_step, denoise_step
 
 from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.families.joyimage import FLOAT8
@@ -37,8 +38,7 @@ from joyjax.kernels import dispatch, modulate, qk_norm_rope
 from joyjax.layers.weights import Weights, leaves
 from joyjax.models.joyimage import Condition, JoyImageConfig
 from joyjax.runtime.peak_memory import peak_bytes
-from joyjax.sampling.guided_step import denoise_step
-from joyjax.sampling.step_cache import cached_step, empty_cache
+from joyjax.sampling.step_cache import empty_cache
 from joyjax.storage.float8 import CAPABILITY, quantize_linears
 
 NUMBERS = [np.float32(number) for number in (0.8, 0.75, 800, 4)]  # sigma, the next, timestep, guidance

@@ -22,11 +22,14 @@ import numpy as np
 from PIL import Image
 from random_model import write_model
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from stagewise import Stages
+from whole_step import denoise_step
+
 import joyjax
-from joyjax.layers.patch import patchify
-from joyjax.runtime import engine
 from joyjax.runtime.request import check_request
-from joyjax.sampling.guided_step import denoise_step, expand_for_cfg
+from joyjax.sampling.rows import expand_for_cfg
 from joyjax.score import Rate, tasks
 from joyjax.shapes.draw import render
 from joyjax.shapes.judge import judge
@@ -73,11 +76,8 @@ def flops(pipeline: joyjax.Pipeline, guidance_scale: float) -> tuple[float, floa
     request = check_request(
         pipeline, image, "move it", guidance_scale=guidance_scale, seed=0, exact_size=False, **arguments
     )
-    inputs = pipeline.family.prepare(request, pipeline.parts)
-    txt, references = engine.encode_prompt(pipeline, inputs), engine.encode_references(pipeline, inputs)
-    condition = pipeline.family.condition(inputs, txt, references)
-    config = pipeline.parts.configs["transformer"]
-    latents = patchify(jax.numpy.asarray(inputs.noise), config.patch)
+    run = Stages(pipeline, request)
+    condition, latents, config = run.condition, run.noise, pipeline.parts.configs["transformer"]
 
     @jax.jit
     def short(transformer: Any, latents: Any, condition: Any) -> Any:

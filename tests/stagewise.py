@@ -1,6 +1,7 @@
 """A request run stage by stage, each only when it is asked for."""
 
 import functools
+import importlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,12 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import joyjax
-from joyjax.families import joyimage_stages
 from joyjax.families.family import Arrays, Plan
 from joyjax.families.request import Request
 from joyjax.runtime.engine import Engine
 from joyjax.runtime.job import Clock
 from joyjax.runtime.networks import Networks
+
+
+def stages_of(pipeline: joyjax.Pipeline) -> Any:
+    """The module of the family's stages."""
+    return importlib.import_module(pipeline.family.prepare.__module__)
 
 
 class Stages:
@@ -31,15 +36,15 @@ class Stages:
 
     @functools.cached_property
     def txt(self) -> Any:
-        return joyimage_stages.encode_text(self.networks, self.arrays)
+        return stages_of(self.pipeline).encode_text(self.networks, self.arrays)
 
     @functools.cached_property
     def references(self) -> Any:
-        return joyimage_stages.encode_references(self.networks, self.arrays)
+        return stages_of(self.pipeline).encode_references(self.networks, self.arrays)
 
     @functools.cached_property
     def condition(self) -> Any:
-        return joyimage_stages.condition(self.arrays, self.txt, self.references)
+        return stages_of(self.pipeline).condition(self.arrays, self.txt, self.references)
 
     @functools.cached_property
     def latents(self) -> np.ndarray:
