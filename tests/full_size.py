@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from whole_step import denoise_step
 
-from joyjax.convert import original
+from joyjax.convert import joyimage_original
 from joyjax.convert.component import Component
 from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.convert.qwen3_vl import TEXT_ENCODER
@@ -36,8 +36,8 @@ PROMPT = 1152  # tokens that the text encoder reads: those, and the system turn 
 SHARED = 928  # of them, the first, are the same in both passes, whichever of the table's sizes the picture has
 PATCHES = (SIDE // 16) ** 2  # of the picture, in the vision tower
 
-JOYIMAGE = JoyImageConfig.from_diffusers(original.TRANSFORMER)
-WAN = WanVAEConfig.from_diffusers({**original.VAE, "in_channels": 3, "is_residual": False, "patch_size": None})
+JOYIMAGE = JoyImageConfig.from_diffusers(joyimage_original.TRANSFORMER)
+WAN = WanVAEConfig.from_diffusers({**joyimage_original.VAE, "in_channels": 3, "is_residual": False, "patch_size": None})
 QWEN = Qwen3VLConfig(
     text=TextConfig(
         vocab_size=151936,

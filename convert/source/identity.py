@@ -175,7 +175,7 @@ ENCODER = "JoyAI-Image-Und"
 
 
 def is_own_layout(folder: Path) -> bool:
-    """Say whether a folder has the layout of the model's own repository, see convert/original.py."""
+    """Say whether a folder has the layout of the model's own repository, see convert/joyimage_original.py."""
     return (folder / ENCODER / "config.json").is_file() and not (folder / INDEX).exists()
 
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
 from joyjax.convert.component import Component
+from joyjax.convert.safetensors import Tensors
 from joyjax.families.request import Request
 from joyjax.layers.weights import Weights
 from joyjax.media.framing import Crop
@@ -117,6 +118,19 @@ class StageCost:
 
 
 @dataclasses.dataclass(frozen=True)
+class Layout:
+    """A folder that is no Diffusers folder and can be converted as if it were.
+
+    `write_skeleton(folder, target)` writes everything of the Diffusers folder but the weights;
+    `open_tensors(folder, component)` gives the tensors of a component under Diffusers' names.
+    """
+
+    recognises: Callable[[Path], bool]
+    write_skeleton: Callable[[Path, Path], None]
+    open_tensors: Callable[[Path, str], Tensors]
+
+
+@dataclasses.dataclass(frozen=True)
 class Published:
     """The real model of a family, so that nothing need be fetched to say whether it fits: bytes in bfloat16."""
 
@@ -174,6 +188,7 @@ class Family:
         cost: the stages of a request of such lengths.
         usual: the lengths of an edit of one reference, or of a picture from words, at a base size.
         warmup: arguments of requests that compile every program once, for numbers of references, with long prompts too.
+        layouts: of folders of the model's own repository.
         hints: what to add to the message of an option's error, by the option.
     """
 
@@ -197,5 +212,6 @@ class Family:
     without: frozenset[str] = frozenset()
     float8: tuple[str, ...] = ()
     hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    layouts: tuple[Layout, ...] = ()
     denoiser: str = "transformer"
     picture_mode: str = "RGB"

@@ -11,13 +11,15 @@ from typing import Any
 
 from PIL import Image
 
+from joyjax.convert import joyimage_original
 from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.convert.qwen3_vl import TEXT_ENCODER
+from joyjax.convert.source.identity import is_own_layout
 from joyjax.convert.wan_vae import VAE
 from joyjax.errors import CheckpointError, ConfigError
 from joyjax.families import joyimage_stages as stages
 from joyjax.families.checks import check_equal, check_vocabulary
-from joyjax.families.family import Configs, Family, Lengths, Parts, Published, StageCost
+from joyjax.families.family import Configs, Family, Layout, Lengths, Parts, Published, StageCost
 from joyjax.families.joyimage_prompt import DROPPED, LONGEST_TEXT, prompt_tokens
 from joyjax.processors.qwen_vl import TEXT_SIZES
 from joyjax.processors.text import control_token, load_tokenizer, plain_tokens
@@ -147,6 +149,9 @@ def _prompts(tokenizer: Any, longest: int) -> Iterator[str]:
         yield piece * (tokens // per_piece)
 
 
+LAYOUT = Layout(is_own_layout, joyimage_original.write_skeleton, joyimage_original.open_tensors)
+
+
 def _family(name: str, class_name: str, *, steps: int, negative_prompt: str, references: int, plus: bool) -> Family:
     return Family(
         name=name,
@@ -166,6 +171,7 @@ def _family(name: str, class_name: str, *, steps: int, negative_prompt: str, ref
         cost=cost,
         usual=usual,
         warmup=functools.partial(warmup, most=references),
+        layouts=(LAYOUT,),
         float8=FLOAT8,
         hints={} if plus else {"image": "Edit-Plus weights take several"},
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from joyjax.convert.source.identify import identify
 from joyjax.errors import CheckpointError
-from joyjax.families.family import Family
+from joyjax.families.family import Family, Layout
 from joyjax.families.joyimage import EDIT, EDIT_PLUS
 from joyjax.reading import quoted, read_json
 
@@ -42,3 +42,9 @@ def family_of(class_name: object, where: str) -> Family:
         known = ", ".join(FAMILIES)
         raise CheckpointError(f"{where}: _class_name is {quoted(class_name)}; this version of joyjax runs {known}")
     return FAMILIES[class_name]
+
+
+def layout_of(folder: Path) -> Layout | None:
+    """Return the layout of a model's own repository that a folder has; None for all other folders."""
+    layouts = [layout for family in FAMILIES.values() for layout in family.layouts]
+    return next((layout for layout in layouts if layout.recognises(folder)), None)

@@ -6,13 +6,11 @@ import tempfile
 from pathlib import Path
 
 from joyjax import dtypes
-from joyjax.convert import original
 from joyjax.convert.conversion import convert_checkpoint
 from joyjax.convert.manifest import Manifest
-from joyjax.convert.source.identity import is_own_layout
 from joyjax.convert.source.model import model_folder
 from joyjax.convert.stream import Progress
-from joyjax.families.registry import family_in
+from joyjax.families.registry import family_in, layout_of
 
 
 def convert_model(
@@ -25,7 +23,7 @@ def convert_model(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Convert a Diffusers folder, a hub id, or a folder in the layout of the model's own repository.
+    """Convert a Diffusers folder, a hub id, or a folder in the layout of a model's own repository.
 
     See `joyjax.convert.conversion.convert_checkpoint` for the options and errors, and `joyjax.load` for hub ids.
     """
@@ -34,9 +32,9 @@ def convert_model(
     number = None if dtype is None else dtypes.by_name(dtype)
     with tempfile.TemporaryDirectory() as skeleton:
         place, tensors = folder, None
-        if is_own_layout(folder):
-            place, tensors = Path(skeleton), functools.partial(original.open_tensors, folder)
-            original.write_skeleton(folder, place)
+        if (layout := layout_of(folder)) is not None:
+            place, tensors = Path(skeleton), functools.partial(layout.open_tensors, folder)
+            layout.write_skeleton(folder, place)
         components = family_in(place).components
         return convert_checkpoint(
             place,

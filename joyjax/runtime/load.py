@@ -20,6 +20,7 @@ from joyjax.families.registry import family_in
 from joyjax.families.request import Request
 from joyjax.layers.weights import Weights, count_parameters
 from joyjax.names import checks_names
+from joyjax.provenance.fingerprint import fingerprint
 from joyjax.runtime.domains import Domain, domain_of
 from joyjax.sharding.attention import share_out
 from joyjax.sharding.devices import devices
@@ -29,7 +30,10 @@ from joyjax.storage.float8 import check_linear, quantize_linears
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Pipeline:
-    """A loaded model. `weights` are its networks by folder name, `generation_defaults` the checkpoint's own."""
+    """A loaded model. `weights` are its networks by folder name, `generation_defaults` the checkpoint's own.
+
+    `fingerprint` is that of the checkpoint when it was read; empty where there was none.
+    """
 
     family: Family
     parts: Parts
@@ -39,6 +43,7 @@ class Pipeline:
     generation_defaults: GenerationDefaults
     source: str
     linear: str = "exact"
+    fingerprint: str = ""
 
     @property
     def base_size(self) -> int:
@@ -156,7 +161,7 @@ def load(
         before += plan.nbytes
         if name == family.denoiser and float8:
             weights[name] = quantize_linears(weights[name], family.float8, mesh)
-    return Pipeline(family, parts, weights, dtype, mesh, defaults, str(folder), linear)
+    return Pipeline(family, parts, weights, dtype, mesh, defaults, str(folder), linear, fingerprint(folder))
 
 
 def _advance(progress: Progress, before: int, total: int) -> Progress:

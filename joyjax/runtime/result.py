@@ -1,7 +1,6 @@
 """What an edit gives: the picture, and everything that it depends on."""
 
 import dataclasses
-import functools
 import itertools
 import os
 from collections.abc import Iterable, Mapping
@@ -35,7 +34,7 @@ class Result:
     `crops` of each; `settings` is every value that the picture depends on, `timings` the seconds of each stage, and
     `computed_steps` how many steps ran the whole transformer: all of them without a step cache. Edits that ran as one
     batch share timings. `references` and `mask` tell the pictures that went in. `notes` are lines for the user: advice,
-    and what of the pictures was not used.
+    and what of the pictures was not used. `fingerprint` is that of the model.
     """
 
     image: Image.Image
@@ -49,6 +48,7 @@ class Result:
     references: tuple[Source, ...] = ()
     mask: Source | None = None
     notes: tuple[str, ...] = ()
+    fingerprint: str = ""
 
     def save(self, path: str | os.PathLike, *, metadata: bool = True, quality: Quality = None) -> None:
         """Write the picture as a file of the format that the suffix names, with the recipe that makes it again.
@@ -64,7 +64,6 @@ class Result:
             RequestError: for another suffix, a quality that the format does not have, or the path of a picture that
                 the edit was made from.
             PictureError: if the picture cannot be written there.
-            CheckpointError: if the model is no longer where it was loaded from.
         """
         form = format_of(path)
         self._check_target(path)
@@ -99,18 +98,13 @@ class Result:
     def _texts(self, folder: Path) -> Texts:
         recipe = make_recipe(
             self.settings,
-            fingerprint=_fingerprint(self.settings["model"]),
+            fingerprint=self.fingerprint or fingerprint(Path(self.settings["model"])),
             jax=jax.__version__,
             device=self.device,
             references=self.references,
             mask=self.mask,
         )
         return recipe_texts(recipe, folder)
-
-
-@functools.cache
-def _fingerprint(folder: str) -> str:
-    return fingerprint(Path(folder))
 
 
 def settings(pipeline: Pipeline, plan: Plan) -> dict[str, Any]:
@@ -157,6 +151,7 @@ def make_result(
         references=plan.request.sources,
         mask=plan.request.mask_source,
         notes=notes,
+        fingerprint=pipeline.fingerprint,
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from joyjax.convert import original
+from joyjax.convert import joyimage_original
 from joyjax.convert.component import Component
 from joyjax.convert.generation_defaults import FILE, GenerationDefaults
 from joyjax.families.family import Parts
@@ -112,8 +112,8 @@ PROCESSOR = {
     "size": {"shortest_edge": SIDE * SIDE // 16, "longest_edge": 16777216},
 }
 VERSION = {"_diffusers_version": "0.42.1"}
-SCHEDULER = {**original.SCHEDULER, **VERSION}
-INDEX = {**original.INDEX, **VERSION}
+SCHEDULER = {**joyimage_original.SCHEDULER, **VERSION}
+INDEX = {**joyimage_original.INDEX, **VERSION}
 SETTINGS = GenerationDefaults(
     base_size=SIDE, steps=4, guidance_scale=1.0, domain="shapes"
 )  # by the score: docs/demo.md

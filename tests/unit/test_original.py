@@ -8,7 +8,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from joyjax.convert import original
+from joyjax.convert import joyimage_original
 from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.convert.manifest import Manifest
 from joyjax.convert.rules import match
@@ -109,8 +109,8 @@ def test_the_names_above_are_those_of_the_published_files(shapes, known):
 @pytest.mark.parametrize(
     ("component", "raw", "shapes", "rename"),
     [
-        (TRANSFORMER, original.TRANSFORMER, transformer_shapes(), original.transformer_name),
-        (VAE, original.VAE, vae_shapes(), original.vae_name),
+        (TRANSFORMER, joyimage_original.TRANSFORMER, transformer_shapes(), joyimage_original.transformer_name),
+        (VAE, joyimage_original.VAE, vae_shapes(), joyimage_original.vae_name),
     ],
     ids=["transformer", "vae"],
 )
@@ -123,7 +123,7 @@ def test_every_tensor_of_the_published_files_is_mapped(component, raw, shapes, r
 
 
 def test_the_constants_are_those_of_the_diffusers_checkpoint(reference_files):
-    for component, raw in ((TRANSFORMER, original.TRANSFORMER), (VAE, original.VAE)):
+    for component, raw in ((TRANSFORMER, joyimage_original.TRANSFORMER), (VAE, joyimage_original.VAE)):
         theirs = json.loads((reference_files / component.folder / "config.json").read_text())
         assert component.configure(raw) == component.configure(theirs)
 
@@ -135,7 +135,7 @@ def test_names_of_the_autoencoder_become_what_diffusers_makes_of_them():
     theirs = {
         value: key for key, value in utilities.convert_wan_vae_to_diffusers({name: name for name in names}).items()
     }
-    assert {name: original.vae_name(name) for name in names} == theirs
+    assert {name: joyimage_original.vae_name(name) for name in names} == theirs
 
 
 @pytest.fixture
@@ -145,12 +145,12 @@ def originals(checkpoint, tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
     folder = tmp_path / "original"
-    shutil.copytree(checkpoint / "text_encoder", folder / original.ENCODER)
+    shutil.copytree(checkpoint / "text_encoder", folder / joyimage_original.ENCODER)
     for file in [*(checkpoint / "tokenizer").iterdir(), *(checkpoint / "processor").iterdir()]:
-        shutil.copy(file, folder / original.ENCODER)
+        shutil.copy(file, folder / joyimage_original.ENCODER)
     raw = {name: json.loads((checkpoint / name / "config.json").read_text()) for name in ("transformer", "vae")}
-    monkeypatch.setattr(original, "TRANSFORMER", raw["transformer"])
-    monkeypatch.setattr(original, "VAE", raw["vae"])
+    monkeypatch.setattr(joyimage_original, "TRANSFORMER", raw["transformer"])
+    monkeypatch.setattr(joyimage_original, "VAE", raw["vae"])
     config, vae = raw["transformer"], raw["vae"]
     head = config["hidden_size"] // config["num_attention_heads"]
     names = {
@@ -159,7 +159,7 @@ def originals(checkpoint, tmp_path, monkeypatch):
     }
     for name, file in (("transformer", "transformer.pth"), ("vae", "Wan2.1_VAE.pth")):
         held = load_file(checkpoint / name / "diffusion_pytorch_model.safetensors")
-        rename = {"transformer": original.transformer_name, "vae": original.vae_name}[name]
+        rename = {"transformer": joyimage_original.transformer_name, "vae": joyimage_original.vae_name}[name]
         (folder / name).mkdir()
         torch.save({old: held[rename(old)] for old in names[name]}, folder / name / file)
     (folder / "infer_config.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
