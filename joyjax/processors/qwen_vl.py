@@ -80,18 +80,19 @@ def plan_text(
     dropped: int,
     longest: int | None = None,
     picture_tokens: tuple[int, int] | None = None,
+    sizes: Sequence[int] = TEXT_SIZES,
 ) -> TextPlan:
     """Plan the text encoder's run for the rows of one prompt.
 
     The first `dropped` tokens are the template's and not kept; of what is longer than `longest` the last tokens are.
     `picture_tokens` are the fewest and the most tokens that any picture may have: rows are then padded to what all such
-    requests have in common, the text behind the pictures to the next of TEXT_SIZES. None: rows are as long as they are.
+    requests have in common, the text behind the pictures to the next of `sizes`. None: rows are as long as they are.
     """
     own_pictures = sum(height * width for height, width in grids)
     needed = max(map(len, rows))
     if picture_tokens is not None:
         own = needed - dropped - own_pictures
-        needed = dropped + len(grids) * picture_tokens[1] + next((size for size in TEXT_SIZES if own <= size), own)
+        needed = dropped + len(grids) * picture_tokens[1] + next((size for size in sizes if own <= size), own)
     first = [max(dropped, len(row) - longest) if longest else dropped for row in rows]
     least = len(grids) * picture_tokens[0] if picture_tokens else own_pictures
     largest = max((height * width for height, width in grids), default=0)

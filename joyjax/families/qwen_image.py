@@ -1,0 +1,107 @@
+"""Qwen-Image: text to image.
+
+Source: pipeline_qwenimage.py in Diffusers. The edit kinds, Edit, Edit-Plus and Layered, have pipelines of their own.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from joyjax.convert.qwen2_5_vl import TEXT_ENCODER
+from joyjax.convert.qwen_image import TRANSFORMER
+from joyjax.convert.wan_vae import VAE
+from joyjax.errors import CheckpointError
+from joyjax.families import qwen_image_stages as stages
+from joyjax.families.checks import check_equal, check_vocabulary
+from joyjax.families.family import Configs, Family, Lengths, Parts, Published, StageCost
+from joyjax.families.qwen_image_prompt import prompt_tokens
+from joyjax.processors.text import load_tokenizer, plain_tokens
+from joyjax.processors.tokenizer import check_tokenizer
+from joyjax.reading import read_json
+from joyjax.sampling.euler import ScheduleConfig
+from joyjax.sampling.euler_solver import Euler
+
+# Working memory of a step with guidance at 1024 × 1024 in bfloat16: see docs/parallel.md.
+STEP_BYTES = int(1.25 * 2**30)
+STEP_TOKENS = 4096  # image tokens of that step, in each of two passes
+
+
+def read(folder: Path, configs: Configs) -> Parts:
+    """Open the tokenizer and the schedule, and check that all parts fit together."""
+    words, scheduler = folder / "tokenizer", folder / "scheduler" / "scheduler_config.json"
+    check_tokenizer(words)
+    schedule = ScheduleConfig.from_diffusers(read_json(scheduler), where=str(scheduler), dynamic=True)
+    parts = Parts(
+        tokenizer=load_tokenizer(words),
+        processor=None,
+        solver=Euler(schedule, time="sigma", even=True),
+        configs=configs,
+    )
+    transformer, vae, encoder = (configs[name] for name in ("transformer", "vae", "text_encoder"))
+    try:
+        prompt_tokens(parts.tokenizer, "")  # takes every control token
+    except CheckpointError as error:
+        raise CheckpointError(f"{words}: {error}") from None
+    check_vocabulary(words, parts.tokenizer, encoder.text.vocab_size)
+    config = "transformer/config.json"
+    text_width = ("the text's hidden_size", encoder.text.hidden_size)
+    check_equal(
+        folder,
+        (
+            (config, "out_channels", transformer.out_channels, "the VAE's z_dim", vae.z_dim),
+            (config, "joint_attention_dim", transformer.joint_attention_dim, *text_width),
+        ),
+    )
+    return parts
+
+
+def cost(configs: Configs, lengths: Lengths) -> tuple[StageCost, ...]:
+    """Return what each stage needs. Working memory goes with the image tokens of all passes."""
+    working = STEP_BYTES * lengths.target[1] * lengths.passes // (2 * STEP_TOKENS)
+    return (
+        StageCost("prompt", ("text_encoder",), working),
+        StageCost("denoise", ("transformer",), working),
+        StageCost("decode", ("vae",), working),
+    )
+
+
+def usual(configs: Configs, base_size: int) -> Lengths:
+    """Return the lengths of a picture from words at a base size, with guidance."""
+    tokens = stages.geometry(configs).tokens((base_size, base_size))
+    text = stages.TEXT_SIZES[1]
+    return Lengths(text=(text, text), target=(tokens, stages.token_class(tokens)), references=(0, 0), passes=2)
+
+
+def warmup(parts: Parts, references: Sequence[int] | None, long_prompts: bool) -> Iterator[Mapping[str, Any]]:
+    """Give the arguments of requests that compile every program of the square of a base size."""
+    piece = "a " * 16
+    per_piece = len(plain_tokens(parts.tokenizer, piece))
+    prompts = ["", *(piece * (size // 2 // per_piece) for size in stages.TEXT_SIZES[1 : 3 if long_prompts else 2])]
+    for count in (0,) if references is None else references:
+        for prompt in prompts:
+            yield {"image": [Image.new("RGB", (64, 64))] * count or None, "prompt": prompt}
+
+
+TEXT_TO_IMAGE = Family(
+    name="Qwen-Image",
+    class_names=("QwenImagePipeline",),
+    components=(TEXT_ENCODER, TRANSFORMER, VAE),
+    tasks=frozenset({"text-to-image"}),
+    references=(0, 0),
+    defaults={"steps": 50, "guidance_scale": 4.0, "negative_prompt": " ", "base_size": 1024},
+    without=frozenset({"fit", "mask", "paste_back", "vae_encode"}),
+    hints={"image": "this model makes pictures from words; leave the picture out"},
+    published=Published("Qwen-Image", 0, 0, STEP_BYTES),
+    read=read,
+    plan=stages.plan,
+    prepare=stages.prepare,
+    encode=stages.encode,
+    guidance=stages.guidance,
+    finish=stages.finish,
+    natural_size=stages.natural_size,
+    cost=cost,
+    usual=usual,
+    warmup=warmup,
+)

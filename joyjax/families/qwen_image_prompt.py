@@ -1,0 +1,44 @@
+"""The chat template of Qwen-Image, as token ids.
+
+Source: pipeline_qwenimage.py in Diffusers.
+"""
+
+from typing import Any
+
+from joyjax.families.request import Request
+from joyjax.processors.text import control_token, plain_tokens
+
+SYSTEM = (
+    "system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of "
+    "the objects and background:"
+)
+DROPPED = 34  # the system turn, and the opening of the user's
+LONGEST_PROMPT = 512  # hidden states that the transformer is given; the first ones are kept
+
+
+def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
+    """Return the chat turn of a prompt. Control tokens are placed by id; the prompt is text whatever it contains."""
+    start, end = control_token(tokenizer, "<|im_start|>"), control_token(tokenizer, "<|im_end|>")
+    line = plain_tokens(tokenizer, "\n")
+    system = [start, *plain_tokens(tokenizer, SYSTEM), end, *line]
+    user = [start, *plain_tokens(tokenizer, "user\n" + prompt), end, *line]  # one piece of text to the tokenizer
+    return [*system, *user, start, *plain_tokens(tokenizer, "assistant\n")]
+
+
+def prompt_rows(request: Request, tokenizer: Any) -> tuple[list[list[int]], tuple[str, ...]]:
+    """Return the tokens of the unconditional prompt, if there is guidance, and of the prompt; and notes.
+
+    A prompt is cut after its first 512 tokens, as in the reference. The decoder is causal, so what comes after them
+    need not be read.
+    """
+    prompts = {"prompt": request.prompt}
+    if request.guided:
+        prompts = {"negative_prompt": request.negative_prompt, **prompts}
+    rows, notes = [], []
+    for name, prompt in prompts.items():
+        tokens = prompt_tokens(tokenizer, prompt)
+        over = len(tokens) - DROPPED - LONGEST_PROMPT
+        if over > 0:
+            notes.append(f"{name}: the model reads {LONGEST_PROMPT} tokens; the last {over} are not read")
+        rows.append(tokens[: DROPPED + LONGEST_PROMPT])
+    return rows, tuple(notes)
