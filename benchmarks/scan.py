@@ -34,8 +34,8 @@ from full_size import JOYIMAGE, PASSES, stage
 from gpu_compile import compile_for_gpu, gpu_mesh
 from step import NUMBERS, WARM_UP, condition_of, random_weights
 
+from joyjax.layers.condition import Condition
 from joyjax.layers.weights import Weights
-from joyjax.models.joyimage import Condition
 from joyjax.sampling.guided_step import denoise_step, expand_for_cfg, guided_step
 
 ENDS = 2  # the first layer and the last
@@ -56,7 +56,7 @@ def scanned_step(
 
     (img, txt), _ = jax.lax.scan(body, (first_output.img, first_output.txt), middle)
     hidden = network.remaining_blocks(dataclasses.replace(first_output, img=img, txt=txt))
-    velocity = network.head(hidden)[:, : latents.shape[1]]
+    velocity = network.head(hidden, first_output)[:, : latents.shape[1]]
     return guided_step(latents, velocity, sigma, sigma_next, guidance, passes=passes, channels=channels)
 
 

@@ -34,8 +34,9 @@ from step_record import least_tflop
 from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.families.joyimage import FLOAT8
 from joyjax.kernels import dispatch, modulate, qk_norm_rope
+from joyjax.layers.condition import Condition
 from joyjax.layers.weights import Weights, leaves
-from joyjax.models.joyimage import Condition, JoyImageConfig
+from joyjax.models.joyimage import JoyImageConfig
 from joyjax.runtime.peak_memory import peak_bytes
 from joyjax.sampling.guided_step import denoise_step
 from joyjax.sampling.step_cache import cached_step, empty_cache

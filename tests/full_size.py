@@ -17,11 +17,13 @@ from joyjax.convert.component import Component
 from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.convert.qwen3_vl import TEXT_ENCODER
 from joyjax.convert.wan_vae import VAE
+from joyjax.layers.condition import Condition
+from joyjax.layers.decoder import TextInputs
 from joyjax.layers.weights import Weights, leaves
 from joyjax.models.autoencoder.buckets import Placement, padded_sizes
 from joyjax.models.autoencoder.wan import WanVAEConfig
-from joyjax.models.joyimage import Condition, JoyImageConfig
-from joyjax.models.qwen3_vl import Qwen3VLConfig, TextConfig, TextInputs
+from joyjax.models.joyimage import JoyImageConfig
+from joyjax.models.qwen3_vl import Qwen3VLConfig, TextConfig
 from joyjax.models.qwen3_vl_vision import VisionConfig, VisionInputs
 from joyjax.sampling.guided_step import decode_latents, denoise_step, encode_images, encode_prompt
 from joyjax.sharding.place import parameter_sharding

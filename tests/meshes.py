@@ -6,8 +6,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from joyjax.convert.joyimage import TRANSFORMER
+from joyjax.layers.condition import Condition
 from joyjax.layers.weights import Weights, leaves
-from joyjax.models.joyimage import Condition, JoyImageConfig
+from joyjax.models.joyimage import JoyImageConfig
 from joyjax.sharding.mesh import check_mesh
 from joyjax.sharding.place import parameter_sharding
 

@@ -117,7 +117,7 @@ def cached_step(
     found = jax.lax.cond(jnp.any(need), lambda: network.remaining_blocks(first_output), lambda: reused)
     own = of_rows(need)
     hidden = jnp.where(own, found, reused)
-    velocity = network.head(hidden)[:, : latents.shape[1]]
+    velocity = network.head(hidden, first_output)[:, : latents.shape[1]]
 
     added = found - tokens
     slope = None

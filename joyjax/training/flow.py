@@ -12,8 +12,9 @@ from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.convert.qwen3_vl import TEXT_ENCODER
 from joyjax.families.family import Parts
 from joyjax.families.joyimage import DROPPED, item_positions
-from joyjax.models.joyimage import Condition
-from joyjax.models.qwen3_vl import Qwen3VL, TextInputs
+from joyjax.layers.condition import Condition
+from joyjax.layers.decoder import TextInputs
+from joyjax.models.qwen3_vl import Qwen3VL
 from joyjax.models.qwen3_vl_vision import VisionInputs, place_patches
 from joyjax.processors.vision import VisionProcessorConfig
 from joyjax.training.dataset import Batch

@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from joyjax.families.request import Request
 
 import joyjax
 from joyjax.families import joyimage as family
 from joyjax.families.family import Inputs
-from joyjax.families.request import Request
+from joyjax.layers.condition import Condition
 from joyjax.layers.norm import ChannelNorm
 from joyjax.layers.patch import unpatchify
 from joyjax.media import image
-from joyjax.models.joyimage import Condition
 from joyjax.processors import vision
 from joyjax.runtime import engine
 from joyjax.sampling import guided_step as steps

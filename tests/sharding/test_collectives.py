@@ -14,9 +14,9 @@ from meshes import CONFIG, draw, make_condition, make_weights, mesh_of
 
 from joyjax.convert.qwen3_vl import TEXT_ENCODER
 from joyjax.convert.wan_vae import VAE
+from joyjax.layers.decoder import TextInputs
 from joyjax.layers.weights import leaves
 from joyjax.models.autoencoder.wan import WanVAEConfig
-from joyjax.models.qwen3_vl import TextInputs
 from joyjax.models.qwen3_vl_vision import VisionInputs, place_patches
 from joyjax.reading import read_json
 from joyjax.sampling.guided_step import denoise_step

@@ -8,8 +8,8 @@ from jax.sharding import Mesh
 from meshes import CONFIG, MESHES, draw, make_condition, make_weights, mesh_of, name_of
 
 from joyjax.errors import MeshError
+from joyjax.layers.condition import Condition
 from joyjax.layers.weights import Weights
-from joyjax.models.joyimage import Condition
 from joyjax.sampling.guided_step import denoise_step, pad_batch
 from joyjax.sharding.attention import sequence_mesh, share_out
 

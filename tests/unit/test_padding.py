@@ -9,8 +9,8 @@ from PIL import Image
 
 import joyjax
 from joyjax.families.joyimage import item_positions
+from joyjax.layers.condition import Condition
 from joyjax.media.image import buckets
-from joyjax.models.joyimage import Condition
 
 pytestmark = pytest.mark.jax
 
