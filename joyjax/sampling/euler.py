@@ -50,8 +50,8 @@ class ScheduleConfig:
         """
         off = (False, None)
         switches = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas")
-        optional = {"shift_terminal": 0.0, "use_dynamic_shifting": False}
-        if isinstance(raw, Mapping) and not raw.get("use_dynamic_shifting"):
+        optional: dict[str, Any] = {"shift_terminal": 0.0, "use_dynamic_shifting": False}
+        if not raw.get("use_dynamic_shifting"):
             raw = {key: value for key, value in raw.items() if key not in DYNAMIC}
             optional |= {field.name: field.default for field in dataclasses.fields(cls) if field.name in DYNAMIC}
         config = read_config(
