@@ -35,8 +35,8 @@ from gpu_compile import compile_for_gpu, gpu_mesh
 from step import NUMBERS, WARM_UP, condition_of, random_weights
 from whole_step import SOLVER, denoise_step, level
 
+from joyjax.layers.condition import Condition
 from joyjax.layers.weights import Weights
-from joyjax.models.joyimage import Condition
 from joyjax.sampling.guidance import Guidance
 from joyjax.sampling.guided_step import advance
 from joyjax.sampling.rows import expand_for_cfg
@@ -59,7 +59,7 @@ def scanned_step(
 
     (img, txt), _ = jax.lax.scan(body, (first_output.img, first_output.txt), middle)
     hidden = network.remaining_blocks(dataclasses.replace(first_output, img=img, txt=txt))
-    velocity = network.head(hidden)[:, : latents.shape[1]]
+    velocity = network.head(hidden, first_output)[:, : latents.shape[1]]
     row, scale = level(sigma, sigma_next, timestep, len(latents)), jnp.broadcast_to(guidance, len(latents))
     return advance(latents, velocity, row, scale, passes=passes, solver=SOLVER, guidance=Guidance(channels))
 

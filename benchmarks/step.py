@@ -35,8 +35,9 @@ from whole_step import cached_step, denoise_step
 from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.families.joyimage import FLOAT8
 from joyjax.kernels import dispatch, modulate, qk_norm_rope
+from joyjax.layers.condition import Condition
 from joyjax.layers.weights import Weights, leaves
-from joyjax.models.joyimage import Condition, JoyImageConfig
+from joyjax.models.joyimage import JoyImageConfig
 from joyjax.runtime.peak_memory import peak_bytes
 from joyjax.sampling.step_cache import empty_cache
 from joyjax.storage.float8 import CAPABILITY, quantize_linears

@@ -83,7 +83,8 @@ def flops(pipeline: joyjax.Pipeline, guidance_scale: float) -> tuple[float, floa
     def short(transformer: Any, latents: Any, condition: Any) -> Any:
         _, rows, condition = expand_for_cfg(latents, condition)
         network = transformer.module()
-        return network.head(network.first_block(rows, jax.numpy.ones(rows.shape[:1]), condition).target())
+        first_output = network.first_block(rows, jax.numpy.ones(rows.shape[:1]), condition)
+        return network.head(first_output.target(), first_output)
 
     numbers = [np.float32(1)] * 4
     transformer = pipeline.weights["transformer"]

@@ -147,13 +147,37 @@ def flatten_in(channels: int, frames: int, height: int, width: int) -> Transform
     return Transform("flatten_in", source_shape, lambda shape: (shape[1], shape[0]), lambda shape: (1, 0))
 
 
+def token_in(height: int, width: int) -> Transform:
+    """[D, (c q r)] ↔ [(q r c), D]: a linear map of channel-first patches as one of channel-last patches."""
+
+    def view(shape: Shape) -> Shape:
+        return shape[1], shape[0] // (height * width), height, width
+
+    return Transform("token_in", lambda shape: (shape[1], shape[0]), view, lambda shape: (2, 3, 1, 0))
+
+
+def token_out(height: int, width: int) -> Transform:
+    """[(c q r), D] ↔ [D, (q r c)] and, of the bias, [(c q r)] ↔ [(q r c)]: the same for a map to patches."""
+
+    def view(shape: Shape) -> Shape:
+        return shape[-1] // (height * width), height, width, *shape[:-1]
+
+    return Transform(
+        "token_out", lambda shape: shape[::-1], view, lambda shape: (3, 1, 2, 0) if len(shape) > 1 else (1, 2, 0)
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """The tensor named `source` fills the parameter at `target`, rearranged by `transform`."""
+    """The tensor named `source` fills the parameter at `target`, rearranged by `transform`.
+
+    `also`: other names that the tensor has in files of other programs, or of other versions.
+    """
 
     source: str
     target: str
     transform: Transform = copy
+    also: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +221,8 @@ def match(
     used = set()
     for target, shape in parameters.items():
         rule, numbers = find_rule(rules, target)
-        source = rule.source.format(**numbers)
+        names = [template.format(**numbers) for template in (rule.source, *rule.also)]
+        source = next((name for name in names if name in tensors), names[0])
         expected = tuple(rule.transform.source_shape(shape))
         used.add(source)
         if source not in tensors:

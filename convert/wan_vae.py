@@ -66,7 +66,7 @@ WHY_IGNORED = "resamples in time, which the first frame skips"
 
 VAE = Component(
     folder="vae",
-    class_names=("AutoencoderKLWan",),
+    class_names=("AutoencoderKLWan", "AutoencoderKLQwenImage"),
     configure=WanVAEConfig.from_diffusers,
     build=WanVAE,
     rules=rules,

@@ -14,7 +14,8 @@ LARGEST = 2**31 - 1
 MOST_VALUES = 1000
 LIMITS = {
     **dict.fromkeys(("depth", "num_hidden_layers", "num_layers"), 200),
-    **{"dim_mult": 16, "head_dim": 2**16, "min_pixels": 2**24, "mlp_width_ratio": 1000, "num_res_blocks": 32},
+    **dict.fromkeys(("attention_head_dim", "head_dim"), 2**16),
+    **{"dim_mult": 16, "min_pixels": 2**24, "mlp_width_ratio": 1000, "num_res_blocks": 32},
 }
 
 

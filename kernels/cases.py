@@ -53,7 +53,7 @@ def cases(shape: str, sizes: Shape | None = None, dtype: DTypeLike = jnp.bfloat1
     def array(*shape: int, dtype: DTypeLike = dtype) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    # Vectors are float32, as `Stream.modulation` makes them.
+    # Vectors are float32, as `JoyImageStream.modulation` makes them.
     tokens, index = array(s.rows, s.images, s.channels), array(s.rows, s.images, dtype=jnp.int32)
     one, two = array(s.rows, s.channels, dtype=FLOAT32), array(s.rows, 2, s.channels, dtype=FLOAT32)
     table = (array(s.rows, s.images, s.width // 2, dtype=FLOAT32),) * 2

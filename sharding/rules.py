@@ -23,6 +23,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "vision_heads": ("tensor",),
     "head_width": (),
     "mlp": ("tensor",),
+    "modulation": ("tensor",),
     "vocabulary": ("tensor",),
     "patch": (),
     "time": (),

@@ -109,3 +109,22 @@ def loaded(checkpoint):
     import joyjax
 
     return joyjax.load(checkpoint, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def qwen_reference():
+    """Diffusers' own Qwen-Image pipeline on a tiny checkpoint with strong random weights, float32."""
+    pytest.importorskip("torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import qwen_checkpoint
+
+        return qwen_checkpoint.make_pipeline()
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(qwen_reference, tmp_path_factory) -> Path:
+    """The folder of the tiny Qwen-Image checkpoint, as Diffusers writes it."""
+    import qwen_checkpoint
+
+    return qwen_checkpoint.save(qwen_reference, tmp_path_factory.mktemp("qwen"))

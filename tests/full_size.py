@@ -19,12 +19,14 @@ from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.convert.qwen3_vl import TEXT_ENCODER
 from joyjax.convert.wan_vae import VAE
 from joyjax.families.joyimage_buckets import buckets
+from joyjax.layers.condition import Condition
+from joyjax.layers.decoder import TextInputs
 from joyjax.layers.weights import Weights, leaves
 from joyjax.models.autoencoder.buckets import Placement, padded_sizes
 from joyjax.models.autoencoder.stages import decode_latents, encode_images
 from joyjax.models.autoencoder.wan import WanVAEConfig
-from joyjax.models.joyimage import Condition, JoyImageConfig
-from joyjax.models.qwen3_vl import Qwen3VLConfig, TextConfig, TextInputs
+from joyjax.models.joyimage import JoyImageConfig
+from joyjax.models.qwen3_vl import Qwen3VLConfig, TextConfig
 from joyjax.models.qwen3_vl_vision import VisionConfig, VisionInputs
 from joyjax.models.text_encoding import encode_prompt
 from joyjax.sharding.place import parameter_sharding

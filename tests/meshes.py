@@ -1,13 +1,17 @@
 """Meshes of simulated devices, and a small transformer with random weights to run on them."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from joyjax.convert.component import Component
 from joyjax.convert.joyimage import TRANSFORMER
+from joyjax.layers.condition import Condition
 from joyjax.layers.weights import Weights, leaves
-from joyjax.models.joyimage import Condition, JoyImageConfig
+from joyjax.models.joyimage import JoyImageConfig
 from joyjax.sharding.mesh import check_mesh
 from joyjax.sharding.place import parameter_sharding
 
@@ -36,8 +40,8 @@ def draw(seed: int, *shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
-def make_weights(config: JoyImageConfig = CONFIG, mesh: Mesh | None = None) -> Weights:
-    abstract = TRANSFORMER.abstract(config, jnp.float32)
+def make_weights(config: Any = CONFIG, mesh: Mesh | None = None, component: Component = TRANSFORMER) -> Weights:
+    abstract = component.abstract(config, jnp.float32)
     rng, arrays = np.random.default_rng(1), {}
     for path, leaf in leaves(abstract.state).items():
         fan = np.prod(leaf.shape[: -1 if "qkv" not in path else 1]) if "kernel" in path else 4

@@ -24,15 +24,16 @@ from joyjax.convert.rules import Transform
 from joyjax.families import joyimage, joyimage_buckets, joyimage_prompt
 from joyjax.families import joyimage_stages as family
 from joyjax.kernels import modulate, qk_norm_rope
+from joyjax.layers import condition, decoder, double_stream
 from joyjax.layers.conv import Conv
 from joyjax.layers.norm import ChannelNorm, rms_norm
 from joyjax.layers.rope import rotate_half_split, rotation_by_blocks
 from joyjax.media import framing
 from joyjax.models import joyimage as transformer
-from joyjax.models import qwen3_vl, qwen3_vl_vision
+from joyjax.models import qwen3_vl_vision
 from joyjax.models.autoencoder import stages, wan
 from joyjax.models.autoencoder.wan import ResBlock, Upsample, WanVAE
-from joyjax.models.joyimage import JoyImageTransformer, Stream
+from joyjax.models.joyimage import JoyImageStream, JoyImageTransformer
 from joyjax.models.qwen3_vl import LanguageModel, TextConfig
 from joyjax.models.qwen3_vl_vision import VisionBlock, gelu
 from joyjax.processors import qwen_vl, text, vision
@@ -87,13 +88,13 @@ def trap(part: str, mistake: str, stage: str, **options: Any) -> Callable[[Calla
 @trap("transformer", "RoPE's theta 256, the default of the class, for 10000", "velocity")
 def theta_of_the_class(patch):
     patch.around(
-        transformer, "rotation_by_blocks", lambda right, positions, channels, theta: right(positions, channels, 256.0)
+        condition, "rotation_by_blocks", lambda right, positions, channels, theta: right(positions, channels, 256.0)
     )
 
 
 def around_norm_rope(patch, wrong):
     patch.around(qk_norm_rope, "norm_rope", wrong)
-    patch.around(transformer, "norm_rope", wrong)
+    patch.around(double_stream, "norm_rope", wrong)
 
 
 @trap("transformer", "RoPE pairs channels i and i + H/2, for 2i and 2i + 1", "velocity")
@@ -116,7 +117,7 @@ def norm_after_rope(patch):
 
 @trap("transformer", "RoPE's axes are column, row, item, for item, row, column", "velocity")
 def column_first(patch):
-    patch.around(transformer, "rotation_by_blocks", lambda right, positions, *how: right(positions[..., ::-1], *how))
+    patch.around(condition, "rotation_by_blocks", lambda right, positions, *how: right(positions[..., ::-1], *how))
 
 
 @trap("transformer", "items numbered as they come, the target last, for the target first", "velocity")
@@ -186,14 +187,18 @@ def no_silu(patch):
     patch.around(JoyImageTransformer, "_embed_time", wrong)
 
 
+def around_modulation(patch, *order):
+    patch.around(JoyImageStream, "modulation", lambda right, *inputs: right(*inputs)[:, :, np.array(order)])
+
+
 @trap("transformer", "modulation read as scale, shift, gate, for shift, scale, gate", "velocity")
 def scale_first(patch):
-    patch.around(Stream, "modulation", lambda right, *inputs: [right(*inputs)[n] for n in (1, 0, 2, 4, 3, 5)])
+    around_modulation(patch, 1, 0, 2, 4, 3, 5)
 
 
 @trap("transformer", "modulation of the MLP before that of the attention", "velocity")
 def mlp_modulation_first(patch):
-    patch.around(Stream, "modulation", lambda right, *inputs: [right(*inputs)[n] for n in (3, 4, 5, 0, 1, 2)])
+    around_modulation(patch, 3, 4, 5, 0, 1, 2)
 
 
 @trap("transformer", "norm times scale, for 1 + scale", "velocity")
@@ -247,7 +252,7 @@ def patches_out_channel_first(patch):
 
 @trap("transformer", "the MLPs' GELU exact, for tanh", "transformer MLP")
 def mlp_gelu_exact(patch):
-    patch.set(Stream, "mlp", lambda self, x: self.down(nnx.gelu(self.up(x), approximate=False)))
+    patch.set(JoyImageStream, "mlp", lambda self, x: self.down(nnx.gelu(self.up(x), approximate=False)))
 
 
 @trap("transformer", "the text embedding's GELU exact, for tanh", "text embedding")
@@ -398,7 +403,7 @@ def interleaved_pairs(patch):
         turned = right(jnp.concatenate([x[..., ::2], x[..., 1::2]], axis=-1), rotation)
         return rearrange(turned, "b l n (two h) -> b l n (h two)", two=2)
 
-    patch.around(qwen3_vl, "rotate_half_split", wrong)
+    patch.around(decoder, "rotate_half_split", wrong)
 
 
 @trap("text encoder", "frequencies dealt to the three axes in chunks, for in turn", "hidden states")
@@ -414,12 +419,12 @@ def key_heads_by_turns(patch):
         turns = (1, 1, query.shape[2] // key.shape[2], 1)
         return right(query, jnp.tile(key, turns), jnp.tile(value, turns), **how)
 
-    patch.around(qwen3_vl, "partitioned_attention", wrong)
+    patch.around(decoder, "partitioned_attention", wrong)
 
 
 @trap("text encoder", "attention in both directions, for causal", "hidden states")
 def text_sees_ahead(patch):
-    patch.around(qwen3_vl, "partitioned_attention", lambda right, *heads, causal: right(*heads))
+    patch.around(decoder, "partitioned_attention", lambda right, *heads, causal: right(*heads))
 
 
 @trap("text encoder", "no DeepStack", "hidden states")

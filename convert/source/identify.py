@@ -26,7 +26,11 @@ from joyjax.errors import CheckpointError
 from joyjax.reading import quoted, read_json, unfinished
 from joyjax.signatures import STAND_INS, signature
 
-PIPELINES = ("JoyImageEditPipeline", "JoyImageEditPlusPipeline")  # the classes of joyjax.families.registry
+PIPELINES = (
+    "JoyImageEditPipeline",
+    "JoyImageEditPlusPipeline",
+    "QwenImagePipeline",
+)  # the classes of joyjax.families.registry
 NETWORKS = ("text_encoder", "transformer", "vae")
 MANIFEST = "joyjax.json"  # of a converted folder, see convert/manifest.py
 MODULAR = "modular_model_index.json"

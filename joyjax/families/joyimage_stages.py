@@ -25,12 +25,12 @@ from joyjax.families.family import (
     Plan,
 )
 from joyjax.families.request import Request
+from joyjax.layers.condition import Condition
+from joyjax.layers.decoder import TextInputs
 from joyjax.media.framing import Crop, fit_picture, plan_fit
 from joyjax.media.image import Size, to_pixels
 from joyjax.models.autoencoder.pictures import Geometry, check_mode, decode_picture, encode_picture
 from joyjax.models.autoencoder.stages import join_tokens
-from joyjax.models.joyimage import Condition
-from joyjax.models.qwen3_vl import TextInputs
 from joyjax.models.qwen3_vl_vision import VisionInputs
 from joyjax.models.text_encoding import encode_prompt
 from joyjax.processors.qwen_vl import TextPlan, merged_grid, merged_tokens, plan_text, text_inputs, vision_inputs
@@ -112,8 +112,8 @@ def plan(request: Request, parts: Parts, *, plus: bool) -> Plan:
     grids = [merged_grid(picture, parts.processor) for picture in pictures]
     rows = joyimage_prompt.prompt_rows(request, parts.tokenizer, [height * width for height, width in grids])
     shared = None if own.table is None else merged_tokens(own.table, parts.processor)
-    kept = {"dropped": joyimage_prompt.DROPPED, "longest": joyimage_prompt.LONGEST_PROMPT}
-    text = plan_text(rows, grids, picture_tokens=shared, **kept)
+    dropped, longest = joyimage_prompt.DROPPED, joyimage_prompt.LONGEST_PROMPT
+    text = plan_text(rows, grids, dropped=dropped, longest=longest, picture_tokens=shared)
 
     target, references = own.tokens(size), sum(map(own.tokens, pictures))
     most = own.most_tokens

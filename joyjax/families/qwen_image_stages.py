@@ -87,7 +87,7 @@ def plan(request: Request, parts: Parts) -> Plan:
         size=(1, *size),
         latents=(lengths.target[1], configs["transformer"].in_channels),
         lengths=lengths,
-        shift=parts.solver.schedule.mu(tokens),
+        shift=parts.solver.shift(tokens),
         batch_key=(lengths.target[1], request.passes, request.cache),
         encode_key=dataclasses.replace(request, seed=0, noise=None),
         base=None,

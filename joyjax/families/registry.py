@@ -6,9 +6,12 @@ from joyjax.convert.source.identify import identify
 from joyjax.errors import CheckpointError
 from joyjax.families.family import Family, Layout
 from joyjax.families.joyimage import EDIT, EDIT_PLUS
+from joyjax.families.qwen_image import TEXT_TO_IMAGE
 from joyjax.reading import quoted, read_json
 
-FAMILIES: dict[str, Family] = {class_name: family for family in (EDIT, EDIT_PLUS) for class_name in family.class_names}
+FAMILIES: dict[str, Family] = {
+    class_name: family for family in (EDIT, EDIT_PLUS, TEXT_TO_IMAGE) for class_name in family.class_names
+}
 DEFAULT = EDIT  # whose published model a machine is measured against
 
 

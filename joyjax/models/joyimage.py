@@ -6,45 +6,29 @@ Source: transformer_joyimage.py and transformer_joyimage_edit_plus.py in Diffuse
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from joyjax.config import read_config
 from joyjax.dtypes import FLOAT32
 from joyjax.errors import ConfigError
-from joyjax.kernels.modulate import (
-    layer_norm,
-    layer_norm_scale_shift,
-    residual_gate,
-    residual_gate_layer_norm_scale_shift,
-)
-from joyjax.kernels.qk_norm_rope import norm_rope
+from joyjax.kernels.modulate import layer_norm
+from joyjax.layers.condition import Condition, lay_out
+from joyjax.layers.double_stream import MODULATIONS, Block, FirstBlockOutput, Stream
 from joyjax.layers.embed import timestep_embedding
-from joyjax.layers.joint_attention import (
-    Layout,
-    add_lengths,
-    join_on_devices,
-    joint_attention,
-    leading_tokens,
-    lengths_on_devices,
-    pad_to_devices,
-)
+from joyjax.layers.joint_attention import Layout, pad_to_devices
 from joyjax.layers.linear import Linear
 from joyjax.layers.parameter import parameter
-from joyjax.layers.rope import rotation_by_blocks
 from joyjax.sharding.attention import SequenceMesh, sequence_mesh
 from joyjax.sharding.place import constrain
 
 TIME_CHANNELS = 256  # fixed in the reference, not in the config
-MODULATIONS = 6  # shift, scale and gate of the attention, then of the MLP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,125 +104,30 @@ class JoyImageConfig:
         return self.patch_size[1] * self.patch_size[2]
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["txt", "txt_lengths", "references", "positions", "target_lengths", "reference_lengths"],
-    meta_fields=[],
-)
-@dataclasses.dataclass(frozen=True)
-class Condition:
-    """What a prediction is made from, besides the noisy latents and the time.
-
-    A row is one pass of one edit. Sequences are padded at the end to a common size and `*_lengths` say how much of
-    each row is valid; None: all of it. `positions` are (item, row, column) of the target's tokens, then of the
-    references', padded as these are, with any valid numbers.
-    """
-
-    txt: Float[Array, "B J C"]
-    txt_lengths: Int[Array, " B"] | None
-    references: Float[Array, "B R P"]
-    positions: Int[Array, "B I 3"]
-    target_lengths: Int[Array, " B"] | None = None
-    reference_lengths: Int[Array, " B"] | None = None
-
-
-class Stream(nnx.Module):
-    """One stream's half of a block: its modulation table, its projections to and from attention, its MLP."""
+class JoyImageStream(Stream):
+    """A stream with a modulation table, which is added to what the time gives all blocks."""
 
     def __init__(self, config: JoyImageConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
-        width, heads = (config.hidden_size,), (config.num_attention_heads, config.head_dim)
-        head_axes = ("heads", "head_width")
-        self.table = parameter(rngs, (MODULATIONS, *width), (None, "embed"), dtype, init=width[0] ** -0.5)
-        self.qkv = Linear(width, (3, *heads), axes_in=("embed",), axes_out=(None, *head_axes), dtype=dtype, rngs=rngs)
-        self.q_norm = parameter(rngs, (config.head_dim,), ("head_width",), dtype)
-        self.k_norm = parameter(rngs, (config.head_dim,), ("head_width",), dtype)
-        self.out = Linear(heads, width, axes_in=head_axes, axes_out=("embed",), dtype=dtype, rngs=rngs)
-        self.up = Linear(width, (config.mlp_dim,), axes_in=("embed",), axes_out=("mlp",), dtype=dtype, rngs=rngs)
-        self.down = Linear((config.mlp_dim,), width, axes_in=("mlp",), axes_out=("embed",), dtype=dtype, rngs=rngs)
+        width = config.hidden_size
+        self.table = parameter(rngs, (MODULATIONS, width), (None, "embed"), dtype, init=width**-0.5)
+        super().__init__(
+            width=width,
+            heads=config.num_attention_heads,
+            head_dim=config.head_dim,
+            mlp_dim=config.mlp_dim,
+            fused=True,
+            dtype=dtype,
+            rngs=rngs,
+        )
 
-    def modulation(self, temb: Float[Array, "B 6 D"]) -> list[Float[Array, "B D"]]:
+    def modulation(self, temb: Float[Array, "B 6 D"]) -> Float[Array, "B 1 6 D"]:
         """Return shift, scale, gate of the attention and shift, scale, gate of the MLP, in float32."""
-        modulation = self.table[...].astype(FLOAT32) + temb.astype(FLOAT32)
-        return [modulation[:, n] for n in range(MODULATIONS)]
-
-    @property
-    def scales(self) -> tuple[Float[Array, " H"], Float[Array, " H"]]:
-        """The weights of the query norm and of the key norm."""
-        return self.q_norm[...], self.k_norm[...]
-
-    def mlp(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        """Two linear maps with a tanh-approximated GELU between."""
-        hidden = constrain(self.up(x), "batch", "sequence", "mlp")
-        return self.down(nnx.gelu(hidden, approximate=True))
-
-    def finish(
-        self, x: Float[Array, "B L D"], attended: Float[Array, "B L N H"], modulation: list[Float[Array, "B D"]]
-    ) -> Float[Array, "B L D"]:
-        """Add what attention brought, then the MLP."""
-        _, _, gate1, shift2, scale2, gate2 = modulation
-        x, y = residual_gate_layer_norm_scale_shift(x, self.out(attended), gate1, scale2, shift2)
-        return constrain(residual_gate(x, self.mlp(y), gate2), "batch", "sequence", "embed")
+        return (self.table[...].astype(FLOAT32) + temb.astype(FLOAT32))[:, None]
 
 
-class Block(nnx.Module):
-    """A double-stream block: modulated norms, joint attention over [image, text], gated residuals, MLPs."""
-
-    def __init__(self, config: JoyImageConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
-        self.img = Stream(config, dtype=dtype, rngs=rngs)
-        self.txt = Stream(config, dtype=dtype, rngs=rngs)
-
-    def __call__(
-        self, img: Float[Array, "B I D"], txt: Float[Array, "B J D"], temb: Float[Array, "B 6 D"], layout: Layout
-    ) -> tuple[Float[Array, "B I D"], Float[Array, "B J D"]]:
-        """Return both streams, updated."""
-        img_mod, txt_mod = self.img.modulation(temb), self.txt.modulation(temb)
-        img_qkv = self.img.qkv(layer_norm_scale_shift(img, img_mod[1], img_mod[0]))
-        txt_qkv = self.txt.qkv(layer_norm_scale_shift(txt, txt_mod[1], txt_mod[0]))
-        img_found, txt_found = joint_attention(img_qkv, txt_qkv, self.img.scales, self.txt.scales, layout)
-        return self.img.finish(img, img_found, img_mod), self.txt.finish(txt, txt_found, txt_mod)
-
-    def last(
-        self,
-        img: Float[Array, "B I D"],
-        txt: Float[Array, "B J D"],
-        temb: Float[Array, "B 6 D"],
-        layout: Layout,
-        targets: int,
-    ) -> Float[Array, "B T D"]:
-        """Return the first `targets` image tokens only; everything else is asked for keys and values, no more."""
-        img_mod, txt_mod = self.img.modulation(temb), self.txt.modulation(temb)
-        img_normed = layer_norm_scale_shift(img, img_mod[1], img_mod[0])
-        txt_normed = layer_norm_scale_shift(txt, txt_mod[1], txt_mod[0])
-        img_kv, txt_kv = self.img.qkv(img_normed, 1), self.txt.qkv(txt_normed, 1)
-        target = functools.partial(leading_tokens, size=targets, devices=layout.mesh.devices)
-        cos, sin = layout.img_rotation
-        query = self.img.qkv(target(img_normed), 0, 1)[:, :, 0]
-        query = norm_rope(query, self.img.scales[0], (target(cos), target(sin)))
-        found, _ = joint_attention(img_kv, txt_kv, self.img.scales, self.txt.scales, layout, query)
-        return self.img.finish(target(img), found, img_mod)
-
-
-@dataclasses.dataclass(frozen=True)
-class FirstBlockOutput:
-    """A pass of the transformer after its embeddings and its first block.
-
-    `before` and `img` are the image tokens before and after that block; `targets` counts the target's, with padding.
-    """
-
-    before: Float[Array, "B I D"]
-    img: Float[Array, "B I D"]
-    txt: Float[Array, "B J D"]
-    temb: Float[Array, "B 6 D"]
-    layout: Layout
-    targets: int
-
-    def target(self) -> Float[Array, "B U D"]:
-        """Return the target's tokens after the first block."""
-        return leading_tokens(self.img, size=self.targets, devices=self.layout.mesh.devices)
-
-    def target_before(self) -> Float[Array, "B U D"]:
-        """Return the target's tokens before the first block."""
-        return leading_tokens(self.before, size=self.targets, devices=self.layout.mesh.devices)
+def make_block(config: JoyImageConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | None) -> Block:
+    """Build one double-stream block."""
+    return Block(*(JoyImageStream(config, dtype=dtype, rngs=rngs) for _ in range(2)))
 
 
 class JoyImageTransformer(nnx.Module):
@@ -257,7 +146,7 @@ class JoyImageTransformer(nnx.Module):
         self.time_out = linear(width, (MODULATIONS, width), ("mlp", None, "embed"), dtype)
         self.txt_in = linear(config.text_dim, (width,), (None, "mlp"), dtype)
         self.txt_hidden = linear(width, (width,), ("mlp", "embed"), dtype)
-        self.blocks = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
+        self.blocks = nnx.List([make_block(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
         self.out = linear(width, (config.out_channels * config.patch_area,), ("embed", "patch"), dtype)
 
     def __call__(
@@ -267,7 +156,8 @@ class JoyImageTransformer(nnx.Module):
 
         On a mesh, the devices that share a batch must divide B; those that share a sequence need not divide anything.
         """
-        return self.head(self.remaining_blocks(self.first_block(latents, timestep, condition)))[:, : latents.shape[1]]
+        first_output = self.first_block(latents, timestep, condition)
+        return self.head(self.remaining_blocks(first_output), first_output)[:, : latents.shape[1]]
 
     def first_block(
         self, latents: Float[Array, "B T P"], timestep: Float[Array, " B"], condition: Condition
@@ -282,18 +172,19 @@ class JoyImageTransformer(nnx.Module):
         txt = constrain(self._embed_text(pad_to_devices(condition.txt, mesh.devices)), "batch", "sequence", "embed")
         before = img
         for block in self.blocks[:-1][:1]:
-            img, txt = block(img, txt, temb, layout)
+            img, txt = block(img, txt, block.img.modulation(temb), block.txt.modulation(temb), layout)
         return FirstBlockOutput(before, img, txt, temb, layout, targets)
 
     def remaining_blocks(self, first_output: FirstBlockOutput) -> Float[Array, "B U D"]:
         """Run all other blocks; return the target's tokens, with padding."""
-        img, txt = first_output.img, first_output.txt
+        img, txt, temb, layout = first_output.img, first_output.txt, first_output.temb, first_output.layout
         for block in self.blocks[1:-1]:
-            img, txt = block(img, txt, first_output.temb, first_output.layout)
-        return self.blocks[-1].last(img, txt, first_output.temb, first_output.layout, first_output.targets)
+            img, txt = block(img, txt, block.img.modulation(temb), block.txt.modulation(temb), layout)
+        last = self.blocks[-1]
+        return last.last(img, txt, last.img.modulation(temb), last.txt.modulation(temb), layout, first_output.targets)
 
-    def head(self, tokens: Float[Array, "B U D"]) -> Float[Array, "B U P"]:
-        """Return the velocity of what the last block gave, in float32."""
+    def head(self, tokens: Float[Array, "B U D"], first_output: FirstBlockOutput) -> Float[Array, "B U P"]:
+        """Return the velocity of what the last block gave, in float32. The time has no part in it, unlike elsewhere."""
         return self.out(layer_norm(tokens)).astype(FLOAT32)
 
     def _embed_text(self, txt: Float[Array, "B J C"]) -> Float[Array, "B J D"]:
@@ -307,30 +198,7 @@ class JoyImageTransformer(nnx.Module):
         self, latents: Float[Array, "B T P"], condition: Condition, mesh: SequenceMesh
     ) -> tuple[Layout, Float[Array, "B I P"]]:
         """Spread all tokens over the devices; return where they lie, and those of target and references."""
-        config, n, positions = self.config, mesh.devices, condition.positions
-        rows, targets = latents.shape[:2]
-        references, texts = condition.references.shape[1], condition.txt.shape[1]
-        txt_rotation = None
+        config, start = self.config, None
         if config.rope_type == "mrope":  # text goes on where the largest image index ends, on all three axes alike
-            start = jnp.max(positions, axis=(1, 2)) + 1
-            txt_positions = (start[:, None] + jnp.arange(texts, dtype=positions.dtype))[:, :, None]
-            txt_positions = pad_to_devices(jnp.tile(txt_positions, 3), n)
-            txt_rotation = rotation_by_blocks(txt_positions, config.rope_dim_list, config.theta)
-        target_lengths = lengths_on_devices(condition.target_lengths, targets, rows, n)
-        reference_lengths = lengths_on_devices(condition.reference_lengths, references, rows, n)
-        tokens, places = (
-            join_on_devices(pad_to_devices(first, n), pad_to_devices(second, n), target_lengths, mesh)
-            for first, second in (
-                (latents, condition.references),
-                # Every device cuts out its own part; left to itself, XLA spreads them before they are told apart.
-                [constrain(part, "batch", None, None) for part in jnp.split(positions, [targets], axis=1)],
-            )
-        )
-        layout = Layout(
-            mesh,
-            rotation_by_blocks(places, config.rope_dim_list, config.theta),
-            txt_rotation,
-            add_lengths(target_lengths, -(-targets // n), reference_lengths, -(-references // n)),
-            lengths_on_devices(condition.txt_lengths, texts, rows, n),
-        )
-        return layout, tokens
+            start = jnp.max(condition.positions, axis=(1, 2)) + 1
+        return lay_out(latents, condition, mesh, txt_start=start, widths=config.rope_dim_list, theta=config.theta)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from joyjax.layers.decoder import TextInputs
 from joyjax.media.image import Size
-from joyjax.models.qwen3_vl import TextInputs
 from joyjax.models.qwen3_vl_vision import VisionConfig, VisionInputs, place_patches
 from joyjax.processors.text import image_token_indices, length_bucket, multimodal_positions, pad_rows
 from joyjax.processors.vision import VisionProcessorConfig, smart_resize, vision_patches

@@ -2,24 +2,36 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Array, Float
 
-from joyjax.sampling.euler import ScheduleConfig, euler_step, sigmas, timesteps
+from joyjax.sampling.euler import ScheduleConfig, euler_step, even_levels, sigmas, timesteps
 from joyjax.sampling.solver import Levels
 
 
 @dataclasses.dataclass(frozen=True)
 class Euler:
-    """The solver of FlowMatchEulerDiscreteScheduler in Diffusers. Its state is the latents."""
+    """The solver of FlowMatchEulerDiscreteScheduler in Diffusers. Its state is the latents.
+
+    `time` says what the network is given: the level times 1000, or the level. `even`: the levels before the shift are
+    1, …, 1/steps, as pipelines give them; otherwise they are the scheduler's own.
+    """
 
     schedule: ScheduleConfig
+    time: Literal["timestep", "sigma"] = "timestep"
+    even: bool = False
+
+    def shift(self, tokens: int) -> float | None:
+        """See `Solver.shift`."""
+        return self.schedule.mu(tokens)
 
     def levels(self, steps: int, given: Sequence[float] | None, shift: float | None) -> Levels:
         """See `Solver.levels`."""
-        sigma = sigmas(steps, self.schedule, given, shift)[:, None]
-        time = timesteps(sigma, self.schedule)[:-1]
+        levels = even_levels(steps) if given is None and self.even else given
+        sigma = sigmas(steps, self.schedule, levels, mu=shift)[:, None]
+        time = timesteps(sigma, self.schedule)[:-1] if self.time == "timestep" else sigma[:-1]
         return Levels(sigma[:-1], sigma[1:], time, np.zeros((steps, 1, 0), np.float32))
 
     def init(self, latents: Float[Array, "b T P"]) -> Float[Array, "b T P"]:

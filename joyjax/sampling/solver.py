@@ -46,6 +46,9 @@ class Levels:
 class Solver(Protocol):
     """A method for the ordinary differential equation of flow matching."""
 
+    def shift(self, tokens: int) -> float | None:
+        """Return mu of a dynamic schedule for so many target tokens; None: the schedule has one shift for all."""
+
     def levels(self, steps: int, sigmas: Sequence[float] | None, shift: float | None) -> Levels:
         """Return the levels of one edit: `sigmas` in place of the schedule's, and `shift`, mu of a dynamic schedule."""
 

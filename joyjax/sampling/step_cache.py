@@ -85,7 +85,7 @@ class StepCacheable(Protocol):
     def remaining_blocks(self, first: FirstBlock) -> Float[Array, "B U D"]:
         """Run all other blocks; return the target's tokens."""
 
-    def head(self, tokens: Float[Array, "B U D"]) -> Float[Array, "B U P"]:
+    def head(self, tokens: Float[Array, "B U D"], first: FirstBlock) -> Float[Array, "B U P"]:
         """Return the velocity, in float32."""
 
 
@@ -140,7 +140,7 @@ def predict_cached(
     found = jax.lax.cond(jnp.any(need), lambda: network.remaining_blocks(first_output), lambda: reused)
     own = of_rows(need)
     hidden = jnp.where(own, found, reused)
-    velocity = network.head(hidden)[:, : latents.shape[1]]
+    velocity = network.head(hidden, first_output)[:, : latents.shape[1]]
 
     added = found - tokens
     slope = None

@@ -13,8 +13,9 @@ from joyjax.convert.qwen3_vl import TEXT_ENCODER
 from joyjax.families.family import Parts
 from joyjax.families.joyimage_prompt import DROPPED
 from joyjax.families.joyimage_stages import item_positions
-from joyjax.models.joyimage import Condition
-from joyjax.models.qwen3_vl import Qwen3VL, TextInputs
+from joyjax.layers.condition import Condition
+from joyjax.layers.decoder import TextInputs
+from joyjax.models.qwen3_vl import Qwen3VL
 from joyjax.models.qwen3_vl_vision import VisionInputs, place_patches
 from joyjax.processors.vision import VisionProcessorConfig
 from joyjax.training.dataset import Batch

@@ -10,8 +10,8 @@ import pytest
 from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.stream import fill
+from joyjax.layers.condition import Condition
 from joyjax.layers.patch import patchify, unpatchify
-from joyjax.models.joyimage import Condition
 from joyjax.reading import read_json
 
 pytestmark = [pytest.mark.jax, pytest.mark.parity]

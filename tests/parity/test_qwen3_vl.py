@@ -11,8 +11,9 @@ from flax import nnx
 
 from joyjax.convert.qwen3_vl import TEXT_ENCODER
 from joyjax.convert.rules import match
+from joyjax.layers.decoder import TextInputs
 from joyjax.layers.weights import Weights, leaves
-from joyjax.models.qwen3_vl import Qwen3VL, TextInputs
+from joyjax.models.qwen3_vl import Qwen3VL
 from joyjax.models.qwen3_vl_vision import VisionInputs, gelu, place_patches
 
 torch = pytest.importorskip("torch")

@@ -74,6 +74,14 @@ def test_both_directions(size, reference, weights, error):
     assert error(decode(weights, latents), expected) < DECODE_TOLERANCE
 
 
+@pytest.mark.parametrize("size", [(2, 32, 48), (1, 24, 200)])
+def test_both_directions_of_qwen_images_class(size, qwen_reference, qwen_folder, error):
+    weights, (pixels, latents) = load(qwen_folder / "vae"), draw(1, *size)
+    assert error(encode(weights, pixels), reference_encode(qwen_reference.vae, pixels)) < ENCODE_TOLERANCE
+    expected = reference_decode(qwen_reference.vae, latents)
+    assert error(decode(weights, latents), expected) < DECODE_TOLERANCE
+
+
 def test_one_frame_reads_neither_earlier_slices_nor_time_convolutions(reference, weights, tmp_path):
     filled = copy.deepcopy(reference.vae)
     for name, p in filled.named_parameters():

@@ -15,9 +15,9 @@ from whole_step import denoise_step
 
 from joyjax.convert.qwen3_vl import TEXT_ENCODER
 from joyjax.convert.wan_vae import VAE
+from joyjax.layers.decoder import TextInputs
 from joyjax.layers.weights import leaves
 from joyjax.models.autoencoder.wan import WanVAEConfig
-from joyjax.models.qwen3_vl import TextInputs
 from joyjax.models.qwen3_vl_vision import VisionInputs, place_patches
 from joyjax.reading import read_json
 from joyjax.sharding.place import parameter_sharding

@@ -9,8 +9,8 @@ from meshes import CONFIG, MESHES, draw, make_condition, make_weights, mesh_of, 
 from whole_step import denoise_step
 
 from joyjax.errors import MeshError
+from joyjax.layers.condition import Condition
 from joyjax.layers.weights import Weights
-from joyjax.models.joyimage import Condition
 from joyjax.sampling.rows import pad_batch
 from joyjax.sharding.attention import sequence_mesh, share_out
 

@@ -10,8 +10,9 @@ import pytest
 from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.convert.rules import match
 from joyjax.errors import CheckpointError, ConfigError
+from joyjax.layers.condition import Condition
 from joyjax.layers.weights import Weights, count_parameters, leaves
-from joyjax.models.joyimage import Condition, JoyImageConfig
+from joyjax.models.joyimage import JoyImageConfig
 from joyjax.reading import read_json
 from joyjax.sharding.rules import RULES
 

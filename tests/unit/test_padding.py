@@ -10,7 +10,7 @@ from PIL import Image
 import joyjax
 from joyjax.families.joyimage_buckets import buckets
 from joyjax.families.joyimage_stages import item_positions
-from joyjax.models.joyimage import Condition
+from joyjax.layers.condition import Condition
 
 pytestmark = pytest.mark.jax
 

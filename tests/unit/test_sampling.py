@@ -1,15 +1,35 @@
 """Schedule, guidance and noise."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from joyjax.errors import ConfigError
-from joyjax.sampling.euler import ScheduleConfig, euler_step, sigmas, timesteps
+from joyjax.sampling.euler import ScheduleConfig, euler_step, even_levels, sigmas, timesteps
 from joyjax.sampling.guidance import guide
 from joyjax.sampling.noise import initial_noise
 
 CONFIG = ScheduleConfig(shift=1.5, num_train_timesteps=1000)
+QWEN = {  # Qwen-Image's scheduler_config.json
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "invert_sigmas": False,
+    "max_image_seq_len": 8192,
+    "max_shift": 0.9,
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+    "shift_terminal": 0.02,
+    "stochastic_sampling": False,
+    "time_shift_type": "exponential",
+    "use_beta_sigmas": False,
+    "use_dynamic_shifting": True,
+    "use_exponential_sigmas": False,
+    "use_karras_sigmas": False,
+}
+DISTILLED = {"base_shift": math.log(3), "max_shift": math.log(3), "shift_terminal": None}
 
 
 def test_levels_are_the_published_ones():
@@ -34,6 +54,100 @@ def test_levels_equal_the_reference_to_the_last_bit(steps, shift):
     np.testing.assert_array_equal(timesteps(levels, config)[:-1], reference.timesteps.numpy())
 
 
+def dynamic(**changes) -> ScheduleConfig:
+    return ScheduleConfig.from_diffusers(QWEN | changes, dynamic=True)
+
+
+@pytest.mark.parametrize(("tokens", "mu"), [(4096, 0.69355), (6889, 0.83432), (256, 0.5), (12288, 1.10645)])
+def test_shift_by_the_number_of_tokens_is_a_line_without_ends(tokens, mu):
+    assert dynamic().mu(tokens) == pytest.approx(mu, abs=1e-5)
+    assert dynamic(**DISTILLED).mu(tokens) == pytest.approx(math.log(3))
+    assert CONFIG.mu(tokens) is None
+
+
+def test_dynamic_levels_are_the_published_ones():
+    levels = sigmas(4, dynamic(), even_levels(4), mu=dynamic().mu(54))
+    np.testing.assert_allclose(levels, [1, 0.74337, 0.42511, 0.02, 0], atol=1e-5)
+    levels = sigmas(4, dynamic(**DISTILLED), even_levels(4), mu=math.log(3))
+    np.testing.assert_allclose(levels, [1, 0.9, 0.75, 0.5, 0], atol=1e-6)
+    with pytest.raises(ValueError, match="mu"):
+        sigmas(4, dynamic(), even_levels(4))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        DISTILLED,
+        {"time_shift_type": "linear"},
+        {"shift_terminal": None},
+        {"use_dynamic_shifting": False, "shift": 3.0, "shift_terminal": None},
+        {"use_dynamic_shifting": False, "shift": 3.0, "shift_terminal": 0.1},
+    ],
+    ids=["published", "distilled", "linear", "no terminal", "static", "static with terminal"],
+)
+def test_dynamic_levels_equal_the_reference(changes):
+    diffusers = pytest.importorskip("diffusers")
+    from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
+
+    reference, config = diffusers.FlowMatchEulerDiscreteScheduler.from_config(QWEN | changes), dynamic(**changes)
+    ends = [reference.config[key] for key in ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")]
+    for tokens in (54, 4096, 16384):
+        mu = calculate_shift(tokens, *ends)
+        assert config.mu(tokens) in (mu, None)
+        for steps in range(1, 51):
+            for given in (even_levels(steps), None):  # as the pipeline gives them, and the scheduler's own
+                levels = sigmas(steps, config, given, mu=config.mu(tokens))
+                if steps == 1 and config.shift_terminal:  # the reference's is NaN
+                    np.testing.assert_array_equal(levels, [1, 0])
+                    continue
+                reference.set_timesteps(None if given is not None else steps, sigmas=given, mu=mu)
+                np.testing.assert_array_equal(levels, reference.sigmas.numpy())
+                np.testing.assert_array_equal(timesteps(levels, config)[:-1], reference.timesteps.numpy())
+
+
+@pytest.mark.parametrize("mu", [-1e9, -200.0, 200.0, 1e9])
+def test_shifts_without_bounds_give_finite_levels(mu):
+    levels = sigmas(5, dynamic(), even_levels(5), mu=mu)
+    assert np.isfinite(levels).all()
+    assert levels[0] == 1
+    assert (np.diff(levels) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base_shift": None}, "base_shift is None; expected float"),
+        ({"max_shift": "0.9"}, "max_shift is '0.9'; expected float"),
+        ({"max_shift": math.inf}, "max_shift is inf; expected numbers between -20 and 20"),
+        ({"base_shift": math.nan}, "base_shift is nan .*; expected numbers between -20 and 20"),
+        ({"time_shift_type": "cubic"}, "time_shift_type is 'cubic'; this version of joyjax implements 'exponential'"),
+        ({"time_shift_type": "linear", "base_shift": 0.0}, "base_shift is 0.0 .*; expected numbers between 0 and 20"),
+        ({"max_image_seq_len": 256}, "base_image_seq_len and max_image_seq_len are both 256"),
+        ({"max_image_seq_len": 8192.5}, "max_image_seq_len is 8192.5; expected int"),
+        ({"shift_terminal": 1.0}, "shift_terminal is 1.0; expected null, or a level from 0 to below 1"),
+        ({"shift_terminal": -0.1}, "shift_terminal is -0.1"),
+        ({"shift_terminal": math.nan}, "shift_terminal is nan"),
+    ],
+)
+def test_shifts_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        dynamic(**changes)
+    assert str(caught.value).startswith("scheduler_config.json: ")
+
+
+@pytest.mark.parametrize("key", ["base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"])
+def test_a_dynamic_shift_has_no_defaults(key):
+    with pytest.raises(ConfigError, match=f"{key} is missing; expected"):
+        ScheduleConfig.from_diffusers({name: value for name, value in QWEN.items() if name != key}, dynamic=True)
+
+
+def test_a_static_schedule_does_not_read_the_keys_of_a_dynamic_one():
+    static = {"shift": 1.5, "num_train_timesteps": 1000, "base_shift": None, "max_shift": 1.15}
+    assert ScheduleConfig.from_diffusers(static) == CONFIG
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -43,7 +157,7 @@ def test_levels_equal_the_reference_to_the_last_bit(steps, shift):
         ("use_beta_sigmas", True),
         ("invert_sigmas", True),
         ("stochastic_sampling", True),
-        ("shift_terminal", 0.02),
+        ("shift_terminal", 2.0),
         ("_class_name", "UniPCMultistepScheduler"),
         ("shift", 0),
         ("shift", "1.5"),

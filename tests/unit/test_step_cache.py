@@ -121,7 +121,7 @@ def test_extrapolation_follows_a_line(weights, error):
     rest = caches[1].rest + (caches[1].rest - caches[0].rest) / (0.75 - 1.0) * (0.25 - 0.75)
     network = weights.module()
     first_output = network.first_block(start(1), jnp.full((1,), 250.0), condition)
-    expected = start(1) - 0.1 * network.head(first_output.target() + rest)
+    expected = start(1) - 0.1 * network.head(first_output.target() + rest, first_output)
     assert error(latents[2], expected) < 1e-4
 
 

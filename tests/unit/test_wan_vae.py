@@ -43,6 +43,14 @@ REAL = {
 }
 
 
+# Qwen-Image's class of the same network has fewer keys, and none for channels in what was published first.
+QWEN_KEYS = {
+    *("attn_scales", "base_dim", "dim_mult", "dropout", "latents_mean", "latents_std", "num_res_blocks"),
+    *("temperal_downsample", "z_dim"),
+}
+QWEN = {"_class_name": "AutoencoderKLQwenImage", **{key: value for key, value in REAL.items() if key in QWEN_KEYS}}
+
+
 def shapes(config: WanVAEConfig) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in leaves(VAE.abstract(config, jnp.bfloat16).state).items()}
 
@@ -59,6 +67,17 @@ def test_real_config():
     assert hash(config) == hash(WanVAEConfig.from_diffusers(copy.deepcopy(REAL)))
 
 
+@pytest.mark.parametrize("more", [{}, {"input_channels": 3}], ids=["first published", "later"])
+def test_qwen_images_class_is_the_same_network(more):
+    assert WanVAEConfig.from_diffusers(QWEN | more) == WanVAEConfig.from_diffusers(REAL)
+    assert QWEN["_class_name"] in VAE.class_names
+
+
+def test_a_channel_of_transparency_is_refused():
+    with pytest.raises(ConfigError, match="input_channels is 4; this version of joyjax implements 3"):
+        WanVAEConfig.from_diffusers(QWEN | {"input_channels": 4})
+
+
 def test_real_size():
     weights = VAE.abstract(WanVAEConfig.from_diffusers(REAL), jnp.bfloat16)
     assert count_parameters(weights.state) == 44_599_603
@@ -69,6 +88,7 @@ def test_real_size():
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("given", [REAL, QWEN], ids=["Wan", "Qwen-Image"])
 @pytest.mark.parametrize(
     ("changes", "tensors", "parameters"),
     [
@@ -76,13 +96,14 @@ def test_real_size():
         ({"dim_mult": [2, 1, 3], "num_res_blocks": 1, "temperal_downsample": [True, False]}, None, None),
     ],
 )
-def test_every_tensor_of_the_reference_is_matched(changes, tensors, parameters):
+def test_every_tensor_of_the_reference_is_matched(given, changes, tensors, parameters):
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
-    raw = {**REAL, **changes}
+    raw = {**given, **changes}
     for name in ("scale_factor_spatial", "scale_factor_temporal") if changes else ():
-        del raw[name]
+        raw.pop(name, None)
     with torch.device("meta"):
-        theirs = diffusers.AutoencoderKLWan(**{key: value for key, value in raw.items() if not key.startswith("_")})
+        network = getattr(diffusers, raw["_class_name"])
+        theirs = network(**{key: value for key, value in raw.items() if not key.startswith("_")})
     state = {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()}
     config = WanVAEConfig.from_diffusers(raw)
     found = match(VAE.rules(config), VAE.ignored, state, shapes(config), where="vae")

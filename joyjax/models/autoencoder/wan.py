@@ -51,6 +51,7 @@ class WanVAEConfig:
             fixed={
                 "in_channels": (COLORS,),
                 "out_channels": (COLORS,),
+                "input_channels": (COLORS,),  # both of them, under Qwen-Image's name of this network
                 "decoder_base_dim": (None, raw.get("base_dim")),
                 "attn_scales": ([],),
                 "is_residual": (False,),

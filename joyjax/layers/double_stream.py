@@ -1,0 +1,165 @@
+"""The double-stream block: image and text have weights of their own and meet in joint attention (Esser et al., 2024).
+
+Modulation comes in from outside, since families make it in different ways: `[B, 1, 6, D]`, of which the six are shift,
+scale and gate of the attention, then shift, scale and gate of the MLP. The second axis is for networks whose tokens
+choose between modulations for two times; so far there is one.
+"""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from joyjax.kernels.modulate import (
+    layer_norm_scale_shift,
+    residual_gate,
+    residual_gate_layer_norm_scale_shift,
+)
+from joyjax.kernels.qk_norm_rope import norm_rope
+from joyjax.layers.joint_attention import Layout, Scales, joint_attention, leading_tokens
+from joyjax.layers.linear import Linear
+from joyjax.layers.parameter import parameter
+from joyjax.sharding.place import constrain
+
+MODULATIONS = 6
+HEAD_AXES = ("heads", "head_width")
+
+
+class Projections(nnx.Module):
+    """Queries, keys and values by a linear map each, stacked: for checkpoints that keep the three apart."""
+
+    def __init__(self, width: int, heads: int, head_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
+        def linear() -> Linear:
+            return Linear((width,), (heads, head_dim), axes_in=("embed",), axes_out=HEAD_AXES, dtype=dtype, rngs=rngs)
+
+        self.q, self.k, self.v = linear(), linear(), linear()
+
+    def __call__(self, x: Float[Array, "B L D"], start: int = 0, stop: int | None = None) -> Float[Array, "B L C N H"]:
+        """Return those from `start` to `stop`, as one `Linear` with an output axis of three does."""
+        return jnp.stack([linear(x) for linear in (self.q, self.k, self.v)[start:stop]], axis=2)
+
+
+class Stream(nnx.Module):
+    """One stream's half of a block: its projections to and from attention, its MLP.
+
+    `fused`: one kernel makes queries, keys and values; otherwise there are three.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        heads: int,
+        head_dim: int,
+        mlp_dim: int,
+        fused: bool,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs | None,
+    ):
+        def linear(
+            inputs: tuple[int, ...],
+            outputs: tuple[int, ...],
+            axes_in: tuple[str | None, ...],
+            axes_out: tuple[str | None, ...],
+        ) -> Linear:
+            return Linear(inputs, outputs, axes_in=axes_in, axes_out=axes_out, dtype=dtype, rngs=rngs)
+
+        if fused:
+            self.qkv = linear((width,), (3, heads, head_dim), ("embed",), (None, *HEAD_AXES))
+        else:
+            self.qkv = Projections(width, heads, head_dim, dtype=dtype, rngs=rngs)
+        self.q_norm = parameter(rngs, (head_dim,), ("head_width",), dtype)
+        self.k_norm = parameter(rngs, (head_dim,), ("head_width",), dtype)
+        self.out = linear((heads, head_dim), (width,), HEAD_AXES, ("embed",))
+        self.up = linear((width,), (mlp_dim,), ("embed",), ("mlp",))
+        self.down = linear((mlp_dim,), (width,), ("mlp",), ("embed",))
+
+    @property
+    def scales(self) -> Scales:
+        """The weights of the query norm and of the key norm."""
+        return self.q_norm[...], self.k_norm[...]
+
+    def mlp(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """Two linear maps with a tanh-approximated GELU between."""
+        hidden = constrain(self.up(x), "batch", "sequence", "mlp")
+        return self.down(nnx.gelu(hidden, approximate=True))
+
+    def normed(self, x: Float[Array, "B L D"], modulation: Float[Array, "B 1 6 D"]) -> Float[Array, "B L D"]:
+        """Return what attention is given."""
+        shift, scale = modulation[:, 0, 0], modulation[:, 0, 1]
+        return layer_norm_scale_shift(x, scale, shift)
+
+    def finish(
+        self, x: Float[Array, "B L D"], attended: Float[Array, "B L N H"], modulation: Float[Array, "B 1 6 D"]
+    ) -> Float[Array, "B L D"]:
+        """Add what attention brought, then the MLP."""
+        gate1, shift2, scale2, gate2 = (modulation[:, 0, n] for n in range(2, MODULATIONS))
+        x, y = residual_gate_layer_norm_scale_shift(x, self.out(attended), gate1, scale2, shift2)
+        return constrain(residual_gate(x, self.mlp(y), gate2), "batch", "sequence", "embed")
+
+
+class Block(nnx.Module):
+    """Modulated norms, joint attention over [image, text], gated residuals, MLPs."""
+
+    def __init__(self, img: Stream, txt: Stream):
+        self.img, self.txt = img, txt
+
+    def __call__(
+        self,
+        img: Float[Array, "B I D"],
+        txt: Float[Array, "B J D"],
+        img_mod: Float[Array, "B 1 6 D"],
+        txt_mod: Float[Array, "B 1 6 D"],
+        layout: Layout,
+    ) -> tuple[Float[Array, "B I D"], Float[Array, "B J D"]]:
+        """Return both streams, updated."""
+        img_qkv = self.img.qkv(self.img.normed(img, img_mod))
+        txt_qkv = self.txt.qkv(self.txt.normed(txt, txt_mod))
+        img_found, txt_found = joint_attention(img_qkv, txt_qkv, self.img.scales, self.txt.scales, layout)
+        return self.img.finish(img, img_found, img_mod), self.txt.finish(txt, txt_found, txt_mod)
+
+    def last(
+        self,
+        img: Float[Array, "B I D"],
+        txt: Float[Array, "B J D"],
+        img_mod: Float[Array, "B 1 6 D"],
+        txt_mod: Float[Array, "B 1 6 D"],
+        layout: Layout,
+        targets: int,
+    ) -> Float[Array, "B T D"]:
+        """Return the first `targets` image tokens only; all other tokens contribute keys and values alone."""
+        img_normed, txt_normed = self.img.normed(img, img_mod), self.txt.normed(txt, txt_mod)
+        img_kv, txt_kv = self.img.qkv(img_normed, 1), self.txt.qkv(txt_normed, 1)
+        target = functools.partial(leading_tokens, size=targets, devices=layout.mesh.devices)
+        cos, sin = layout.img_rotation
+        query = self.img.qkv(target(img_normed), 0, 1)[:, :, 0]
+        query = norm_rope(query, self.img.scales[0], (target(cos), target(sin)))
+        found, _ = joint_attention(img_kv, txt_kv, self.img.scales, self.txt.scales, layout, query)
+        return self.img.finish(target(img), found, img_mod)
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstBlockOutput:
+    """A pass of a double-stream transformer after its embeddings and its first block.
+
+    `before` and `img` are the image tokens before and after that block; `targets` counts the target's, with padding.
+    `temb` is the embedding of the time, as the network's other blocks and its head need it.
+    """
+
+    before: Float[Array, "B I D"]
+    img: Float[Array, "B I D"]
+    txt: Float[Array, "B J D"]
+    temb: Float[Array, "B ..."]
+    layout: Layout
+    targets: int
+
+    def target(self) -> Float[Array, "B U D"]:
+        """Return the target's tokens after the first block."""
+        return leading_tokens(self.img, size=self.targets, devices=self.layout.mesh.devices)
+
+    def target_before(self) -> Float[Array, "B U D"]:
+        """Return the target's tokens before the first block."""
+        return leading_tokens(self.before, size=self.targets, devices=self.layout.mesh.devices)

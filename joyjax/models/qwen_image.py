@@ -1,0 +1,239 @@
+"""The Qwen-Image diffusion transformer: double-stream blocks, each of which makes its own modulation from the time.
+
+Tokens are 2×2 patches of latent pixels; those of the target come first, then those of each reference. Rows and columns
+are counted from the middle of a picture, and text is rotated too, from beyond the last of them on.
+Source: transformer_qwenimage.py in Diffusers.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from joyjax.config import read_config
+from joyjax.dtypes import FLOAT32
+from joyjax.errors import ConfigError
+from joyjax.kernels.modulate import layer_norm_scale_shift
+from joyjax.layers.condition import Condition, lay_out
+from joyjax.layers.double_stream import MODULATIONS, Block, FirstBlockOutput, Stream
+from joyjax.layers.embed import timestep_embedding
+from joyjax.layers.joint_attention import pad_to_devices
+from joyjax.layers.linear import Linear
+from joyjax.layers.norm import RMSNorm
+from joyjax.sharding.attention import sequence_mesh
+from joyjax.sharding.place import constrain
+
+# Fixed in the reference, not in the config.
+TIME_CHANNELS = 256
+TIME_SCALE = 1000.0
+THETA = 10000.0
+EPS = 1e-6
+MLP_RATIO = 4
+PATCH = 2  # the pipelines pack 2×2 latent pixels, whatever patch_size says
+
+
+@dataclasses.dataclass(frozen=True)
+class QwenImageConfig:
+    """The transformer's config.json. `in_channels` are those of a token, `out_channels` those of a latent pixel."""
+
+    patch_size: int
+    in_channels: int
+    out_channels: int
+    num_layers: int
+    attention_head_dim: int
+    num_attention_heads: int
+    joint_attention_dim: int
+    axes_dims_rope: tuple[int, ...]
+
+    @classmethod
+    def from_diffusers(cls, raw: Mapping[str, Any], where: str = "transformer/config.json") -> "QwenImageConfig":
+        """Read the json object; raises ConfigError for what this network does not implement."""
+        off = (False,)
+        config = read_config(
+            cls,
+            raw,
+            where=where,
+            fixed={"guidance_embeds": off, "zero_cond_t": off, "use_additional_t_cond": off, "use_layer3d_rope": off},
+            ignored=("pooled_projection_dim",),  # of older configs; the network has no pooled text
+        )
+        sizes = config.num_layers, config.attention_head_dim, config.num_attention_heads, config.joint_attention_dim
+        if min(*sizes, config.in_channels, config.out_channels) < 1:
+            raise ConfigError(f"{where}: sizes must be positive")
+        if config.patch_size != PATCH:
+            raise ConfigError(f"{where}: patch_size is {config.patch_size}; this version of joyjax implements {PATCH}")
+        if config.in_channels != config.out_channels * config.patch_area:
+            raise ConfigError(
+                f"{where}: in_channels is {config.in_channels}; expected {config.out_channels * config.patch_area}, "
+                f"which are {config.patch_area} latent pixels of out_channels {config.out_channels}: what is predicted "
+                "is added to the latents"
+            )
+        axes = config.axes_dims_rope
+        if len(axes) != 3 or sum(axes) != config.head_dim or any(width < 2 or width % 2 for width in axes):
+            raise ConfigError(
+                f"{where}: axes_dims_rope {list(axes)} must be three even widths from 2 that add up to "
+                f"attention_head_dim, {config.head_dim}"
+            )
+        return config
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return self.attention_head_dim
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of a token inside the network."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Height and width of a patch, in latent pixels."""
+        return self.patch_size, self.patch_size
+
+    @property
+    def patch_area(self) -> int:
+        """Latent pixels in a token."""
+        return self.patch_size**2
+
+
+def image_positions(sizes: Sequence[tuple[int, int]]) -> Int[np.ndarray, "I 3"]:
+    """Return (item, row, column) of the tokens of pictures of these rows and columns, the target first.
+
+    Rows and columns are counted from the middle: of 9, from -5 to 3.
+    """
+    positions = []
+    for item, (rows, columns) in enumerate(sizes):
+        row, column = np.divmod(np.arange(rows * columns, dtype=np.int32), np.int32(columns))
+        centred = row - np.int32(rows - rows // 2), column - np.int32(columns - columns // 2)
+        positions.append(np.stack([np.full_like(row, item), *centred], axis=-1))
+    return np.concatenate(positions)
+
+
+def text_start(sizes: Sequence[tuple[int, int]]) -> int:
+    """Return the position of the first text token beside pictures of these rows and columns: `Condition.txt_start`."""
+    return max(side // 2 for size in sizes for side in size)
+
+
+class QwenImageStream(Stream):
+    """A stream with a linear map from the embedding of the time to its modulation."""
+
+    def __init__(self, config: QwenImageConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
+        width = config.hidden_size
+        self.modulation = Linear(
+            (width,),
+            (MODULATIONS, width),
+            axes_in=("embed",),
+            axes_out=(None, "modulation"),
+            dtype=dtype,
+            rngs=rngs,
+        )
+        super().__init__(
+            width=width,
+            heads=config.num_attention_heads,
+            head_dim=config.head_dim,
+            mlp_dim=MLP_RATIO * width,
+            fused=False,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+
+def make_block(config: QwenImageConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | None) -> Block:
+    """Build one double-stream block."""
+    return Block(*(QwenImageStream(config, dtype=dtype, rngs=rngs) for _ in range(2)))
+
+
+def modulations(
+    blocks: Sequence[Block], temb: Float[Array, "B D"]
+) -> list[tuple[Float[Array, "B 1 6 D"], Float[Array, "B 1 6 D"]]]:
+    """Return the modulation of image and text for each block, in float32.
+
+    The maps that make them are a third of all parameters. With tensor parallelism every device makes a part of each
+    modulation, and one gather completes those of all blocks.
+    """
+    if not blocks:
+        return []
+    hidden = nnx.silu(temb)
+    parts = jnp.stack([stream.modulation(hidden) for block in blocks for stream in (block.img, block.txt)])
+    parts = constrain(parts, None, "batch", None, "modulation")
+    whole = constrain(parts, None, "batch", None, "embed")[:, :, None].astype(FLOAT32)
+    return [(whole[2 * n], whole[2 * n + 1]) for n in range(len(blocks))]
+
+
+class QwenImageTransformer(nnx.Module):
+    """Predicts the velocity of the target's latents from noisy target, clean references, text and time."""
+
+    def __init__(self, config: QwenImageConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
+        def linear(inputs: int, outputs: tuple[int, ...], axes: tuple[str | None, ...], dtype: DTypeLike) -> Linear:
+            return Linear((inputs,), outputs, axes_in=axes[:1], axes_out=axes[1:], dtype=dtype, rngs=rngs)
+
+        width, text = config.hidden_size, config.joint_attention_dim
+        self.config = config
+        self.img_in = linear(config.in_channels, (width,), ("patch", "embed"), dtype)
+        # The embedding of the time is float32, as everywhere in joyjax; the reference rounds it to the dtype.
+        self.time_in = linear(TIME_CHANNELS, (width,), ("time", "mlp"), FLOAT32)
+        self.time_hidden = linear(width, (width,), ("mlp", "embed"), FLOAT32)
+        self.txt_norm = RMSNorm(text, eps=EPS, axis=None, dtype=dtype, rngs=rngs)
+        self.txt_in = linear(text, (width,), (None, "embed"), dtype)
+        self.blocks = nnx.List([make_block(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
+        self.head_modulation = linear(width, (2, width), ("embed", None, "embed"), dtype)
+        self.out = linear(width, (config.in_channels,), ("embed", "patch"), dtype)
+
+    def __call__(
+        self, latents: Float[Array, "B T P"], timestep: Float[Array, " B"], condition: Condition
+    ) -> Float[Array, "B T P"]:
+        """Return the velocity of the target's tokens, in float32; `timestep` is sigma, from 1 to 0.
+
+        `condition.txt_start` must be given. On a mesh, the devices that share a batch must divide B; those that share a
+        sequence need not divide anything.
+        """
+        first_output = self.first_block(latents, timestep, condition)
+        return self.head(self.remaining_blocks(first_output), first_output)[:, : latents.shape[1]]
+
+    def first_block(
+        self, latents: Float[Array, "B T P"], timestep: Float[Array, " B"], condition: Condition
+    ) -> FirstBlockOutput:
+        """Embed everything and run the first block, unless it is the last too."""
+        if condition.txt_start is None:
+            raise ValueError(
+                "condition.txt_start is None; Qwen-Image rotates text from a position on: see `text_start`"
+            )
+        config, count = self.config, latents.shape[1]
+        mesh = sequence_mesh(config.num_attention_heads)
+        targets = count + -count % mesh.devices  # with padding
+        temb = self._embed_time(timestep)
+        layout, tokens = lay_out(
+            latents, condition, mesh, txt_start=condition.txt_start, widths=config.axes_dims_rope, theta=THETA
+        )
+        img = constrain(self.img_in(tokens), "batch", "sequence", "embed")
+        txt = self.txt_in(self.txt_norm(pad_to_devices(condition.txt, mesh.devices)))
+        txt = constrain(txt, "batch", "sequence", "embed")
+        before, first = img, self.blocks[:-1][:1]
+        for block, modulation in zip(first, modulations(first, temb), strict=True):
+            img, txt = block(img, txt, *modulation, layout)
+        return FirstBlockOutput(before, img, txt, temb, layout, targets)
+
+    def remaining_blocks(self, first_output: FirstBlockOutput) -> Float[Array, "B U D"]:
+        """Run all other blocks; return the target's tokens, with padding."""
+        img, txt, layout = first_output.img, first_output.txt, first_output.layout
+        blocks = [*self.blocks[1:-1], self.blocks[-1]]
+        *inner, last = zip(blocks, modulations(blocks, first_output.temb), strict=True)
+        for block, modulation in inner:
+            img, txt = block(img, txt, *modulation, layout)
+        block, modulation = last
+        return block.last(img, txt, *modulation, layout, first_output.targets)
+
+    def head(self, tokens: Float[Array, "B U D"], first_output: FirstBlockOutput) -> Float[Array, "B U P"]:
+        """Return the velocity of what the last block gave, in float32."""
+        modulation = self.head_modulation(nnx.silu(first_output.temb))
+        scale, shift = modulation[:, 0], modulation[:, 1]
+        return self.out(layer_norm_scale_shift(tokens, scale, shift, eps=EPS)).astype(FLOAT32)
+
+    def _embed_time(self, timestep: Float[Array, " B"]) -> Float[Array, "B D"]:
+        embedding = timestep_embedding(timestep, TIME_CHANNELS, scale=TIME_SCALE)
+        return self.time_hidden(nnx.silu(self.time_in(embedding)))

@@ -1,0 +1,178 @@
+"""Writes a tiny Qwen-Image checkpoint in Diffusers format, with random weights that hide nothing.
+
+    python tests/qwen_checkpoint.py FOLDER [--seed N] [--dtype float32|bfloat16] [--distilled]
+
+Weights are drawn as in random_checkpoint.py. The modulation of each block is a linear map here, of the embedding of the
+time, and is drawn like any other. `--distilled` writes the schedule of checkpoints for few steps.
+"""
+
+import argparse
+import copy
+import json
+import math
+import os
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+)
+from random_checkpoint import SPECIAL, strong_
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+
+SYSTEM = (
+    "system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of "
+    "the objects and background:"
+)
+SAMPLE = f"{SYSTEM}\nuser\n\nassistant\n a red fox in the snow, a small blue house beside a tree, oil painting. "
+SCHEDULER = {
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 8192,
+    "max_shift": 0.9,
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+    "shift_terminal": 0.02,
+    "time_shift_type": "exponential",
+    "use_dynamic_shifting": True,
+}
+DISTILLED = SCHEDULER | {"base_shift": math.log(3), "max_shift": math.log(3), "shift_terminal": None}
+# The text stream is narrower than the image's, and neither the width nor the length of a head is a power of two.
+TRANSFORMER = {
+    "patch_size": 2,
+    "in_channels": 64,
+    "out_channels": 16,
+    "num_layers": 3,
+    "attention_head_dim": 20,
+    "num_attention_heads": 4,
+    "joint_attention_dim": 96,
+    "axes_dims_rope": (4, 6, 10),
+}
+TEXT = {
+    "vocab_size": 640,
+    "hidden_size": 96,
+    "intermediate_size": 80,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
+}
+VISION = {"depth": 2, "hidden_size": 32, "intermediate_size": 44, "num_heads": 2, "fullatt_block_indexes": [1]}
+VAE = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
+
+
+def make_tokenizer() -> Qwen2Tokenizer:
+    """Return a byte-level BPE tokenizer that holds Qwen's special tokens, and the template's words as one token each.
+
+    So the template takes as many tokens as with the real one: 34 before the prompt.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator([SAMPLE] * 4, trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet))
+    state = json.loads(tokenizer.to_str())["model"]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in state["merges"]]
+    made = Qwen2Tokenizer(vocab=state["vocab"], merges=merges, pad_token="<|endoftext|>")
+    made.add_special_tokens({"additional_special_tokens": [token for token in SPECIAL if token != "<|endoftext|>"]})
+    return made
+
+
+def make_text_encoder(words: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
+    """Return the text encoder, as its class initialises it."""
+    ids = {name: words.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad", "vision_start")}
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            text_config=copy.deepcopy(TEXT),
+            vision_config={**VISION, "out_hidden_size": TEXT["hidden_size"]},
+            image_token_id=ids["image_pad"],
+            video_token_id=ids["video_pad"],
+            vision_start_token_id=ids["vision_start"],
+            vision_end_token_id=words.convert_tokens_to_ids("<|vision_end|>"),
+        )
+    )
+
+
+def make_pipeline(*, seed: int = 0, distilled: bool = False) -> QwenImagePipeline:
+    """Return the reference's pipeline, float32, with strong random weights."""
+    generator = torch.Generator().manual_seed(seed)
+    words = make_tokenizer()
+    parts = {
+        "text_encoder": make_text_encoder(words),
+        "transformer": QwenImageTransformer2DModel(**TRANSFORMER),
+        "vae": AutoencoderKLQwenImage(**VAE),
+    }
+    for part in parts.values():
+        strong_(part.eval(), generator)
+    scheduler = FlowMatchEulerDiscreteScheduler(**(DISTILLED if distilled else SCHEDULER))
+    pipeline = QwenImagePipeline(scheduler=scheduler, tokenizer=words, **parts)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def save(
+    pipeline: QwenImagePipeline,
+    folder: str | os.PathLike,
+    *,
+    dtype: torch.dtype = torch.float32,
+    resaved: bool = False,
+    shard_size: str = "10GB",
+) -> Path:
+    """Write the pipeline as Diffusers does.
+
+    `resaved`: the text encoder's tensors have the names of Transformers 5 in memory, in place of the published ones.
+    """
+    folder = Path(folder)
+    for name in ("transformer", "text_encoder", "vae"):
+        part = getattr(pipeline, name)
+        if dtype != torch.float32:  # a copy, because rounding spoils the RoPE frequencies too, which are no parameters
+            part = copy.deepcopy(part).to(dtype)
+        part.save_pretrained(folder / name, max_shard_size=shard_size)
+        if resaved and name == "text_encoder":
+            save_file({key: value.contiguous() for key, value in part.state_dict().items()}, file_of(folder))
+    pipeline.scheduler.save_pretrained(folder / "scheduler")
+    pipeline.tokenizer.save_pretrained(folder / "tokenizer")
+    index = {
+        "_class_name": type(pipeline).__name__,
+        "_diffusers_version": "0.42.1",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
+        "tokenizer": ["transformers", "Qwen2Tokenizer"],
+        "transformer": ["diffusers", "QwenImageTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKLQwenImage"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    return folder
+
+
+def file_of(folder: Path) -> Path:
+    """Return the one file of the text encoder's weights."""
+    return folder / "text_encoder" / "model.safetensors"
+
+
+def text_encoder_names(folder: Path) -> set[str]:
+    """Return the names of the text encoder's tensors in a checkpoint."""
+    return set(load_file(file_of(folder)))
+
+
+def main() -> None:
+    """Write a checkpoint from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--distilled", action="store_true")
+    arguments = parser.parse_args()
+    pipeline = make_pipeline(seed=arguments.seed, distilled=arguments.distilled)
+    print(save(pipeline, arguments.folder, dtype=getattr(torch, arguments.dtype)))
+
+
+if __name__ == "__main__":
+    main()
