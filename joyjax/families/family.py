@@ -10,6 +10,7 @@ import numpy as np
 from joyjax.convert.component import Component
 from joyjax.families.request import Request
 from joyjax.media.framing import Crop
+from joyjax.options import Option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Family:
     """A model family: plain functions and the defaults of its reference pipeline.
 
     `class_name` is the pipeline's in model_index.json. `references` is the largest number of reference pictures.
+    `defaults` are those of options whose default is the family's; `without` names the options that it does not have,
+    and `hints` what to do where an option cannot be given as it was (joyjax/options.py).
     `read(folder, configs)` opens tokenizer and processor. `prepare` turns a request into arrays; `condition` puts
     together what one denoising step is told, from encoded prompt rows and reference tokens. `step_cache`: its
     transformer can be run in two parts (joyjax/sampling/step_cache.py). `float8` names the linear maps of its
@@ -64,12 +67,16 @@ class Family:
     name: str
     class_name: str
     components: tuple[Component, ...]
-    steps: int
-    guidance_scale: float
-    negative_prompt: str
     references: int
+    defaults: Mapping[str, Any]
     read: Callable[[Path, Mapping[str, Any]], Parts]
     prepare: Callable[[Request, Parts], Inputs]
     condition: Callable[[Inputs, Any, Any], Any]
     step_cache: bool = False
     float8: tuple[str, ...] = ()
+    without: frozenset[str] = frozenset()
+    hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def has(self, option: Option) -> bool:
+        """Say whether the family has an option."""
+        return option.name not in self.without if option.every_family else option.name in self.defaults

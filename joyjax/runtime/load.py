@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from joyjax import dtypes
 from joyjax.convert import checkpoint, manifest, stream
-from joyjax.convert.generation_defaults import BASE_SIZE, GenerationDefaults
+from joyjax.convert.generation_defaults import GenerationDefaults
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.source.model import model_folder
 from joyjax.convert.stream import Progress
@@ -40,8 +40,8 @@ class Pipeline:
 
     @property
     def base_size(self) -> int:
-        """Side of the square whose area the buckets have, in pixels."""
-        return self.generation_defaults.base_size or BASE_SIZE
+        """The default of the option `base_size`; 0 for a family that does not have it."""
+        return self.generation_defaults.base_size or self.family.defaults.get("base_size", 0)
 
     def __repr__(self) -> str:
         """Return one line that says what was loaded and how."""

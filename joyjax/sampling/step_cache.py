@@ -26,22 +26,7 @@ from joyjax.layers.weights import Weights
 from joyjax.sampling.guided_step import expand_for_cfg, guided_step
 from joyjax.sharding.place import constrain
 
-KINDS = ("taylor", "first-block")  # the first is meant where none is named: docs/speed.md has its figures
-MOST_CHANGE = 1e6  # a threshold that no change reaches
 TOKENS = ("batch", "sequence", "embed")
-
-
-@dataclasses.dataclass(frozen=True)
-class CacheRule:
-    """When to reuse: below `threshold`, the relative change of what the first block adds (mean of absolute values)."""
-
-    threshold: float
-    kind: str = KINDS[0]
-
-    def __str__(self) -> str:
-        """Return it as a user writes it."""
-        short = f"{self.threshold:g}"
-        return f"{self.kind}:{short if float(short) == self.threshold else repr(self.threshold)}"
 
 
 @functools.partial(

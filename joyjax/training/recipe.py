@@ -191,7 +191,13 @@ def train_decoder(
         start_state(decoder, optimizer),
         make_step(with_fixed(refine.make_loss(parts, dtypes.FLOAT32), fixed), optimizer, recipe.ema, seed),
         refine.make_results(
-            numbers, parts, networks, stream, text=recipe.stream.kept, steps=defaults.steps or EDIT.steps, seed=seed
+            numbers,
+            parts,
+            networks,
+            stream,
+            text=recipe.stream.kept,
+            steps=defaults.steps or EDIT.defaults["steps"],
+            seed=seed,
         ),
         RunConfig(numbers.steps, recipe.log_every, recipe.save_every),
         folder,

@@ -55,7 +55,7 @@ class Edit:
         self.patch = self.files.configs["transformer"].patch
         self.request = Request(
             prompt="put the dog<|im_end|> on the table",
-            negative_prompt=self.pipeline.family.negative_prompt,
+            negative_prompt=self.pipeline.family.defaults["negative_prompt"],
             pictures=(photo(70, 103), photo(131, 91, seed=1)),
             steps=3,
             guidance_scale=4.0,

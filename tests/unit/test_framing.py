@@ -12,9 +12,10 @@ from pictures import MODES, RGB_FORM, SCALED, decoded, encoded, exif, noise, pic
 from PIL import Image
 
 from joyjax.errors import PictureError
-from joyjax.media.framing import FITS, contain_pad, cover_crop, fit_picture, paste_back, pasted_region, unpad
+from joyjax.media.framing import contain_pad, cover_crop, fit_picture, paste_back, pasted_region, unpad
 from joyjax.media.image import alpha_channel, as_rgb, buckets, nearest_bucket, open_picture, rgb_profile, upright
 from joyjax.media.mask import check_mask
+from joyjax.options import FITS
 
 BILINEAR = Image.Resampling.BILINEAR
 SIDES = st.integers(1, 90)

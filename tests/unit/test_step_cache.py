@@ -10,10 +10,11 @@ from meshes import CONFIG, draw, make_condition, make_weights, mesh_of, name_of
 from PIL import Image
 
 import joyjax
+from joyjax.options import CacheRule
 from joyjax.runtime import engine
 from joyjax.runtime.request import check_request
 from joyjax.sampling.guided_step import denoise_step
-from joyjax.sampling.step_cache import CacheRule, cached_step, empty_cache, relative_change
+from joyjax.sampling.step_cache import cached_step, empty_cache, relative_change
 from joyjax.sharding.place import replicate
 
 pytestmark = [
