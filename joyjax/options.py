@@ -29,7 +29,7 @@ FITS: tuple[Fit, ...] = get_args(Fit)
 VAE_MODES: tuple[VAEMode, ...] = get_args(VAEMode)
 BASE_SIZES = (256, 512, 768, 1024)
 DTYPES = ("bfloat16", "float32")
-EXACT = "exact"  # the form of a stored weight that is not quantized; `none` means it, too
+EXACT = "exact"  # the form of a stored weight that is not quantized
 QUANTIZED_FORMS = ("float8",)
 CACHE_KINDS = ("taylor", "first-block")  # a threshold alone means the first: docs/speed.md has its figures
 HIGHEST_CACHE_THRESHOLD = 1e6  # a threshold that no change reaches
@@ -144,7 +144,7 @@ class Option:
         """Return the default as help says it; an empty text where the help itself says it, or there is none."""
         if self.default_text or self.inherited:
             return self.default_text or "the model's own"
-        if self.default in (None, False, REQUIRED):
+        if self.default is None or self.default is False or self.default is REQUIRED:
             return ""
         return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
 
@@ -328,13 +328,13 @@ LOAD = _table(
     ),
     Option(
         "quantize",
-        choice(EXACT, "none", *QUANTIZED_FORMS),
+        choice(EXACT, *QUANTIZED_FORMS),
         "Store the transformer's linear maps in fewer bits: `float8` halves their memory; an approximation: "
         "docs/speed.md.",
-        EXACT,
         subject=SPEED,
+        default_text="as stored",
     ),
-    Option("linear", choice(EXACT, *QUANTIZED_FORMS), "Another name of --quantize.", EXACT, subject=SPEED),
+    Option("linear", choice(EXACT, *QUANTIZED_FORMS), "Another name of --quantize.", subject=SPEED),
     Option(
         "progress",
         function("function of the bytes read and of all"),

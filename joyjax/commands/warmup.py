@@ -3,23 +3,12 @@
 import itertools
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from joyjax.commands.options import (
-    GUIDANCE_UNTIL,
-    VAE_DECODE,
-    VAE_ENCODE,
-    BaseSize,
-    Cache,
-    DType,
-    GuidanceScale,
-    Linear,
-    Linears,
-    MeshAxes,
-    VAEMode,
-)
+from joyjax.commands.options import COMPILING, OF_LOAD, Debug, given, load_pipeline, quantized_form, takes
+from joyjax.options import LOAD
 
 if TYPE_CHECKING:
     from joyjax.runtime.load import Pipeline
@@ -30,63 +19,54 @@ SIDES = ((64, 64), (256, 64))  # one for each canvas of the autoencoder, in ever
 USUAL, LONGEST = 256, 1500  # tokens of a prompt
 
 
+@takes(*COMPILING, *OF_LOAD)
 def command(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="Folder or hub id, as for edit.  [default: the demo]")
+        str | None, typer.Argument(metavar="MODEL", help=f"{LOAD['model'].help}  [default: the demo]")
     ] = None,
     references: Annotated[
         list[int] | None,
         Option(
             metavar="N",
             min=0,
-            help="Pictures that an edit is given; repeat for several numbers.  [default: 0 and 1; Edit-Plus: 0 to 2]",
+            help="Number of pictures of an edit; repeat for several numbers.  "
+            "[default: 0 and 1; 0 to 2 for a model that takes several]",
         ),
     ] = None,
     long_prompts: Annotated[bool, Option("--long-prompts", help="Also for prompts of more than 240 tokens.")] = False,
     batch_size: Annotated[
         int | None, Option(metavar="N", min=2, max=1024, help="Also for `joyjax batch --batch-size N`.")
     ] = None,
-    base_size: Annotated[
-        BaseSize | None, Option(help="Size of the buckets: side of the square.  [default: the model's own]")
-    ] = None,
-    guidance_scale: GuidanceScale = None,
-    guidance_until: Annotated[float, GUIDANCE_UNTIL] = 1.0,
-    cache: Cache = None,
-    vae_encode: Annotated[VAEMode | None, VAE_ENCODE] = None,
-    vae_decode: Annotated[VAEMode | None, VAE_DECODE] = None,
-    dtype: Annotated[DType, Option(help="Of parameters and matrix products.")] = DType.BFLOAT16,
-    linear: Linears = Linear.EXACT,
-    mesh: MeshAxes = None,
-    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Debug = False,
+    **options: Any,
 ) -> None:
     """Compile what edits need, so that later runs start at once.
 
-    Edits of this model then run without compiling: with every bucket of the base size, any seed, number of steps and
-    strength of guidance, prompts of up to 240 tokens (some 180 words), masks, padding and previews. Options that make
-    other programs must be given here as they will be for edit: dtype, base size, guidance or none, numbers of
-    references, mesh, and the approximations. Sizes of --exact-size compile when they are first used.
+    Edits with this model then run without compiling, for every size of the base size, any seed, number of steps and
+    strength of guidance, prompts of up to 240 tokens (about 180 words), masks, padding and previews. Options listed
+    here need other programs; give them as for edit. Sizes of --exact-size compile when they are first used.
 
-    Prints the folder that keeps the programs. Delete it to clear them; JAX_COMPILATION_CACHE_DIR names another and
-    JAX_COMPILATION_CACHE_MAX_SIZE its most bytes (2 GiB).
+    Prints the folder of the compile cache. Delete it to clear the cache; JAX_COMPILATION_CACHE_DIR sets another
+    folder, and JAX_COMPILATION_CACHE_MAX_SIZE its largest size in bytes (2 GiB).
     """
     import warnings
 
     from PIL import Image
 
     import joyjax
-    from joyjax.commands.progress import counting, loading
+    from joyjax.commands.progress import counting
     from joyjax.convert.source.model import model_folder
     from joyjax.errors import AdviceWarning, JoyJaxError
-    from joyjax.sharding.mesh import parse_mesh
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         raise JoyJaxError("compiled programs are not kept, so there is nothing to fill: see JAX_COMPILATION_CACHE_DIR")
-    folder = model_folder(model)
-    with loading("loading") as advance:
-        devices = None if mesh is None else parse_mesh(mesh)
-        pipeline = joyjax.load(folder, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
+    form = quantized_form(options)
+    pipeline = load_pipeline(model_folder(model), dtype=options["dtype"], form=form, mesh=options["mesh"])
     if references is None:
         references = [0, 1] if pipeline.family.references == 1 else [0, 1, 2]
+    chosen = given(options, COMPILING)
+    if isinstance(scales := chosen.get("guidance_scale"), list):
+        chosen["guidance_scale"] = [max(scales), min(scales)]  # for the two steps below, with and without guidance
     several = [1] if batch_size is None else [1, batch_size]
     prompts = list(_prompts(pipeline, LONGEST if long_prompts else USUAL))
     runs = list(itertools.product(several, dict.fromkeys(references), _pairs(prompts)))
@@ -99,12 +79,7 @@ def command(
                 "steps": 2,  # a step cache does not act before the second, nor does the end of guidance
                 "height": height,
                 "width": width,
-                "guidance_scale": guidance_scale,
-                "guidance_until": guidance_until,
-                "base_size": None if base_size is None else int(base_size.value),
-                "vae_encode": (vae_encode or VAEMode.EXACT).value,
-                "vae_decode": (vae_decode or VAEMode.EXACT).value,
-                "cache": cache,
+                **chosen,
             }
             joyjax.edit_batch(pipeline, [request] * together)
             advance_by_one()
