@@ -76,18 +76,18 @@ def command(
     from joyjax.commands.progress import peak, working
     from joyjax.convert.source.model import model_folder
 
+    form = quantized_form(options)
     rows = read_rows(requests)
     source = requests.parent if requests.is_file() else Path()
     folder = model_folder(model)
-    dtype, form = options["dtype"] or LOAD["dtype"].default, quantized_form(options) or EXACT
-    used = Used.of(folder, dtype, form)
+    used = Used.of(folder, options["dtype"] or LOAD["dtype"].default, form or EXACT)
     make_folder("--output", output)
     with hold_folder(output):
         # before a large model is loaded in vain
         found = check_folder(output, rows, used, source, requests=requests, overwrite=overwrite)
         there = Counter(found.values())["done"]
 
-        pipeline = load_pipeline(folder, dtype=dtype, form=form, mesh=options["mesh"])
+        pipeline = load_pipeline(folder, dtype=options["dtype"], form=form, mesh=options["mesh"])
         if pipeline.generation_defaults.domain == "shapes":
             from joyjax.shapes.advice import ABOUT
 

@@ -58,9 +58,9 @@ def command(
     from joyjax.convert.source.model import model_folder
     from joyjax.errors import AdviceWarning, JoyJaxError
 
+    form = quantized_form(options)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         raise JoyJaxError("compiled programs are not kept, so there is nothing to fill: see JAX_COMPILATION_CACHE_DIR")
-    form = quantized_form(options)
     pipeline = load_pipeline(model_folder(model), dtype=options["dtype"], form=form, mesh=options["mesh"])
     if references is None:
         references = [0, 1] if pipeline.family.references == 1 else [0, 1, 2]
