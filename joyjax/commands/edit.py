@@ -16,6 +16,7 @@ from joyjax.commands.options import (
     given,
     load_pipeline,
     make_folder,
+    parsed,
     quantized_form,
     takes,
 )
@@ -110,7 +111,7 @@ def command(
         raise typer.BadParameter(
             'missing: write what to change, as in joyjax edit "make the sky red"', param_hint="prompt"
         )
-    number: Any = _drawn() if seed == "random" else seed  # a whole number by now
+    number = _drawn() if seed == "random" else parsed("seed", seed)
     if [*(image or []), mask].count("-") > 1:
         raise typer.BadParameter("- is given twice, and standard input can be read once", param_hint="--image/--mask")
 

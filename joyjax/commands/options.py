@@ -38,23 +38,23 @@ def declared(name: str, **more: Any) -> Any:
 
 
 def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command options of the table, as keyword arguments that are None where they are not given.
+    """Give a command options of the table, as keyword arguments: their values in Python, None where they are not given.
 
-    Options that the command's signature names have their place and declaration there. Values are those of Python.
+    Options that the command's signature names have their place and declaration there, and are as typer reads them.
     """
 
     def declare(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command)
         own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        more = [name for name in names if name not in signature.parameters]
         added = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(TABLE[name]))
-            for name in names
-            if name not in signature.parameters
+            for name in more
         ]
 
         @functools.wraps(command)
         def read(**arguments: Any) -> None:
-            command(**{name: _read(name, value) if name in names else value for name, value in arguments.items()})
+            command(**{name: parsed(name, value) if name in more else value for name, value in arguments.items()})
 
         read.__signature__ = signature.replace(parameters=own + added)  # type: ignore[attr-defined] # typer reads it
         return read
@@ -70,10 +70,14 @@ def _annotation(option: Option) -> Any:
     return Annotated[kind | None, declared(option.name)]
 
 
-def _read(name: str, value: Any) -> Any:
-    """Return the value in Python of what typer has read."""
-    if value is None or isinstance(value, list):  # names of files
-        return value
+def parsed(name: str, value: Any) -> Any:
+    """Return the value in Python of an option that typer has read.
+
+    Raises:
+        typer.BadParameter: if it has none.
+    """
+    if value is None:
+        return None
     option = TABLE[name]
     try:
         return option.type.parse(value.value if isinstance(value, enum.Enum) else value)
