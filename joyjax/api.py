@@ -9,13 +9,12 @@ import numpy as np
 from joyjax.errors import AdviceWarning, JoyJaxError, RequestError
 from joyjax.families.request import Request
 from joyjax.media.arrays import Picture
-from joyjax.media.framing import Fit
-from joyjax.models.autoencoder.tiling import Mode
 from joyjax.names import checks_names, refusal
+from joyjax.options import EDIT, Fit, VAEMode
 from joyjax.runtime.engine import Engine
 from joyjax.runtime.job import Callback
 from joyjax.runtime.load import Pipeline
-from joyjax.runtime.request import OPTIONS, check_request
+from joyjax.runtime.request import check_request
 from joyjax.runtime.result import Result
 
 
@@ -27,20 +26,20 @@ def edit(
     *,
     negative_prompt: str | None = None,
     steps: int | None = None,
+    sigmas: Sequence[float] | None = None,
     guidance_scale: float | Sequence[float] | None = None,
+    guidance_until: float = 1.0,
     seed: int = 0,
+    noise: np.ndarray | None = None,
     height: int | None = None,
     width: int | None = None,
     exact_size: bool = False,
     base_size: int | None = None,
-    sigmas: Sequence[float] | None = None,
     fit: Fit = "crop",
     mask: Picture | None = None,
     paste_back: bool = False,
-    noise: np.ndarray | None = None,
-    vae_encode: Mode = "exact",
-    vae_decode: Mode = "exact",
-    guidance_until: float = 1.0,
+    vae_encode: VAEMode = "exact",
+    vae_decode: VAEMode = "exact",
     cache: float | str | None = None,
     callback: Callback | None = None,
 ) -> Result:
@@ -50,30 +49,31 @@ def edit(
         pipeline: what `joyjax.load` returned.
         image: a picture, several of them as references of one edit, or None for text to image. A picture is a
             PIL.Image, or a NumPy array, uint8 `[height, width, 3]`, `[height, width, 4]` or `[height, width]`.
-        prompt: the instruction. It is text: control tokens written in it have no power.
-        negative_prompt: what to steer away from; None takes the family's own, which is not "no guidance".
-        steps: denoising steps; None takes the checkpoint's own, else the family's: 40, Edit-Plus 30.
-        guidance_scale: strength of classifier-free guidance; 1 or less makes one pass and needs half the time. A list
-            has one number for each step. None takes the checkpoint's own, else the family's: 4.
-        seed: fixes the noise, together with the references.
-        height, width: of the result, in pixels, snapped to the nearest bucket; None takes the last reference's bucket.
-        exact_size: use height and width as they are, and fit references to them; multiples of 16.
-        base_size: side of the square whose area the buckets have; None takes the checkpoint's own.
-        sigmas: noise levels to use in place of the schedule's, falling, from 1 to above 0; the model's shift applies to
-            them, as in Diffusers. Their number is that of the steps.
-        fit: how a reference comes to its size: "crop", as the reference implementation does, or "pad", which loses
-            nothing; the padding is removed from the result.
+        prompt: what to change. It is text: control tokens in it have no effect.
+        negative_prompt: what to steer away from. None: the family's own, which is not "no guidance".
+        steps: number of denoising steps. None: the checkpoint's own, else the family's.
+        sigmas: noise levels in place of the schedule's, one for each step, falling from at most 1 to above 0. The
+            model's shift is applied to them, as in Diffusers.
+        guidance_scale: strength of classifier-free guidance. 1 or less: none, in half the time. A list has one number
+            for each step. None: the checkpoint's own, else the family's.
+        guidance_until: share of the steps, from the first one on, that have guidance; the others make one pass.
+        seed: of the noise, together with the references.
+        noise: initial noise in place of that of the seed: float32 `[1, height/8, width/8, channels]`.
+        height, width: size of the result in pixels, rounded to a size that the model has. None: that of the last
+            reference.
+        exact_size: take height and width without rounding, and fit references to them.
+        base_size: area of the result, as the side of a square. None: the checkpoint's own, else the family's.
+        fit: how a reference is fitted to its size: "crop", as in the reference implementation, or "pad", which keeps
+            all of it; the padding is removed from the result.
         mask: white where the result may differ from the last reference, black where it must not; of its size. The
             result then has the reference's own size, and its pixels outside of the mask.
         paste_back: put the edited region back into the last reference, at its own resolution.
-        noise: start from this instead of `seed`: `[1, height/8, width/8, channels]`, float32.
-        vae_encode, vae_decode: how the autoencoder goes over a picture: "exact"; approximately in "tiled", which needs
-            little memory, or in a "patch" for each device; "auto" chooses between these: see docs/speed.md.
-        guidance_until: the share of the steps, the first ones, that have guidance; those after it make one pass.
-        cache: leave out most blocks of the transformer in steps where its first block's part has changed by less than
+        vae_encode, vae_decode: how the autoencoder processes a picture: "exact"; approximately in "tiled", which needs
+            little memory, or in a "patch" for each device; "auto" chooses between these. See docs/speed.md.
+        cache: skip most blocks of the transformer in steps where its first block's output has changed by less than
             this since they ran, such as 0.1. A number alone or "taylor:0.1" extrapolates what they add,
-            "first-block:0.1" repeats it. None: every step is computed. docs/speed.md has what each costs and saves.
-        callback: called after each step; raise `joyjax.Cancelled` in it to stop.
+            "first-block:0.1" repeats it. None: every step is computed. See docs/speed.md.
+        callback: called after each step with a `StepEvent`; raise `joyjax.Cancelled` in it to stop.
 
     Warns:
         AdviceWarning: where the model is a demo and the request leaves what it learned, references are too many to be
@@ -84,29 +84,7 @@ def edit(
         PictureError: for a picture that cannot be used.
         JoyJaxError: if the numbers overflow on the way, or another process of the run is gone.
     """
-    request = check_request(
-        pipeline,
-        image,
-        prompt,
-        negative_prompt=negative_prompt,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        seed=seed,
-        height=height,
-        width=width,
-        exact_size=exact_size,
-        base_size=base_size,
-        sigmas=sigmas,
-        fit=fit,
-        mask=mask,
-        paste_back=paste_back,
-        noise=noise,
-        vae_encode=vae_encode,
-        vae_decode=vae_decode,
-        guidance_until=guidance_until,
-        cache=cache,
-        callback=callback,
-    )
+    request = check_request(**locals())  # every argument by its name
     engine = Engine(pipeline)
     engine.submit(request, callback)
     [result] = [result for _, result in _results(engine)]
@@ -161,9 +139,9 @@ def check_options(pipeline: Pipeline, options: Mapping[str, Any]) -> Request:
         raise RequestError(
             f"a request is a {type(options).__name__}; expected the keyword arguments of edit, as a dict"
         )
-    unknown = [name for name in options if name not in OPTIONS]
+    unknown = [name for name in options if name not in EDIT]
     if unknown:
-        raise RequestError(refusal(unknown, "edit", OPTIONS))
+        raise RequestError(refusal(unknown, "edit", EDIT))
     if "prompt" not in options:
         raise RequestError("prompt is missing")
     return check_request(pipeline, **{"image": None, **options})

@@ -10,10 +10,11 @@ import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy, which safetensor
 import numpy as np
 
 from joyjax.errors import RequestError
+from joyjax.options import DTYPES
 
 FLOAT32 = jnp.float32
 
-NAMES = ("bfloat16", "float32")  # to compute in
+NAMES = DTYPES  # to compute in
 STORED = ("bfloat16", "float16", "float32")  # that parameters may have in a file
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import ParamSpec, TypeVar
 
 from joyjax.errors import RequestError
+from joyjax.options import EDIT, LOAD
 
 MAYBE = "did you mean "
 
@@ -20,11 +21,8 @@ R = TypeVar("R")
 
 # The arguments of each public function, for messages that name the function that has one.
 ARGUMENTS: Mapping[str, tuple[str, ...]] = {
-    "edit": tuple(
-        "image prompt negative_prompt steps guidance_scale seed height width exact_size base_size sigmas fit mask "
-        "paste_back noise vae_encode vae_decode guidance_until cache callback".split()
-    ),
-    "load": ("model", "dtype", "mesh", "linear", "progress"),
+    "edit": tuple(EDIT),
+    "load": tuple(LOAD),
     "edit_batch": ("requests", "batch_size"),
 }
 
@@ -147,12 +145,12 @@ _TABLE: tuple[tuple[str, Instead], ...] = (
     ),
     ("variant", _use("dtype", note="joyjax reads the files that have no variant in their names, and converts them")),
     (
-        "quantize quantization quantization_config load_in_8bit load_in_4bit fp8 float8 bits",
-        _use("linear", note='"float8" halves the memory of the transformer'),
+        "quantization quantization_config load_in_8bit load_in_4bit fp8 float8 bits",
+        _use("quantize", note='"float8" halves the memory of the transformer'),
     ),
     (
         "offload cpu_offload enable_model_cpu_offload enable_sequential_cpu_offload lowvram low_vram medvram low_ram",
-        _use("linear", "vae_decode", note='"float8" and "tiled" need less memory; there is no offloading'),
+        _use("quantize", "vae_decode", note='"float8" and "tiled" need less memory; there is no offloading'),
     ),
     ("vae_tiling enable_vae_tiling vae_tile tiled_vae tiled_decode vae_slicing", _use("vae_decode", note='"tiled"')),
     (

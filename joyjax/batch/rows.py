@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from joyjax.errors import RequestError
+from joyjax.names import refusal
+from joyjax.options import EDIT
 from joyjax.reading import parse_json, quoted
 from joyjax.signatures import signature
 
 NAME = re.compile(r"\w[\w.-]{0,99}")
 LONGEST_NAME = 200  # bytes, as most file systems allow 255
-NOT_IN_ROWS = ("noise", "callback")  # what JSON cannot hold
+NOT_IN_ROWS = tuple(name for name, option in EDIT.items() if not option.row)  # what JSON cannot hold
+IN_ROWS = tuple(name for name in EDIT if name not in NOT_IN_ROWS)
 LONGEST_ROW = 2**20  # bytes
 HEAD = 2**16  # bytes that are read to tell text from a binary file
 WANTED = (
@@ -215,6 +218,8 @@ def _read_row(text: bytes, line: int, element: int | None = None) -> Row:
     for key in NOT_IN_ROWS:
         if key in options:
             return dataclasses.replace(row, error=f"{key} cannot be given in a file of requests")
+    if unknown := [name for name in options if name not in EDIT]:
+        return dataclasses.replace(row, error=refusal(unknown, "edit", IN_ROWS))
     return row
 
 

@@ -2,16 +2,27 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from joyjax.commands.options import AllowPrivateURLs, DType, Linear, Linears, MeshAxes, Model, make_folder
+from joyjax.commands.options import (
+    OF_LOAD,
+    AllowPrivateURLs,
+    Debug,
+    declared,
+    load_pipeline,
+    make_folder,
+    quantized_form,
+    takes,
+)
 from joyjax.errors import JoyJaxError
+from joyjax.options import EXACT, LOAD, RECORDS, SPEED
 
 Option = typer.Option
 
 
+@takes(*OF_LOAD)
 def command(
     requests: Annotated[
         Path,
@@ -21,19 +32,26 @@ def command(
         ),
     ],
     output: Annotated[Path, Option("--output", "-o", metavar="DIR", help="Folder for the results; made if missing.")],
-    model: Model = None,
+    model: Annotated[str | None, declared("model")] = None,
     batch_size: Annotated[
-        int, Option(metavar="N", min=1, max=1024, help="Edits denoised together, where their shapes agree.")
+        int,
+        Option(
+            metavar="N",
+            min=1,
+            max=1024,
+            help="Most edits that are denoised together, where their shapes agree.",
+            rich_help_panel=SPEED,
+        ),
     ] = 1,
     overwrite: Annotated[
         bool, Option("--overwrite", help="Replace results in DIR that are of other rows or another model.")
     ] = False,
     allow_private_urls: AllowPrivateURLs = False,
-    no_metadata: Annotated[bool, Option("--no-metadata", help="Leave the recipe out of the PNG files.")] = False,
-    dtype: Annotated[DType, Option(help="Of parameters and matrix products.")] = DType.BFLOAT16,
-    linear: Linears = Linear.EXACT,
-    mesh: MeshAxes = None,
-    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
+    no_metadata: Annotated[
+        bool, Option("--no-metadata", help="Leave the recipe out of the files.", rich_help_panel=RECORDS)
+    ] = False,
+    debug: Debug = False,
+    **options: Any,
 ) -> None:
     """Run many edits with one warm model.
 
@@ -55,25 +73,21 @@ def command(
     from joyjax.batch.run import run_rows
     from joyjax.commands.cancel import GOES_ON, last_words
     from joyjax.commands.console import note, result
-    from joyjax.commands.progress import loading, peak, working
+    from joyjax.commands.progress import peak, working
     from joyjax.convert.source.model import model_folder
 
+    form = quantized_form(options)
     rows = read_rows(requests)
     source = requests.parent if requests.is_file() else Path()
     folder = model_folder(model)
-    used = Used.of(folder, dtype.value, linear.value)
+    used = Used.of(folder, options["dtype"] or LOAD["dtype"].default, form or EXACT)
     make_folder("--output", output)
     with hold_folder(output):
         # before a large model is loaded in vain
         found = check_folder(output, rows, used, source, requests=requests, overwrite=overwrite)
         there = Counter(found.values())["done"]
 
-        import joyjax
-        from joyjax.sharding.mesh import parse_mesh
-
-        with loading("loading") as advance:
-            devices = None if mesh is None else parse_mesh(mesh)
-            pipeline = joyjax.load(folder, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
+        pipeline = load_pipeline(folder, dtype=options["dtype"], form=form, mesh=options["mesh"])
         if pipeline.domain is not None:
             note(pipeline.domain.about)
         if there:

@@ -2,32 +2,32 @@
 
 import json
 import statistics
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from joyjax.commands.options import (
+    OF_LOAD,
     AllowPrivateURLs,
-    BaseSize,
-    Cache,
-    DType,
-    GuidanceScale,
-    GuidanceUntil,
-    Linear,
-    Linears,
-    MeshAxes,
-    Model,
-    Steps,
+    AsJSON,
+    Debug,
+    declared,
+    given,
+    load_pipeline,
+    quantized_form,
+    takes,
 )
 
 if TYPE_CHECKING:
     from joyjax.bench import Bench
 
 Option = typer.Option
+MEASURED = ("steps", "guidance_scale", "guidance_until", "base_size", "cache")  # options of the edits
 
 
+@takes(*MEASURED, *OF_LOAD)
 def command(
-    model: Model = None,
+    model: Annotated[str | None, declared("model")] = None,
     image: Annotated[
         str | None,
         Option(
@@ -38,47 +38,30 @@ def command(
         ),
     ] = None,
     repeats: Annotated[int, Option("--repeats", "-n", metavar="N", min=1, help="Edits that are measured.")] = 5,
-    steps: Steps = None,
-    guidance_scale: GuidanceScale = None,
-    base_size: Annotated[
-        BaseSize | None, Option(help="Size of the buckets: side of the square.  [default: the model's own]")
-    ] = None,
-    dtype: Annotated[DType, Option(help="Of parameters and matrix products.")] = DType.BFLOAT16,
-    guidance_until: GuidanceUntil = 1.0,
-    cache: Cache = None,
-    linear: Linears = Linear.EXACT,
-    mesh: MeshAxes = None,
     allow_private_urls: AllowPrivateURLs = False,
-    as_json: Annotated[bool, Option("--json", help="Print json.")] = False,
-    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
+    as_json: AsJSON = False,
+    debug: Debug = False,
+    **options: Any,
 ) -> None:
     """Measure how fast a model edits on this machine.
 
-    One edit compiles and does not count; then whole edits are timed, stage by stage. Also tells the peak of memory.
+    One edit compiles and is not counted; then whole edits are timed, stage by stage. Prints the peak of memory, too.
     """
-    import joyjax
     from joyjax.bench import bench
-    from joyjax.commands.progress import counting, loading
+    from joyjax.commands.progress import counting
     from joyjax.convert.source.model import model_folder
     from joyjax.media.load import load_image
-    from joyjax.sharding.mesh import parse_mesh
 
     picture = None if image is None else load_image(image, allow_private_urls=allow_private_urls)
-    folder = model_folder(model)
-    with loading("loading") as advance:
-        devices = None if mesh is None else parse_mesh(mesh)
-        pipeline = joyjax.load(folder, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
+    form = quantized_form(options)
+    pipeline = load_pipeline(model_folder(model), dtype=options["dtype"], form=form, mesh=options["mesh"])
     with counting("measuring", repeats + 1) as advance_by_one:
         found = bench(
             pipeline,
             picture,
             repeats=repeats,
             report=lambda result: advance_by_one(),
-            steps=steps,
-            guidance_scale=guidance_scale,
-            base_size=None if base_size is None else int(base_size.value),
-            guidance_until=guidance_until,
-            cache=cache,
+            **given(options, MEASURED),
         )
     typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else table(found))
 
@@ -88,10 +71,12 @@ def table(found: "Bench") -> str:
     from joyjax.commands.progress import gibibytes
 
     settings = found.settings
+    scale = settings["guidance_scale"]
+    scales = ", ".join(f"{each:g}" for each in (scale if isinstance(scale, list) else [scale]))
     lines = [
         f"{found.device}; {found.devices} used; " + ", ".join(f"{name} {v}" for name, v in found.versions.items()),
         f"{settings['family']}, {settings['height']} × {settings['width']}, {settings['steps']} steps, "
-        f"guidance {settings['guidance_scale']:g}, {settings['dtype']}",
+        f"guidance {scales}, {settings['dtype']}",
         f"first edit, with compiling: {found.first:.2f} s",
         "",
         f"{'stage':12}{'median':>10}{'least':>10}{'most':>10}",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from joyjax.commands.options import DType
+from joyjax.commands.options import Debug, DType
 
 Option = typer.Option
 
@@ -22,7 +22,7 @@ def command(
         Path | None, Option(help="Converted folder; link to its parts where they are equal.", metavar="FOLDER")
     ] = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace what is in the target already.")] = False,
-    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Convert a checkpoint to Orbax.
 

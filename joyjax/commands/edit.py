@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from joyjax.commands.options import (
-    GUIDANCE_UNTIL,
-    LINEAR,
-    VAE_DECODE,
-    VAE_ENCODE,
+    OF_EDIT,
+    OF_LOAD,
     AllowPrivateURLs,
-    BaseSize,
-    Cache,
-    DType,
-    Fit,
-    Linear,
-    VAEMode,
+    Debug,
+    declared,
+    given,
+    load_pipeline,
     make_folder,
+    parsed,
+    quantized_form,
+    takes,
 )
 from joyjax.errors import RequestError
+from joyjax.options import DEVICES, EDIT, RECORDS
 
 if TYPE_CHECKING:
     from joyjax.runtime.job import StepEvent
@@ -31,170 +31,93 @@ Option = typer.Option
 MOST_IMAGES = 1000
 
 
+@takes(*OF_EDIT, *OF_LOAD)
 def command(
-    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to change.")] = None,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help=EDIT["prompt"].help)] = None,
     prompt_option: Annotated[
         str | None, Option("--prompt", "-p", metavar="TEXT", help="The prompt, in place of the argument.")
     ] = None,
-    image: Annotated[
-        list[str] | None,
-        Option(
-            "--image",
-            "-i",
-            metavar="FILE",
-            help="Picture to edit: a file, a URL, or - for standard input; repeat for several references; none: text "
-            "to image.",
-        ),
-    ] = None,
+    image: Annotated[list[str] | None, declared("image")] = None,
     output: Annotated[
         Path | None,
         Option(
             "--output",
             "-o",
             metavar="FILE",
-            help="Where to write: .png, .jpg, .webp, .avif or .tiff, or - for standard output.  "
+            help="File to write: .png, .jpg, .webp, .avif or .tiff, or - for standard output.  "
             "[default: edit.png, then edit-2.png, …]",
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        Option(
-            "--model",
-            "-m",
-            metavar="MODEL",
-            help="Diffusers folder, one that `convert` wrote, or a hub id.  [default: the demo]",
-        ),
-    ] = None,
+    model: Annotated[str | None, declared("model")] = None,
     recipe: Annotated[
         Path | None,
         Option(
             "--from",
             metavar="FILE",
-            help="Make a picture that joyjax wrote again; options given here win over its own.",
+            help="Repeat the edit whose recipe is in this picture; options given here replace those of the recipe.",
+            rich_help_panel=RECORDS,
         ),
     ] = None,
-    steps: Annotated[
-        int | None, Option(metavar="N", min=1, max=1000, help="Denoising steps.  [default: the model's own, 40 or 30]")
-    ] = None,
-    guidance_scale: Annotated[
-        str | None,
-        Option(
-            metavar="X",
-            help="Strength of guidance; 1 or less: none. Or one for each step, as in 4,4,1.  "
-            "[default: the model's own, 4]",
-        ),
-    ] = None,
-    negative_prompt: Annotated[
-        str | None, Option(metavar="TEXT", help="What to steer away from.  [default: the model's own]")
-    ] = None,
-    seed: Annotated[str | None, Option(help="A whole number, or `random`.  [default: 0]", metavar="N|random")] = None,
+    seed: Annotated[str | None, declared("seed")] = None,
     num_images: Annotated[
-        int, Option(metavar="N", min=1, max=MOST_IMAGES, help="How many results, each with the next seed.")
+        int, Option(metavar="N", min=1, max=MOST_IMAGES, help="Number of results, each with the next seed.")
     ] = 1,
-    height: Annotated[
-        int | None,
-        Option(
-            metavar="N",
-            min=16,
-            max=8192,
-            help="Of the result, in pixels, with --width; snapped to the nearest bucket.  [default: the picture's]",
-        ),
-    ] = None,
-    width: Annotated[
-        int | None,
-        Option(metavar="N", min=16, max=8192, help="Likewise, with --height."),
-    ] = None,
-    exact_size: Annotated[
-        bool | None, Option("--exact-size", help="Use --height and --width as they are; multiples of 16.")
-    ] = None,
-    base_size: Annotated[
-        BaseSize | None, Option(help="Size of the buckets: side of the square.  [default: the model's own]")
-    ] = None,
-    fit: Annotated[
-        Fit | None,
-        Option(
-            help="How pictures come to their size: cut at the edges, or whole with padding that the result loses "
-            "again.  [default: crop]"
-        ),
-    ] = None,
-    mask: Annotated[
-        str | None,
-        Option(
-            metavar="FILE",
-            help="White where the picture may change, black where not a bit of it may; as large as the picture.",
-        ),
-    ] = None,
-    paste_back: Annotated[
-        bool | None, Option("--paste-back", help="Put the result back into the picture, at its own resolution.")
-    ] = None,
-    sigmas: Annotated[
-        str | None,
-        Option(metavar="X,…", help="Noise levels, falling from at most 1, one for each step, as in 1,0.7,0.3."),
-    ] = None,
-    dtype: Annotated[DType | None, Option(help="Of parameters and matrix products.  [default: bfloat16]")] = None,
-    linear: Annotated[Linear | None, LINEAR] = None,
-    mesh: Annotated[
-        str | None,
-        Option(
-            help="Split over devices, as in tensor=4,sequence=2; axes: data, cfg, sequence, tensor.", metavar="AXES"
-        ),
-    ] = None,
+    mesh: Annotated[str | None, declared("mesh")] = None,
     distributed: Annotated[
-        bool, Option("--distributed", help="Run with the same command on other hosts: docs/parallel.md.")
+        bool,
+        Option(
+            "--distributed",
+            help="Run together with the same command on other hosts: docs/parallel.md.",
+            rich_help_panel=DEVICES,
+        ),
     ] = False,
-    vae_encode: Annotated[VAEMode | None, VAE_ENCODE] = None,
-    vae_decode: Annotated[VAEMode | None, VAE_DECODE] = None,
-    guidance_until: Annotated[float | None, GUIDANCE_UNTIL] = None,
-    cache: Cache = None,
     preview_dir: Annotated[
         Path | None,
-        Option(metavar="DIR", help="Write a picture of what each step points at there; each costs a decoding."),
+        Option(
+            metavar="DIR",
+            help="Write a preview of each step into this folder; each takes one decoding.",
+            rich_help_panel=RECORDS,
+        ),
     ] = None,
     quality: Annotated[
         str | None,
-        Option(metavar="N|lossless", help="Of a .jpg, .webp or .avif, from 1 to 100.  [default: 95, lossless, 90]"),
+        Option(
+            metavar="N|lossless",
+            help="Quality of a .jpg, .webp or .avif, from 1 to 100.  [default: 95, lossless, 90]",
+            rich_help_panel=RECORDS,
+        ),
     ] = None,
     allow_private_urls: AllowPrivateURLs = False,
-    no_metadata: Annotated[bool, Option("--no-metadata", help="Leave the recipe out of the file.")] = False,
-    timings: Annotated[bool, Option("--timings", help="Print the time of each stage and peak memory.")] = False,
-    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
+    no_metadata: Annotated[
+        bool, Option("--no-metadata", help="Leave the recipe out of the file.", rich_help_panel=RECORDS)
+    ] = False,
+    timings: Annotated[
+        bool,
+        Option("--timings", help="Print the time of each stage and peak memory.", rich_help_panel=RECORDS),
+    ] = False,
+    debug: Debug = False,
+    **options: Any,
 ) -> None:
     """Edit a picture as the prompt says.
 
-    Prints the path of each result; what was done to the picture is said on standard error. Ctrl-C ends the program at
-    once, and results that are finished stay.
+    Prints the path of each result on standard output, and notes on what was done to the picture on standard error.
+    Ctrl-C stops the edit at once and keeps the results that are finished.
     """
     if prompt is not None and prompt_option is not None:
         raise typer.BadParameter("given twice, as an argument and as --prompt", param_hint="prompt")
-    given: dict[str, Any] = {
-        "prompt": prompt if prompt is not None else prompt_option,
-        "negative_prompt": negative_prompt,
-        "steps": steps,
-        "guidance_scale": _numbers("--guidance-scale", guidance_scale),
-        "height": height,
-        "width": width,
-        "exact_size": exact_size,
-        "base_size": None if base_size is None else int(base_size.value),
-        "fit": fit and fit.value,
-        "paste_back": paste_back,
-        "sigmas": _numbers("--sigmas", sigmas, always_list=True),
-        "vae_encode": vae_encode and vae_encode.value,
-        "vae_decode": vae_decode and vae_decode.value,
-        "guidance_until": guidance_until,
-        "cache": cache,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    if recipe is None and "prompt" not in given:
+    mask, form = options.pop("mask"), quantized_form(options)
+    chosen = given({**options, "prompt": prompt if prompt is not None else prompt_option}, OF_EDIT)
+    if recipe is None and "prompt" not in chosen:
         raise typer.BadParameter(
             'missing: write what to change, as in joyjax edit "make the sky red"', param_hint="prompt"
         )
-    number = None if seed is None else _seed(seed)
+    number = _drawn() if seed == "random" else parsed("seed", seed)
     if [*(image or []), mask].count("-") > 1:
         raise typer.BadParameter("- is given twice, and standard input can be read once", param_hint="--image/--mask")
 
     from joyjax.commands.console import note
     from joyjax.commands.console import result as show
-    from joyjax.commands.progress import advising, loading, peak, stepping
+    from joyjax.commands.progress import advising, peak, stepping
     from joyjax.commands.replay import Replay, overridden, read_replay
     from joyjax.commands.targets import STANDARD_OUTPUT, Previews, Targets
     from joyjax.convert.source.model import model_folder
@@ -211,8 +134,8 @@ def command(
         number, first = agree(number) if seed == "random" and number is not None else number, is_first()
     replay = Replay() if recipe is None else read_replay(recipe, model, image, mask)
     if number is not None:
-        given["seed"] = number
-    options = {"seed": 0, **overridden(replay.options, given), **given}
+        chosen["seed"] = number
+    request = {"seed": EDIT["seed"].default, **overridden(replay.options, chosen), **chosen}
     targets = Targets(output, _quality(quality), metadata=not no_metadata)
     if first:
         read_files: list[tuple[str, str | Path]] = [("--image", one) for one in image or replay.image]
@@ -220,29 +143,19 @@ def command(
         targets.check(num_images, read_files)
     read = functools.partial(load_image, allow_private_urls=allow_private_urls)
     pictures = [read(one) for one in image] if image else [open_picture(path) for path in replay.image]
-    options["image"] = pictures or None  # None: text to image
+    request["image"] = pictures or None  # None: text to image
     if mask is not None:
-        options["mask"] = read(mask)
+        request["mask"] = read(mask)
     elif replay.mask is not None:
-        options["mask"] = open_picture(replay.mask)
+        request["mask"] = open_picture(replay.mask)
     if preview_dir is not None and first:
         make_folder("--preview-dir", preview_dir)
 
-    import joyjax
     from joyjax.api import edit_each
-    from joyjax.sharding.mesh import parse_mesh
 
     folder = model_folder(model or replay.model)
     started = time.perf_counter()
-    with loading("loading") as advance:
-        devices = None if mesh is None else parse_mesh(mesh)
-        pipeline = joyjax.load(
-            folder,
-            dtype=dtype.value if dtype else replay.dtype,
-            mesh=devices,
-            linear=linear.value if linear else replay.linear,
-            progress=advance,
-        )
+    pipeline = load_pipeline(folder, dtype=options["dtype"] or replay.dtype, form=form or replay.linear, mesh=mesh)
     if timings and first:
         note(f"{'load':>12} {time.perf_counter() - started:8.2f} s")
     if pipeline.domain is not None and first:
@@ -263,7 +176,7 @@ def command(
         return step
 
     with advising(), stepping() as advance_step:
-        rows = [{**options, "seed": options["seed"] + n, "callback": watch(n)} for n in range(num_images)]
+        rows = [{**request, "seed": request["seed"] + n, "callback": watch(n)} for n in range(num_images)]
         for n, result in edit_each(pipeline, rows, batch_size=1):
             if not first:  # the first process writes and speaks
                 continue
@@ -291,25 +204,10 @@ def _show_times(result: "Result") -> None:
         note(f"{stage:>12} {seconds:8.2f} s{each}")
 
 
-def _seed(text: str) -> int:
-    if text == "random":
-        import secrets
+def _drawn() -> int:
+    import secrets
 
-        return secrets.randbelow(2**32)
-    if not text.isdecimal():
-        raise typer.BadParameter(f"{text!r} is not a whole number from 0, nor `random`", param_hint="--seed")
-    return int(text)
-
-
-def _numbers(option: str, text: str | None, *, always_list: bool = False) -> float | list[float] | None:
-    """Read a number, or several with commas between them."""
-    if text is None:
-        return None
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no number, nor numbers with commas between", param_hint=option) from None
-    return values if always_list or len(values) > 1 else values[0]
+    return secrets.randbelow(2**32)
 
 
 def _quality(text: str | None) -> int | str | None:

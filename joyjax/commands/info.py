@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from joyjax.commands.options import AsJSON, Debug
+
 if TYPE_CHECKING:
     from joyjax.convert.source.identity import Identity
 
@@ -27,8 +29,8 @@ def command(
         str | None,
         Option(help="Print what each device of a mesh would hold, as in tensor=4,sequence=2.", metavar="AXES"),
     ] = None,
-    as_json: Annotated[bool, Option("--json", help="Print json.")] = False,
-    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
+    as_json: AsJSON = False,
+    debug: Debug = False,
 ) -> None:
     """Tell what a checkpoint holds, or how a picture was made.
 

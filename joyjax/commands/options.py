@@ -1,97 +1,141 @@
-"""Choices that several commands offer, and the folders that they write into."""
+"""Options of the command line, declared from the table of options; and loading a model by them."""
 
 import enum
+import functools
+import inspect
 import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from joyjax.errors import RequestError
+from joyjax.options import EDIT, LOAD, RECORDS, Option
+
+if TYPE_CHECKING:
+    from joyjax.runtime.load import Pipeline
+
+TABLE: Mapping[str, Option] = {**EDIT, **LOAD}
+OF_EDIT = tuple(name for name, option in EDIT.items() if option.command_line)
+COMPILING = tuple(name for name in OF_EDIT if EDIT[name].compiles)
+OF_LOAD = tuple(name for name, option in LOAD.items() if option.command_line)
+
+
+def declared(name: str, **more: Any) -> Any:
+    """Return typer's declaration of an option of the table; `more` replaces what typer.Option would be given."""
+    option = TABLE[name]
+    default = option.shown_default()
+    lowest, highest = option.type.bounds or (None, None)
+    declaration = {
+        "help": option.help + (f"  [default: {default}]" if default else ""),
+        "metavar": option.metavar or option.type.metavar,
+        "rich_help_panel": option.subject,
+        "show_default": False,
+        **({"min": lowest, "max": highest} if option.type.cli is int else {}),
+    }
+    return typer.Option(*filter(None, (option.flag, option.short)), **{**declaration, **more})
+
+
+def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command options of the table, as keyword arguments: their values in Python, None where they are not given.
+
+    Options that the command's signature names have their place and declaration there, and are as typer reads them.
+    """
+
+    def declare(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command)
+        own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        more = [name for name in names if name not in signature.parameters]
+        added = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(TABLE[name]))
+            for name in more
+        ]
+
+        @functools.wraps(command)
+        def read(**arguments: Any) -> None:
+            command(**{name: parsed(name, value) if name in more else value for name, value in arguments.items()})
+
+        read.__signature__ = signature.replace(parameters=own + added)  # type: ignore[attr-defined] # typer reads it
+        return read
+
+    return declare
+
+
+def _annotation(option: Option) -> Any:
+    choices = {str(choice): str(choice) for choice in option.type.choices}
+    kind: Any = option.type.cli
+    if choices:
+        kind = enum.StrEnum(option.name, choices)  # type: ignore[misc,no-redef] # known at run time
+    return Annotated[kind | None, declared(option.name)]
+
+
+def parsed(name: str, value: Any) -> Any:
+    """Return the value in Python of an option that typer has read.
+
+    Raises:
+        typer.BadParameter: if it has none.
+    """
+    if value is None:
+        return None
+    option = TABLE[name]
+    try:
+        return option.type.parse(value.value if isinstance(value, enum.Enum) else value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option.flag) from None
+
+
+def given(options: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return those of the options that the user gave."""
+    return {name: options[name] for name in names if options.get(name) is not None}
+
+
+def quantized_form(options: Mapping[str, Any]) -> str | None:
+    """Return the form of the transformer's linear maps that --quantize names, or --linear; None: neither is given.
+
+    Raises:
+        typer.BadParameter: if they contradict each other.
+    """
+    forms = given(options, ("quantize", "linear"))
+    if len(set(forms.values())) > 1:
+        raise typer.BadParameter(
+            f"is {forms['quantize']}, and --linear, another name of it, is {forms['linear']}; give one of them",
+            param_hint="--quantize",
+        )
+    return next(iter(forms.values()), None)
+
+
+def load_pipeline(folder: Path, *, dtype: str | None, form: str | None, mesh: str | None) -> "Pipeline":
+    """Load a model with a progress bar; None: the default of `joyjax.load`."""
+    import joyjax
+    from joyjax.commands.progress import loading
+    from joyjax.sharding.mesh import parse_mesh
+
+    with loading("loading") as advance:
+        return joyjax.load(
+            folder,
+            dtype=dtype or LOAD["dtype"].default,
+            mesh=None if mesh is None else parse_mesh(mesh),
+            progress=advance,
+            **({} if form is None else {"linear": form}),
+        )
 
 
 class DType(enum.StrEnum):
-    """Of parameters and matrix products."""
+    """The dtypes of the table, for commands that say something else of them."""
 
     BFLOAT16 = "bfloat16"
     FLOAT32 = "float32"
 
 
-class Linear(enum.StrEnum):
-    """How the transformer's linear maps are stored and multiplied."""
-
-    EXACT = "exact"
-    FLOAT8 = "float8"
-
-
-class BaseSize(enum.StrEnum):
-    """The published bucket tables, by the side of their square."""
-
-    P256 = "256"
-    P512 = "512"
-    P768 = "768"
-    P1024 = "1024"
-
-
-class Fit(enum.StrEnum):
-    """How pictures come to their size."""
-
-    CROP = "crop"
-    PAD = "pad"
-
-
-class VAEMode(enum.StrEnum):
-    """How the autoencoder goes over a picture."""
-
-    EXACT = "exact"
-    TILED = "tiled"
-    PATCH = "patch"
-    AUTO = "auto"
-
-
-Model = Annotated[
-    str | None,
-    typer.Option("--model", "-m", metavar="MODEL", help="Folder or hub id, as for edit.  [default: the demo]"),
-]
-Steps = Annotated[
-    int | None,
-    typer.Option(metavar="N", min=1, max=1000, help="Denoising steps.  [default: the model's own]"),
-]
-GuidanceScale = Annotated[
-    float | None,
-    typer.Option(metavar="X", help="Strength of guidance; 1 or less: none.  [default: the model's own]"),
-]
-MeshAxes = Annotated[str | None, typer.Option(help="Split over devices, as in tensor=4.", metavar="AXES")]
-LINEAR = typer.Option(
-    help="The transformer's linear maps: `float8` halves their memory; an approximation: docs/speed.md.  "
-    "[default: exact]",
-    show_default=False,
-)
-Linears = Annotated[Linear, LINEAR]
-GUIDANCE_UNTIL = typer.Option(
-    metavar="X",
-    help="Share of the steps, the first ones, that have guidance; below 1 an approximation.  [default: 1]",
-    show_default=False,
-)
-GuidanceUntil = Annotated[float, GUIDANCE_UNTIL]
-VAE_ENCODE = typer.Option(help="How pictures become latents; all but `exact` are approximations.  [default: exact]")
-VAE_DECODE = typer.Option(
-    help="How latents become a picture; all but `exact` are approximations, and `tiled` needs the least memory.  "
-    "[default: exact]"
-)
-Cache = Annotated[
-    str | None,
-    typer.Option(
-        metavar="X",
-        help="Leave out blocks that change less than this, as in 0.1; an approximation: docs/speed.md.",
-    ),
-]
-
+Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.", rich_help_panel=RECORDS)]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=RECORDS)]
 AllowPrivateURLs = Annotated[
     bool,
     typer.Option(
         "--allow-private-urls",
-        help="Fetch pictures by URL from private and loopback addresses too: your own network, or this machine.",
+        help="Also fetch pictures from URLs of private and loopback addresses: your own network, or this machine.",
+        rich_help_panel=RECORDS,
     ),
 ]
 

@@ -6,34 +6,36 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from joyjax.commands.options import Cache, DType, GuidanceScale, GuidanceUntil, Linear, Linears, MeshAxes, Model, Steps
+from joyjax.commands.options import OF_LOAD, AsJSON, Debug, declared, given, load_pipeline, quantized_form, takes
 from joyjax.errors import RequestError
+from joyjax.options import RECORDS
 
 if TYPE_CHECKING:
     from joyjax.score import Score
 
 Option = typer.Option
+SCORED = ("steps", "guidance_scale", "guidance_until", "cache")  # options of the edits
 
 
+@takes(*SCORED, *OF_LOAD)
 def command(
-    model: Model = None,
+    model: Annotated[str | None, declared("model")] = None,
     count: Annotated[
         int, Option("--count", "-n", metavar="N", min=8, help="Edits, each of the 8 kinds as often.")
     ] = 512,
     seed: Annotated[int, Option(metavar="N", min=0, help="Which edits are drawn.")] = 0,
     seen: Annotated[bool, Option("--seen", help="New scenes with combinations that training has seen.")] = False,
-    steps: Steps = None,
-    guidance_scale: GuidanceScale = None,
-    guidance_until: GuidanceUntil = 1.0,
-    cache: Cache = None,
-    dtype: Annotated[DType, Option(help="Of parameters and matrix products.")] = DType.BFLOAT16,
-    linear: Linears = Linear.EXACT,
-    mesh: MeshAxes = None,
     failures: Annotated[
-        Path | None, Option(metavar="DIR", help="Write each failed edit here: source, result, expected.")
+        Path | None,
+        Option(
+            metavar="DIR",
+            help="Write each failed edit into this folder: source, result, expected picture.",
+            rich_help_panel=RECORDS,
+        ),
     ] = None,
-    as_json: Annotated[bool, Option("--json", help="Print json.")] = False,
-    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
+    as_json: AsJSON = False,
+    debug: Debug = False,
+    **options: Any,
 ) -> None:
     """Count how many edits of coloured shapes succeed.
 
@@ -44,17 +46,13 @@ def command(
     if failures is not None and failures.exists() and not failures.is_dir():
         raise RequestError(f"--failures is {failures}, which is a file; name a folder")
 
-    import joyjax
     from joyjax.commands.console import note
-    from joyjax.commands.progress import counting, loading
+    from joyjax.commands.progress import counting
     from joyjax.convert.source.model import model_folder
     from joyjax.score import save_comparison, score
-    from joyjax.sharding.mesh import parse_mesh
 
-    folder = model_folder(model)
-    with loading("loading") as advance:
-        devices = None if mesh is None else parse_mesh(mesh)
-        pipeline = joyjax.load(folder, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
+    form = quantized_form(options)
+    pipeline = load_pipeline(model_folder(model), dtype=options["dtype"], form=form, mesh=options["mesh"])
     if failures is not None:
         failures.mkdir(parents=True, exist_ok=True)
     with counting("scoring", count) as advance_by_one:
@@ -70,12 +68,9 @@ def command(
             seed=seed,
             held=not seen,
             report=report,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            guidance_until=guidance_until,
-            cache=cache,
+            **given(options, SCORED),
         )
-    if cache is not None:
+    if options["cache"] is not None:
         note(f"cache: {result.computed:.2f} steps of an edit computed in full, on average")
     typer.echo(json.dumps(result.as_dict(), indent=2) if as_json else table(result))
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from joyjax.commands.options import DType
+from joyjax.commands.options import Debug, DType
 from joyjax.errors import RequestError
 
 Option = typer.Option
@@ -30,7 +30,7 @@ def command(
     seed: Annotated[int, Option(metavar="N", min=0, help="Fixes weights, data and noise.")] = 0,
     dtype: Annotated[DType, Option(help="Of matrix products; parameters are float32.")] = DType.FLOAT32,
     mesh: Annotated[str | None, Option(help="Split over devices, as in data=8.", metavar="AXES")] = None,
-    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Make the demo model again, or train it further.
 

@@ -13,22 +13,12 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from joyjax.errors import RequestError
-from joyjax.names import ARGUMENTS, COMMANDS, INSTEAD, normalized
+from joyjax.names import COMMANDS, INSTEAD, normalized
+from joyjax.options import BASIC, EDIT, SUBJECTS
 from joyjax.reading import LOCALE, printable
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # click's own, which newer typers bring with them
 
-# Options by subject, for commands with many; all others come first, under "Options".
-SUBJECTS: Mapping[str, tuple[str, ...]] = {
-    "Sizes and masks": ("height", "width", "exact_size", "base_size", "fit", "mask", "paste_back"),
-    "Sampling": ("steps", "guidance_scale", "negative_prompt", "sigmas"),
-    "Speed and memory": ("dtype", "linear", "cache", "guidance_until", "vae_encode", "vae_decode", "batch_size"),
-    "Devices": ("mesh", "distributed"),
-    "Results and records": (
-        *("recipe", "quality", "preview_dir", "no_metadata", "allow_private_urls"),
-        *("failures", "as_json", "timings", "debug"),
-    ),
-}
 MANY = 12
 TEXTS = ("prompt", "prompt_option", "negative_prompt")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
@@ -91,19 +81,15 @@ class Command(TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options by subject, the basic ones first."""
-        records: dict[str, list[tuple[str, str]]] = {
-            "Arguments": [],
-            "Options": [],
-            **{title: [] for title in SUBJECTS},
-        }
+        records: dict[str, list[tuple[str, str]]] = {title: [] for title in ("Arguments", *SUBJECTS)}
         params = self.get_params(ctx)
         grouped = len(params) > MANY
         for param in params:
             record = param.get_help_record(ctx)
             if record is None:
                 continue
-            title = next((title for title, names in SUBJECTS.items() if grouped and param.name in names), "Options")
-            records["Arguments" if param.param_type_name == "argument" else title].append(record)
+            subject = (getattr(param, "rich_help_panel", None) or BASIC) if grouped else BASIC
+            records["Arguments" if param.param_type_name == "argument" else subject].append(record)
         for title, rows in records.items():
             if rows:
                 with formatter.section(title):
@@ -171,7 +157,7 @@ def remedy(option: str, command: Any, others: Mapping[str, Any]) -> str:
 def _elsewhere(option: str, command: Any, others: Mapping[str, Any]) -> str:
     """Say where an option is that this command does not have."""
     argument = normalized(option)
-    if command.name == "batch" and argument in ARGUMENTS["edit"] and argument not in ("noise", "callback"):
+    if command.name == "batch" and argument in EDIT and EDIT[argument].row:
         return f'a row of the requests has it, as "{argument}"'
     return _having(option, others)
 

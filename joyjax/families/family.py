@@ -20,6 +20,7 @@ from joyjax.families.request import Request
 from joyjax.layers.weights import Weights
 from joyjax.media.framing import Crop
 from joyjax.media.image import Size
+from joyjax.options import Option
 from joyjax.sampling.guidance import Guidance
 from joyjax.sampling.solver import Solver
 
@@ -174,7 +175,7 @@ class Family:
         components: its networks.
         tasks: what it does.
         references: the fewest and the most pictures of a request; None: any number.
-        defaults: the family's own of options that a request leaves out.
+        defaults: the family's own of options that a request leaves out (joyjax/options.py).
         without: options that this family does not have.
         denoiser: the component that the loop over steps runs.
         published: the real model.
@@ -189,7 +190,7 @@ class Family:
         usual: the lengths of an edit of one reference, or of a picture from words, at a base size.
         warmup: arguments of requests that compile every program once, for numbers of references, with long prompts too.
         layouts: of folders of the model's own repository.
-        hints: what to add to the message of an option's error, by the option.
+        hints: what to do where an option cannot be given as it was, by the option.
     """
 
     name: str
@@ -215,3 +216,7 @@ class Family:
     layouts: tuple[Layout, ...] = ()
     denoiser: str = "transformer"
     picture_mode: str = "RGB"
+
+    def has(self, option: Option) -> bool:
+        """Say whether the family has an option."""
+        return option.name not in self.without if option.every_family else option.name in self.defaults

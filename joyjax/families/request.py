@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from joyjax.media.framing import Fit
 from joyjax.media.references import Source
-from joyjax.models.autoencoder.tiling import Mode
-from joyjax.sampling.step_cache import CacheRule
+from joyjax.options import CacheRule, Fit, VAEMode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Request:
 
     `originals` are the pictures as they were given and `pictures` their RGB forms; `mask` is in mode L; `sources` and
     `mask_source` tell them for a recipe. A list of `guidance_scale` has one number for each step; `sigmas` are as the
-    user gave them, before the schedule shifts them.
+    user gave them, before the schedule shifts them. `base_size` is 0 for a family that does not have it. `own` has the
+    options that only some families have, by name (`Option.every_family`).
     """
 
     prompt: str
@@ -39,10 +40,11 @@ class Request:
     originals: tuple[Image.Image, ...] = ()
     sources: tuple[Source, ...] = ()
     mask_source: Source | None = None
-    vae_encode: Mode = "exact"
-    vae_decode: Mode = "exact"
+    vae_encode: VAEMode = "exact"
+    vae_decode: VAEMode = "exact"
     guidance_until: float = 1.0
     cache: CacheRule | None = None
+    own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def guidance(self) -> tuple[float, ...]:

@@ -5,16 +5,14 @@ Sizes are (height, width); boxes are (left, top, right, bottom), the last two be
 
 import dataclasses
 import math
-from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
 
 from joyjax.errors import PictureError
 from joyjax.media.image import MAX_PIXELS, Size, alpha_channel, as_rgb, rgb_profile, upright
+from joyjax.options import Fit
 
-Fit = Literal["crop", "pad"]
-FITS: tuple[Fit, ...] = get_args(Fit)
 MUCH = 0.1  # of a picture, cut off: time to say that it need not be
 
 

@@ -16,11 +16,10 @@ is run, and the files it names are opened as pictures alone and used only if the
 
 import dataclasses
 import json
-import math
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -28,6 +27,8 @@ from joyjax.convert.source.model import DEMO
 from joyjax.errors import RequestError
 from joyjax.media.metadata import Texts, read_recipe_text
 from joyjax.media.references import Source
+from joyjax.option_types import TEXT, JSONCheck, or_null
+from joyjax.options import EDIT, REQUIRED
 from joyjax.reading import parse_json, quoted
 from joyjax.sampling.noise import NOISE_RULE
 from joyjax.version import VERSION
@@ -37,76 +38,33 @@ LONGEST = 2**20  # characters of a recipe; the longest prompt that a model takes
 LONGEST_FILE = 4096  # characters of a file's name
 IN_HUB_CACHE = re.compile(r"models--(?P<owner>[^/\\]+?)--(?P<name>[^/\\]+)[/\\]snapshots[/\\](?P<revision>[^/\\]+)$")
 
-Check = tuple[Callable[[Any], bool], str]
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _is_list_of_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_number, value))
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
 
 def _is_digest(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch("sha256:[0-9a-f]{64}", value) is not None
 
 
-TEXT: Check = _is_text, "a text"
-TEXT_OR_NOT: Check = lambda value: value is None or _is_text(value), "a text or null"
-YES_OR_NO: Check = lambda value: isinstance(value, bool), "true or false"
-WHOLE: Check = lambda value: type(value) is int, "a whole number"
-NUMBER: Check = _is_number, "a number"
-NUMBERS: Check = lambda value: _is_number(value) or _is_list_of_numbers(value), "a number or a list of numbers"
-LIST_OR_NOT: Check = lambda value: value is None or _is_list_of_numbers(value), "a list of numbers or null"
-OBJECT: Check = lambda value: isinstance(value, dict), "an object"
-DIGEST: Check = _is_digest, "sha256: and 64 digits"
+TEXT_OR_NOT = or_null(TEXT)
+OBJECT: JSONCheck = lambda value: isinstance(value, dict), "an object"
+DIGEST: JSONCheck = _is_digest, "sha256: and 64 digits"
 
-# Every setting has the name of an argument of `joyjax.edit`, but for the noise, which names a rule.
-SETTINGS: Mapping[str, Check] = {
-    "prompt": TEXT,
-    "negative_prompt": TEXT,
-    "steps": WHOLE,
-    "sigmas": LIST_OR_NOT,
-    "guidance_scale": NUMBERS,
-    "guidance_until": NUMBER,
-    "seed": WHOLE,
-    "noise": TEXT,
-    "height": WHOLE,
-    "width": WHOLE,
-    "exact_size": YES_OR_NO,
-    "base_size": WHOLE,
-    "fit": TEXT,
-    "paste_back": YES_OR_NO,
-    "vae_encode": TEXT,
-    "vae_decode": TEXT,
-    "cache": TEXT_OR_NOT,
+# Every setting has the name of an option of `joyjax.edit`; the noise's is a rule that draws it.
+KEPT = {name: option for name, option in EDIT.items() if option.in_recipe}
+SETTINGS: Mapping[str, JSONCheck] = {
+    name: or_null(option.type.json) if option.missing is None else option.type.json for name, option in KEPT.items()
 }
-MODEL: Mapping[str, Check] = {
+# What a recipe of version 1 means where it lacks a setting.
+SETTING_DEFAULTS: Mapping[str, Any] = {
+    name: option.missing for name, option in KEPT.items() if option.missing is not REQUIRED
+}
+MODEL: Mapping[str, JSONCheck] = {
     "source": TEXT_OR_NOT,
     "family": TEXT,
     "dtype": TEXT,
     "linear": TEXT,
     "fingerprint": DIGEST,
 }
-# What a recipe of version 1 means where it lacks a setting. A new option gets its line here: the value that gives the
-# pictures of before. The other settings are in every recipe.
-SETTING_DEFAULTS: Mapping[str, Any] = {
-    "sigmas": None,
-    "guidance_until": 1.0,
-    "exact_size": False,
-    "fit": "crop",
-    "paste_back": False,
-    "vae_encode": "exact",
-    "vae_decode": "exact",
-    "cache": None,
-}
 MODEL_DEFAULTS: Mapping[str, Any] = {"linear": "exact"}
-SOURCE: Mapping[str, Check] = {
+SOURCE: Mapping[str, JSONCheck] = {
     "file": (lambda value: value is None or _is_relative(value), "a file's name from the picture's folder on, or null"),
     "digest": DIGEST,
     "size": (
@@ -114,7 +72,7 @@ SOURCE: Mapping[str, Check] = {
         "height and width",
     ),
 }
-TOP: Mapping[str, Check] = {
+TOP: Mapping[str, JSONCheck] = {
     "joyjax": TEXT,
     "jax": TEXT,
     "device": TEXT,
@@ -165,18 +123,20 @@ def make_recipe(
     machine.
 
     Raises:
-        ValueError: unless `settings` has every key of SETTINGS, "model", "family", "dtype" and "linear", and no other.
+        ValueError: unless `settings` has every key of SETTINGS, "model", "family", "dtype" and "linear", and no other;
+            options that only some families have may be missing.
     """
-    named = {"model", "family", "dtype", "linear"}
-    if settings.keys() != SETTINGS.keys() | named:
-        odd = sorted(settings.keys() ^ (SETTINGS.keys() | named))
-        raise ValueError(f"settings and what a recipe holds differ in {', '.join(odd)}")
+    known = SETTINGS.keys() | {"model", "family", "dtype", "linear"}
+    odd = {name for name in settings.keys() ^ known if name in settings or name not in KEPT or KEPT[name].every_family}
+    if odd:
+        raise ValueError(f"settings and what a recipe holds differ in {', '.join(sorted(odd))}")
     model = {
         "source": _portable(settings["model"]),
         **{name: settings[name] for name in ("family", "dtype", "linear")},
         "fingerprint": fingerprint,
     }
-    return Recipe(jax, device, model, {name: settings[name] for name in SETTINGS}, tuple(references), mask)
+    kept = {name: settings[name] for name in SETTINGS if name in settings}
+    return Recipe(jax, device, model, kept, tuple(references), mask)
 
 
 def recipe_texts(recipe: Recipe, folder: Path) -> Texts:
@@ -288,7 +248,7 @@ def edit_arguments(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in left_out}
 
 
-def _check(found: Any, checks: Mapping[str, Check], where: str, others: Collection[str] | None = ()) -> None:
+def _check(found: Any, checks: Mapping[str, JSONCheck], where: str, others: Collection[str] | None = ()) -> None:
     """Raise RequestError unless an object has these keys with values that pass, and `others`; None: any others."""
     if not isinstance(found, dict):
         raise RequestError(f"{where} is {quoted(found)}; expected an object")

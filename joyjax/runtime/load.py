@@ -47,8 +47,8 @@ class Pipeline:
 
     @property
     def base_size(self) -> int:
-        """Side of the square whose area a result has where no size is given, in pixels."""
-        return self.generation_defaults.base_size or self.family.defaults["base_size"]
+        """The default of the option `base_size`; 0 for a family that does not have it."""
+        return self.generation_defaults.base_size or self.family.defaults.get("base_size", 0)
 
     @property
     def domain(self) -> Domain | None:

@@ -8,9 +8,9 @@ from typing import Any
 from jax.sharding import Mesh
 
 from joyjax.layers.weights import Weights
+from joyjax.options import CacheRule
 from joyjax.runtime.load import Pipeline
 from joyjax.sampling.predictor import Cached, Predictor, Whole
-from joyjax.sampling.step_cache import CacheRule
 from joyjax.sharding.place import replicate
 
 

@@ -20,6 +20,7 @@ from joyjax.media.framing import Crop, paste_back, unpad
 from joyjax.media.image import from_pixels, rgb_profile
 from joyjax.media.metadata import Texts
 from joyjax.media.references import Source
+from joyjax.options import EDIT
 from joyjax.provenance.fingerprint import fingerprint
 from joyjax.provenance.recipe import make_recipe, recipe_texts
 from joyjax.runtime.load import Pipeline
@@ -108,30 +109,23 @@ class Result:
 
 
 def settings(pipeline: Pipeline, plan: Plan) -> dict[str, Any]:
-    """Return every value that the picture depends on, as plain data."""
-    request = plan.request
+    """Return every value that the picture depends on, as plain data.
+
+    An option that the family does not have has its neutral default.
+    """
+    family, request, kept = pipeline.family, plan.request, {}
+    for name, option in EDIT.items():
+        if option.in_recipe and (option.every_family or family.has(option)):
+            value = getattr(request, name) if option.every_family else request.own[name]
+            kept[name] = option.type.plain(value if family.has(option) else option.default)
+    kept |= {"height": plan.size[1], "width": plan.size[2]}  # as they became
+    kept["noise"] = f"rule {NOISE_RULE}" if request.noise is None else "given"
     return {
         "model": pipeline.source,
-        "family": pipeline.family.name,
+        "family": family.name,
         "dtype": pipeline.dtype,
         "linear": pipeline.linear,
-        "prompt": request.prompt,
-        "negative_prompt": request.negative_prompt,
-        "steps": request.steps,
-        "sigmas": None if request.sigmas is None else list(request.sigmas),
-        "guidance_scale": list(scale) if isinstance(scale := request.guidance_scale, tuple) else scale,
-        "seed": request.seed,
-        "height": plan.size[1],
-        "width": plan.size[2],
-        "exact_size": request.exact_size,
-        "base_size": request.base_size,
-        "fit": request.fit,
-        "paste_back": request.paste_back,
-        "noise": f"rule {NOISE_RULE}" if request.noise is None else "given",
-        "vae_encode": request.vae_encode,
-        "vae_decode": request.vae_decode,
-        "guidance_until": request.guidance_until,
-        "cache": None if request.cache is None else str(request.cache),
+        **kept,
     }
 
 

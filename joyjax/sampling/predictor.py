@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from joyjax.layers.weights import Weights
+from joyjax.options import CacheRule
 from joyjax.sampling.guided_step import predict
 from joyjax.sampling.solver import Levels
-from joyjax.sampling.step_cache import CacheRule, StepCache, empty_cache, predict_cached
+from joyjax.sampling.step_cache import StepCache, empty_cache, predict_cached
 
 
 @runtime_checkable

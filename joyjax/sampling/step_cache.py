@@ -27,22 +27,7 @@ from joyjax.sampling.guided_step import times_of_rows
 from joyjax.sampling.rows import expand_for_cfg
 from joyjax.sharding.place import constrain
 
-KINDS = ("taylor", "first-block")  # the first is meant where none is named: docs/speed.md has its figures
-MOST_CHANGE = 1e6  # a threshold that no change reaches
 TOKENS = ("batch", "sequence", "embed")
-
-
-@dataclasses.dataclass(frozen=True)
-class CacheRule:
-    """When to reuse: below `threshold`, the relative change of what the first block adds (mean of absolute values)."""
-
-    threshold: float
-    kind: str = KINDS[0]
-
-    def __str__(self) -> str:
-        """Return it as a user writes it."""
-        short = f"{self.threshold:g}"
-        return f"{self.kind}:{short if float(short) == self.threshold else repr(self.threshold)}"
 
 
 @functools.partial(

@@ -13,9 +13,10 @@ from PIL import Image
 
 from joyjax.errors import PictureError
 from joyjax.families.joyimage_buckets import buckets, nearest_bucket
-from joyjax.media.framing import FITS, contain_pad, cover_crop, fit_picture, paste_back, pasted_region, unpad
+from joyjax.media.framing import contain_pad, cover_crop, fit_picture, paste_back, pasted_region, unpad
 from joyjax.media.image import alpha_channel, as_rgb, open_picture, rgb_profile, upright
 from joyjax.media.mask import check_mask
+from joyjax.options import FITS
 
 BILINEAR = Image.Resampling.BILINEAR
 SIDES = st.integers(1, 90)

@@ -21,11 +21,11 @@ from joyjax.convert.source.model import DEMO
 from joyjax.errors import AdviceWarning, JoyJaxError, PictureError, RequestError
 from joyjax.media.image import open_picture
 from joyjax.media.references import Source, digest, find_mask, find_references
+from joyjax.option_types import NUMBER
 from joyjax.provenance.fingerprint import check_model
 from joyjax.provenance.recipe import (
     LONGEST,
     MODEL_DEFAULTS,
-    NUMBER,
     SETTING_DEFAULTS,
     SETTINGS,
     edit_arguments,

@@ -241,7 +241,7 @@ def test_a_picture_that_cannot_be_used(image, message, loaded):
 
 def test_a_cache_that_the_model_cannot_have(loaded):
     without = dataclasses.replace(loaded, family=dataclasses.replace(loaded.family, without=frozenset({"cache"})))
-    with pytest.raises(RequestError, match="cache is 0.1, but JoyImage-Edit has no step cache; leave it out"):
+    with pytest.raises(RequestError, match="cache is given, but JoyImage-Edit has no such option; leave it out"):
         joyjax.edit(without, PICTURE, PROMPT, cache=0.1, **SIZE)
     configs = loaded.parts.configs
     one = dataclasses.replace(configs["transformer"], num_layers=1)

@@ -13,10 +13,11 @@ from stagewise import Stages
 from whole_step import cached_step, denoise_step
 
 import joyjax
+from joyjax.options import CacheRule
 from joyjax.runtime.request import check_request
 from joyjax.sampling import predictor
 from joyjax.sampling.guided_step import predict
-from joyjax.sampling.step_cache import CacheRule, empty_cache, predict_cached, relative_change
+from joyjax.sampling.step_cache import empty_cache, predict_cached, relative_change
 from joyjax.sharding.place import replicate
 
 pytestmark = [

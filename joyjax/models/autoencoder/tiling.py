@@ -9,17 +9,15 @@ each device one cut. `auto` takes `tiled` for what is larger than a tile, else `
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from joyjax.errors import MeshError
+from joyjax.options import VAEMode as Mode
 from joyjax.sharding.place import devices_along, on_shards
 
-Mode = Literal["exact", "tiled", "patch", "auto"]
-MODES = ("exact", "tiled", "patch", "auto")
 TILE, STRIDE = 256, 192  # pixels; those of Diffusers
 Function = Callable[[Array], Array]
 
