@@ -46,7 +46,7 @@ def _unchecked(name: str, value: Any) -> Any:
     return value
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class OptionType:
     """A type of option values.
 

@@ -86,7 +86,7 @@ def _cache_rule() -> OptionType:
     return OptionType(f"threshold such as 0.1, or a kind with one: {kinds}", check, plain=plain, metavar="X")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Option:
     """An option of `joyjax.edit` or `joyjax.load`.
 

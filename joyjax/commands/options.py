@@ -48,7 +48,7 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
         more = [name for name in names if name not in signature.parameters]
         added = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(TABLE[name]))
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(name))
             for name in more
         ]
 
@@ -62,12 +62,14 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return declare
 
 
-def _annotation(option: Option) -> Any:
+@functools.cache
+def _annotation(name: str) -> Any:
+    option = TABLE[name]
     choices = {str(choice): str(choice) for choice in option.type.choices}
     kind: Any = option.type.cli
     if choices:
         kind = enum.StrEnum(option.name, choices)  # type: ignore[misc,no-redef] # known at run time
-    return Annotated[kind | None, declared(option.name)]
+    return Annotated[kind | None, declared(name)]
 
 
 def parsed(name: str, value: Any) -> Any:

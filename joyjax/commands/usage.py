@@ -13,7 +13,6 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from joyjax.errors import RequestError
-from joyjax.names import COMMANDS, INSTEAD, normalized
 from joyjax.options import BASIC, EDIT, SUBJECTS
 from joyjax.reading import LOCALE, printable
 
@@ -117,6 +116,8 @@ class Program(TyperGroup):
         name = args[0]
         if name in self.commands or name.startswith("-"):
             return super().resolve_command(ctx, args)
+        from joyjax.names import COMMANDS  # needed after a mistake alone
+
         if meant := COMMANDS.get(name.lower()):
             raise _usage(f"No such command {name!r}; use joyjax {meant}", ctx)
         if " " in name.strip():
@@ -138,6 +139,8 @@ def remedy(option: str, command: Any, others: Mapping[str, Any]) -> str:
 
     `others` are the other commands by name.
     """
+    from joyjax.names import INSTEAD, normalized
+
     plain = normalized(option)
     dashed = _dashed(plain)
     own = _options(command)
@@ -156,6 +159,8 @@ def remedy(option: str, command: Any, others: Mapping[str, Any]) -> str:
 
 def _elsewhere(option: str, command: Any, others: Mapping[str, Any]) -> str:
     """Say where an option is that this command does not have."""
+    from joyjax.names import normalized
+
     argument = normalized(option)
     if command.name == "batch" and argument in EDIT and EDIT[argument].row:
         return f'a row of the requests has it, as "{argument}"'

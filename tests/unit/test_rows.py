@@ -40,13 +40,15 @@ def test_a_json_array_gives_a_row_for_each_element(tmp_path, indent):
 
 
 def test_a_bad_element_has_its_error_and_the_others_stay(tmp_path):
-    text = '[\n {"prompt": "x"},\n\n "prompt",\n {"prompt": NaN},\n {"prompt": 1, "prompt": 2},\n {"noise": 1}]'
+    text = '[\n {"prompt": "x"},\n\n "prompt",\n {"prompt": NaN},\n {"prompt": 1, "prompt": 2},\n {"noise": 1},'
+    text += '\n {"cfg": 1}]'
     rows = rows_of(tmp_path, text)
     assert rows[0].error is None
     assert rows[1].error == "element 2 (line 4) holds a json str; expected a JSON object"
     assert rows[2].error.startswith("element 3 (line 5) is not valid JSON: Out of range")
     assert rows[3].error == "element 4 (line 6) is not valid JSON: 'prompt' is there twice"
     assert rows[4].error == "noise cannot be given in a file of requests"
+    assert rows[5].error == "'cfg' is no argument of edit: use guidance_scale"
 
 
 def test_an_array_that_is_not_json_is_refused_whole(tmp_path):
