@@ -233,6 +233,10 @@ def demo():
     return joyjax.load(dtype="float32")
 
 
+def planned(pipeline, **options):
+    return pipeline.family.plan(check(pipeline, **options), pipeline.parts)
+
+
 def with_family(pipeline, **changes):
     return dataclasses.replace(pipeline, family=dataclasses.replace(pipeline.family, **changes))
 
@@ -280,9 +284,8 @@ def test_an_option_that_only_some_families_have(demo, monkeypatch):
     assert check(warm).own == {"warmth": 0.5}
     assert check(warm, warmth=2).own == {"warmth": 2.0}
     assert check(demo).own == {}
-    inputs = demo.family.prepare(check(demo), demo.parts)
-    assert settings(warm, check(warm, warmth=2), inputs)["warmth"] == 2.0
-    assert "warmth" not in settings(demo, check(demo), inputs)
+    assert settings(warm, planned(warm, warmth=2))["warmth"] == 2.0
+    assert "warmth" not in settings(demo, planned(demo))
     for pipeline, value, says in (
         (demo, 2, "warmth is 2.0, but JoyImage-Edit has no such option; leave it out"),
         (warm, 10, "warmth is 10; expected a number up to 9"),
@@ -294,11 +297,10 @@ def test_an_option_that_only_some_families_have(demo, monkeypatch):
 
 @pytest.mark.usefixtures("as_users_run_it")
 def test_settings_keep_the_neutral_value_of_an_option_that_the_family_lacks(demo):
-    request = check(demo)
-    inputs = demo.family.prepare(request, demo.parts)
-    found = settings(with_family(demo, without=frozenset({"base_size", "fit"})), request, inputs)
+    plan = planned(demo)
+    found = settings(with_family(demo, without=frozenset({"base_size", "fit"})), plan)
     assert (found["base_size"], found["fit"]) == (None, "crop")
-    assert settings(demo, request, inputs)["base_size"] == 128
+    assert settings(demo, plan)["base_size"] == 128
 
 
 @pytest.mark.usefixtures("as_users_run_it")
