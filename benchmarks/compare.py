@@ -36,7 +36,7 @@ def run_diffusers(arguments: argparse.Namespace, noise: np.ndarray, out: Path) -
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
     from diffusers.pipelines.joyimage import image_processor
 
-    from joyjax.media.image import buckets
+    from joyjax.families.joyimage_buckets import buckets
 
     torch.set_grad_enabled(False)
     DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mode()

@@ -37,6 +37,7 @@ from whole_step import SOLVER, denoise_step, level
 
 from joyjax.layers.condition import Condition
 from joyjax.layers.weights import Weights
+from joyjax.models.joyimage import modulations
 from joyjax.sampling.guidance import Guidance
 from joyjax.sampling.guided_step import advance
 from joyjax.sampling.rows import expand_for_cfg
@@ -55,7 +56,8 @@ def scanned_step(
     graph, _ = nnx.split(network.blocks[0])
 
     def body(streams: tuple[jax.Array, jax.Array], state: Any) -> tuple[tuple[jax.Array, jax.Array], None]:
-        return nnx.merge(graph, state)(*streams, first_output.temb, first_output.layout), None
+        block = nnx.merge(graph, state)
+        return block(*streams, *modulations(block, first_output.temb), first_output.layout), None
 
     (img, txt), _ = jax.lax.scan(body, (first_output.img, first_output.txt), middle)
     hidden = network.remaining_blocks(dataclasses.replace(first_output, img=img, txt=txt))

@@ -288,7 +288,7 @@ def norm_of_tokens(patch):
 
 @trap("schedule", "lowest sigma shifted once, for twice", "schedule")
 def lowest_sigma_shifted_once(patch):
-    def wrong(right, count, config, *_):
+    def wrong(right, count, config, *_, **__):
         levels = np.linspace(1, 1 / config.num_train_timesteps, count)
         levels = config.shift * levels / (1 + (config.shift - 1) * levels)
         return np.append(levels, 0).astype(np.float32)

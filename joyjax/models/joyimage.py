@@ -130,6 +130,11 @@ def make_block(config: JoyImageConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | Non
     return Block(*(JoyImageStream(config, dtype=dtype, rngs=rngs) for _ in range(2)))
 
 
+def modulations(block: Block, temb: Float[Array, "B 6 D"]) -> tuple[Float[Array, "B 1 6 D"], Float[Array, "B 1 6 D"]]:
+    """Return the modulation of a block's image and of its text, in float32."""
+    return block.img.modulation(temb), block.txt.modulation(temb)
+
+
 class JoyImageTransformer(nnx.Module):
     """Predicts the velocity of the target's latents from noisy target, clean references, text and time."""
 
@@ -172,16 +177,16 @@ class JoyImageTransformer(nnx.Module):
         txt = constrain(self._embed_text(pad_to_devices(condition.txt, mesh.devices)), "batch", "sequence", "embed")
         before = img
         for block in self.blocks[:-1][:1]:
-            img, txt = block(img, txt, block.img.modulation(temb), block.txt.modulation(temb), layout)
+            img, txt = block(img, txt, *modulations(block, temb), layout)
         return FirstBlockOutput(before, img, txt, temb, layout, targets)
 
     def remaining_blocks(self, first_output: FirstBlockOutput) -> Float[Array, "B U D"]:
         """Run all other blocks; return the target's tokens, with padding."""
         img, txt, temb, layout = first_output.img, first_output.txt, first_output.temb, first_output.layout
         for block in self.blocks[1:-1]:
-            img, txt = block(img, txt, block.img.modulation(temb), block.txt.modulation(temb), layout)
+            img, txt = block(img, txt, *modulations(block, temb), layout)
         last = self.blocks[-1]
-        return last.last(img, txt, last.img.modulation(temb), last.txt.modulation(temb), layout, first_output.targets)
+        return last.last(img, txt, *modulations(last, temb), layout, first_output.targets)
 
     def head(self, tokens: Float[Array, "B U D"], first_output: FirstBlockOutput) -> Float[Array, "B U P"]:
         """Return the velocity of what the last block gave, in float32. The time has no part in it, unlike elsewhere."""

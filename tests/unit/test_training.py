@@ -211,7 +211,7 @@ def test_batches_are_those_of_inference(files, stream):
         assert int(batch.image_token_index[row].max()) == 16 * row + 15
     ours = flow.vision_inputs(batch.pictures, files)
     for row, picture in enumerate(np.asarray(batch.pictures)):
-        patches, grid = vision_patches(Image.fromarray(picture), files.vision)
+        patches, grid = vision_patches(Image.fromarray(picture), files.processor)
         assert grid == (8, 8)
         np.testing.assert_allclose(ours.patches[row], patches, atol=1e-6)
 
