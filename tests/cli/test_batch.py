@@ -15,6 +15,7 @@ from web import serving
 
 import joyjax
 from joyjax.batch import run
+from joyjax.batch.folder import LOCK, hold_folder
 from joyjax.batch.rows import read_rows
 from joyjax.errors import Cancelled, RequestError
 from joyjax.media.image import open_picture
@@ -45,7 +46,7 @@ def pixels(path: Path) -> np.ndarray:
 
 def listed(folder: Path) -> list[str]:
     """What a user sees in a folder of results: not the hidden file of its lock."""
-    return sorted(path.name for path in folder.iterdir() if path.name != folder.LOCK)
+    return sorted(path.name for path in folder.iterdir() if path.name != LOCK)
 
 
 def told(folder: Path, name: str) -> dict:
@@ -399,7 +400,7 @@ def test_what_is_not_a_file_of_requests_writes_nothing(folder, monkeypatch):
 def test_a_folder_is_written_by_one_batch_at_a_time(folder, monkeypatch):
     unloaded(monkeypatch)
     (folder / "out").mkdir()
-    with folder.hold_folder(folder / "out"):
+    with hold_folder(folder / "out"):
         done = invoke("batch", write(folder / "r.jsonl", ROW), "-o", folder / "out")
     assert isinstance(done.exception, RequestError)
     assert "is being written by another batch at this time" in str(done.exception)
