@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,24 @@ from joyjax.convert.component import Component
 from joyjax.convert.manifest import MANIFEST, Manifest, Piece, Stored, Told, parts
 from joyjax.convert.rules import Shape, raise_faults
 from joyjax.convert.stream import Progress
+from joyjax.dtypes import STORED
 from joyjax.errors import CheckpointError
+from joyjax.layers.stored import (
+    Storage,
+    array_leaves,
+    filled_with_arrays,
+    own_places,
+    places,
+    storable,
+    storage_faults,
+    with_storage,
+)
 from joyjax.layers.weights import Weights, leaves
 from joyjax.reading import parse_json, quoted
 from joyjax.sharding.build import build
 from joyjax.sharding.place import parameter_sharding
+from joyjax.storage import forms
+from joyjax.storage.quantize import quantize_array
 
 CHUNK_BYTES = 2**23  # what is read of an array at least; a row of the MLP's kernels falls into eight
 FEW = 64  # Orbax cuts an axis that it is told to cut into single entries: only heads are so few
@@ -130,7 +143,11 @@ def digest(array: np.ndarray) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ReadPlan:
-    """How the parts of one component fill the parameters of `abstract`. They fit; nothing has been read."""
+    """How the parts of one component fill the parameters of `abstract`. They fit; nothing has been read.
+
+    `parameters` are the arrays of the folder by path. A kernel that is an array there and another form in `abstract` is
+    quantized while it is read; one that has the form there already is read as it is.
+    """
 
     folder: Path
     abstract: Weights
@@ -143,34 +160,50 @@ class ReadPlan:
 
     def fill(self, mesh: Mesh | None = None, progress: Progress | None = None) -> Weights:
         """Read the network: see `restore`."""
-        default = jax.device_put(np.zeros(())).sharding
-        wanted = {
-            path: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=parameter_sharding(path, leaf.shape, leaf.axes, mesh) or default
-            )
+        placed, own = places(self.abstract.state, mesh), array_leaves(self.abstract.state)
+        quantized = {
+            path: leaf
             for path, leaf in leaves(self.abstract.state).items()
+            if path in self.parameters and path not in own
         }
+        default = jax.device_put(np.zeros(())).sharding
+        wanted = {}
+        for path, stored in self.parameters.items():
+            if path in quantized:
+                leaf = quantized[path]
+                place = parameter_sharding(path, stored.shape, leaf.axes, mesh) or default
+                wanted[path] = jax.ShapeDtypeStruct(stored.shape, np.dtype(leaf.dtype), sharding=place)
+            else:
+                value = own[path].value
+                wanted[path] = jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=placed[path])
         arrays: dict[str, jax.Array] = {}
         done, total = 0, self.nbytes
 
-        def advance(paths: Iterable[str]) -> None:
+        def keep(part: str, read: dict[str, jax.Array]) -> None:
+            """Check what was read, and let go of each kernel once it is quantized."""
             nonlocal done
-            done += sum(self.parameters[path].nbytes for path in paths)
+            self._check_finite(part, read)
+            done += sum(self.parameters[path].nbytes for path in read)
+            while read:
+                path, array = read.popitem()
+                if path in quantized:
+                    goal = quantized[path].get_value()
+                    leaf = quantize_array(goal, quantized[path].inputs, own_places(path, goal, placed), array)
+                    arrays.update({forms.array_path(path, name): each for name, each in forms.arrays(leaf).items()})
+                else:
+                    arrays[path] = array
+                del array
             if progress:
                 progress(done, total)
 
         whole = {path: stored for path, stored in self.parameters.items() if len(stored.pieces) == 1}
         for part, held in parts(whole).items():
-            read = read_part(self.folder / part, {path: wanted[path] for path in held})
-            self._check_finite(part, read)
-            arrays |= read
-            advance(held)
+            keep(part, read_part(self.folder / part, {path: wanted[path] for path in held}))
         for path in (path for path in self.parameters if path not in whole):
             want = wanted[path]
-            arrays[path] = build(want.shape, want.dtype, want.sharding, self._reader(path, want.dtype))
-            self._check_finite(self.parameters[path].pieces[0].part, {path: arrays[path]})
-            advance([path])
-        return self.abstract.filled(arrays)
+            built = build(want.shape, want.dtype, want.sharding, self._reader(path, want.dtype))
+            keep(self.parameters[path].pieces[0].part, {path: built})
+        return filled_with_arrays(self.abstract, arrays)
 
     def _check_finite(self, part: str, arrays: Mapping[str, jax.Array]) -> None:
         for path, finite in jax.device_get({path: _finite(array) for path, array in arrays.items()}).items():
@@ -206,12 +239,14 @@ def _finite(array: jax.Array) -> jax.Array:
     return jnp.isfinite(array).all()
 
 
-def plan(folder: Path, component: Component, config: Any, dtype: DTypeLike) -> ReadPlan:
+def plan(folder: Path, component: Component, config: Any, dtype: DTypeLike, storage: Storage = None) -> ReadPlan:
     """Find the parameters of one component in a converted folder.
+
+    `storage` names a form for all kernels that may have one; None keeps what each has in the folder.
 
     Raises:
         CheckpointError: if the manifest is missing or damaged or lacks the component, or listing all parameters and
-            parts that are missing, left over or of another shape.
+            parts that are missing, left over, of another shape or form.
     """
     components = Manifest.read(folder).components
     if component.folder not in components:
@@ -219,19 +254,37 @@ def plan(folder: Path, component: Component, config: Any, dtype: DTypeLike) -> R
             f"{folder / MANIFEST} has no component {component.folder}, only {', '.join(components)}: "
             f"add it with joyjax convert SOURCE {folder} --component {component.folder}"
         )
-    parameters = components[component.folder].parameters
-    abstract = component.abstract(config, dtype)
-    wanted = {path: tuple(leaf.shape) for path, leaf in leaves(abstract.state).items()}
-    faults = [f"parameter {path} {list(wanted[path])} is missing" for path in wanted if path not in parameters]
+    converted, place = components[component.folder], folder / component.folder
+    parameters, what = converted.parameters, f"{place}: the parameters are not those of its configuration"
+    plain = component.abstract(config, dtype)
+    raise_faults(what, storage_faults(plain.state, converted.forms))
+    held = with_storage(plain, converted.forms)
+    wanted = {path: array.value for path, array in array_leaves(held.state).items()}
+    formed = {path for path, array in array_leaves(held.state).items() if path != array.parameter}
+    faults = [
+        f"parameter {path} {list(array.shape)} is missing" for path, array in wanted.items() if path not in parameters
+    ]
     for path, stored in parameters.items():
         if path not in wanted:
             faults.append(f"parameter {path} {list(stored.shape)} is not part of this network")
-        elif stored.shape != wanted[path]:
-            faults.append(f"parameter {path} has shape {list(stored.shape)}, expected {list(wanted[path])}")
-    place = folder / component.folder
+        elif stored.shape != tuple(wanted[path].shape):
+            faults.append(f"parameter {path} has shape {list(stored.shape)}, expected {list(wanted[path].shape)}")
+        elif path in formed and stored.dtype != str(np.dtype(wanted[path].dtype)):
+            faults.append(f"parameter {path} is {stored.dtype}, expected {np.dtype(wanted[path].dtype)}")
+        elif path not in formed and stored.dtype not in STORED:
+            faults.append(f"parameter {path} is {stored.dtype}, expected {' or '.join(STORED)}")
     faults += [f"{part} is missing" for part in parts(parameters) if not (place / part).is_dir()]
-    raise_faults(f"{place}: the parameters are not those of its configuration", faults)
-    return ReadPlan(place, abstract, parameters)
+    raise_faults(what, faults)
+    asked = dict.fromkeys(storable(plain.state), storage) if isinstance(storage, str) else dict(storage or {})
+    raise_faults(
+        f"{place}: a kernel is never quantized a second time; load the folder without the option",
+        [
+            f"parameter {path} has the form {form}, not {asked[path]}"
+            for path, form in converted.forms.items()
+            if asked.get(path, form) != form
+        ],
+    )
+    return ReadPlan(place, with_storage(plain, {**asked, **converted.forms}), parameters)
 
 
 def restore(
@@ -241,14 +294,15 @@ def restore(
     dtype: DTypeLike,
     mesh: Mesh | None = None,
     progress: Progress | None = None,
+    storage: Storage = None,
 ) -> Weights:
-    """Read one component of a converted folder; the counterpart of `stream.fill`.
+    """Read one component of a converted folder; the counterpart of `stream.fill`. `storage` as in `plan`.
 
     Raises:
         CheckpointError: if folder and network do not fit, or a part cannot be read.
         MeshError: if a parameter cannot be split over the mesh.
     """
-    return plan(folder, component, config, dtype).fill(mesh, progress)
+    return plan(folder, component, config, dtype, storage).fill(mesh, progress)
 
 
 def _reason(error: Exception) -> str:

@@ -24,7 +24,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
         "image prompt negative_prompt steps guidance_scale seed height width exact_size base_size sigmas fit mask "
         "paste_back noise vae_encode vae_decode guidance_until cache callback".split()
     ),
-    "load": ("model", "dtype", "mesh", "linear", "progress"),
+    "load": ("model", "dtype", "mesh", "quantize", "linear", "progress"),
     "edit_batch": ("requests", "batch_size"),
 }
 
@@ -147,12 +147,12 @@ _TABLE: tuple[tuple[str, Instead], ...] = (
     ),
     ("variant", _use("dtype", note="joyjax reads the files that have no variant in their names, and converts them")),
     (
-        "quantize quantization quantization_config load_in_8bit load_in_4bit fp8 float8 bits",
-        _use("linear", note='"float8" halves the memory of the transformer'),
+        "quantization quantization_config load_in_8bit load_in_4bit fp8 float8 bits",
+        _use("quantize", note='"float8" halves the memory of the transformer'),
     ),
     (
         "offload cpu_offload enable_model_cpu_offload enable_sequential_cpu_offload lowvram low_vram medvram low_ram",
-        _use("linear", "vae_decode", note='"float8" and "tiled" need less memory; there is no offloading'),
+        _use("quantize", "vae_decode", note='"float8" and "tiled" need less memory; there is no offloading'),
     ),
     ("vae_tiling enable_vae_tiling vae_tile tiled_vae tiled_decode vae_slicing", _use("vae_decode", note='"tiled"')),
     (

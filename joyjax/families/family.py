@@ -57,8 +57,7 @@ class Family:
     `class_name` is the pipeline's in model_index.json. `references` is the largest number of reference pictures.
     `read(folder, configs)` opens tokenizer and processor. `prepare` turns a request into arrays; `condition` puts
     together what one denoising step is told, from encoded prompt rows and reference tokens. `step_cache`: its
-    transformer can be run in two parts (joyjax/sampling/step_cache.py). `float8` names the linear maps of its
-    transformer that may be stored in eight bits, as paths with `*` for a number; none: it has no such form.
+    transformer can be run in two parts (joyjax/sampling/step_cache.py).
     """
 
     name: str
@@ -72,4 +71,3 @@ class Family:
     prepare: Callable[[Request, Parts], Inputs]
     condition: Callable[[Inputs, Any, Any], Any]
     step_cache: bool = False
-    float8: tuple[str, ...] = ()

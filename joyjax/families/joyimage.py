@@ -42,9 +42,6 @@ DROPPED = 34  # the system turn, and the <|im_start|> of the user's
 LONGEST_TEXT = 2048 + DROPPED  # without pictures; where the reference cuts a prompt, joyjax refuses it
 LONGEST_PROMPT = 4096  # hidden states that the transformer is given; the last ones are kept
 
-# The linear maps of the blocks, all but a hundredth of the products. Modulation, embeddings and the last map stay.
-FLOAT8 = tuple(f"blocks.*.{stream}.{name}" for stream in ("img", "txt") for name in ("qkv", "out", "up", "down"))
-
 
 def read(folder: Path, configs: Mapping[str, Any]) -> Parts:
     """Open the tokenizer, the processor's numbers and the schedule, and check that all parts fit together."""
@@ -287,7 +284,6 @@ EDIT = Family(
     prepare=_prepare_edit,
     condition=condition,
     step_cache=True,
-    float8=FLOAT8,
 )
 EDIT_PLUS = dataclasses.replace(
     EDIT,

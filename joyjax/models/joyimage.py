@@ -149,12 +149,18 @@ class Stream(nnx.Module):
         width, heads = (config.hidden_size,), (config.num_attention_heads, config.head_dim)
         head_axes = ("heads", "head_width")
         self.table = parameter(rngs, (MODULATIONS, *width), (None, "embed"), dtype, init=width[0] ** -0.5)
-        self.qkv = Linear(width, (3, *heads), axes_in=("embed",), axes_out=(None, *head_axes), dtype=dtype, rngs=rngs)
+        self.qkv = Linear(
+            width, (3, *heads), axes_in=("embed",), axes_out=(None, *head_axes), dtype=dtype, rngs=rngs, storable=True
+        )
         self.q_norm = parameter(rngs, (config.head_dim,), ("head_width",), dtype)
         self.k_norm = parameter(rngs, (config.head_dim,), ("head_width",), dtype)
-        self.out = Linear(heads, width, axes_in=head_axes, axes_out=("embed",), dtype=dtype, rngs=rngs)
-        self.up = Linear(width, (config.mlp_dim,), axes_in=("embed",), axes_out=("mlp",), dtype=dtype, rngs=rngs)
-        self.down = Linear((config.mlp_dim,), width, axes_in=("mlp",), axes_out=("embed",), dtype=dtype, rngs=rngs)
+        self.out = Linear(heads, width, axes_in=head_axes, axes_out=("embed",), dtype=dtype, rngs=rngs, storable=True)
+        self.up = Linear(
+            width, (config.mlp_dim,), axes_in=("embed",), axes_out=("mlp",), dtype=dtype, rngs=rngs, storable=True
+        )
+        self.down = Linear(
+            (config.mlp_dim,), width, axes_in=("mlp",), axes_out=("embed",), dtype=dtype, rngs=rngs, storable=True
+        )
 
     def modulation(self, temb: Float[Array, "B 6 D"]) -> list[Float[Array, "B D"]]:
         """Return shift, scale, gate of the attention and shift, scale, gate of the MLP, in float32."""
