@@ -5,7 +5,6 @@ holds what is in the manifest (manifest.py).
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import functools
 import hashlib
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
@@ -25,6 +23,8 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from joyjax.convert.component import Component
+from joyjax.convert.finite import all_finite, all_finite_on_device
+from joyjax.convert.host_memory import freeing, give_back
 from joyjax.convert.manifest import MANIFEST, Manifest, Piece, Stored, Told, parts
 from joyjax.convert.rules import Shape, raise_faults
 from joyjax.convert.stream import Progress
@@ -70,7 +70,7 @@ def write_part(folder: Path, arrays: Mapping[str, np.ndarray], axes: Mapping[str
     except Exception as error:  # Orbax raises bare ones too
         raise CheckpointError(f"{folder} cannot be written ({_reason(error)})") from error
     finally:
-        _give_back()
+        give_back()
 
 
 def read_part(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,13 +89,7 @@ def read_part(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     except Exception as error:  # see `write_part`
         raise CheckpointError(f"{folder} cannot be read; convert the model again ({_reason(error)})") from error
     finally:
-        _give_back()
-
-
-def _give_back() -> None:
-    """Give the system the memory that Orbax has freed. The C library would keep a third of a gigabyte of it."""
-    with contextlib.suppress(AttributeError, OSError):  # where it is not glibc
-        ctypes.CDLL(None).malloc_trim(0)
+        give_back()
 
 
 def _check_chunks(folder: Path, shapes: Mapping[str, Shape]) -> None:
@@ -160,35 +154,44 @@ class ReadPlan:
 
     def fill(self, mesh: Mesh | None = None, progress: Progress | None = None) -> Weights:
         """Read the network: see `restore`."""
+        with freeing():
+            return self._fill(mesh, progress)
+
+    def _fill(self, mesh: Mesh | None, progress: Progress | None) -> Weights:
         placed, own = places(self.abstract.state, mesh), array_leaves(self.abstract.state)
-        quantized = {
+        goals = {
             path: leaf
             for path, leaf in leaves(self.abstract.state).items()
             if path in self.parameters and path not in own
         }
-        default = jax.device_put(np.zeros(())).sharding
-        wanted = {}
-        for path, stored in self.parameters.items():
-            if path in quantized:
-                leaf = quantized[path]
-                place = parameter_sharding(path, stored.shape, leaf.axes, mesh) or default
-                wanted[path] = jax.ShapeDtypeStruct(stored.shape, np.dtype(leaf.dtype), sharding=place)
-            else:
-                value = own[path].value
-                wanted[path] = jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=placed[path])
         arrays: dict[str, jax.Array] = {}
         done, total = 0, self.nbytes
 
-        def keep(part: str, read: dict[str, jax.Array]) -> None:
+        def wanted(path: str) -> Any:
+            """Say where an array is read to: to its place, or if it is to be quantized on one device to the host."""
+            if path not in goals:
+                value = own[path].value
+                return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=placed[path])
+            goal, stored = goals[path], self.parameters[path]
+            if mesh is None:
+                return np.empty(stored.shape, stored.dtype)
+            place = parameter_sharding(path, stored.shape, goal.axes, mesh)
+            return jax.ShapeDtypeStruct(stored.shape, np.dtype(goal.dtype), sharding=place)
+
+        def keep(part: str, read: dict[str, Any]) -> None:
             """Check what was read, and let go of each kernel once it is quantized."""
             nonlocal done
-            self._check_finite(part, read)
             done += sum(self.parameters[path].nbytes for path in read)
             while read:
                 path, array = read.popitem()
-                if path in quantized:
-                    goal = quantized[path].get_value()
-                    leaf = quantize_array(goal, quantized[path].inputs, own_places(path, goal, placed), array)
+                if not (all_finite(array) if isinstance(array, np.ndarray) else all_finite_on_device(array)):
+                    place = self.folder / part
+                    raise CheckpointError(
+                        f"{place}: {path} holds NaN or infinity: the file is damaged; convert the model again"
+                    )
+                if path in goals:
+                    goal = goals[path].get_value()
+                    leaf = quantize_array(goal, goals[path].inputs, own_places(path, goal, placed), array)
                     arrays.update({forms.array_path(path, name): each for name, each in forms.arrays(leaf).items()})
                 else:
                     arrays[path] = array
@@ -196,21 +199,19 @@ class ReadPlan:
             if progress:
                 progress(done, total)
 
-        whole = {path: stored for path, stored in self.parameters.items() if len(stored.pieces) == 1}
-        for part, held in parts(whole).items():
-            keep(part, read_part(self.folder / part, {path: wanted[path] for path in held}))
-        for path in (path for path in self.parameters if path not in whole):
-            want = wanted[path]
-            built = build(want.shape, want.dtype, want.sharding, self._reader(path, want.dtype))
+        # What lies in several pieces is put together in the host's memory: first, while little else is there.
+        pieces = [path for path, stored in self.parameters.items() if len(stored.pieces) > 1]
+        for path in pieces:
+            if isinstance(want := wanted(path), np.ndarray):
+                built: Any = self._reader(path, want.dtype)(tuple(slice(0, size) for size in want.shape))
+            else:
+                built = build(want.shape, want.dtype, want.sharding, self._reader(path, want.dtype))
             keep(self.parameters[path].pieces[0].part, {path: built})
+            del built
+        whole = {path: stored for path, stored in self.parameters.items() if path not in pieces}
+        for part, held in parts(whole).items():
+            keep(part, read_part(self.folder / part, {path: wanted(path) for path in held}))
         return filled_with_arrays(self.abstract, arrays)
-
-    def _check_finite(self, part: str, arrays: Mapping[str, jax.Array]) -> None:
-        for path, finite in jax.device_get({path: _finite(array) for path, array in arrays.items()}).items():
-            if not finite:
-                raise CheckpointError(
-                    f"{self.folder / part}: {path} holds NaN or infinity: the file is damaged; convert the model again"
-                )
 
     def _reader(self, path: str, dtype: DTypeLike) -> Callable[[tuple[slice, ...]], np.ndarray]:
         """Return what reads any part of a parameter in pieces."""
@@ -232,11 +233,6 @@ class ReadPlan:
             return np.concatenate(shares)
 
         return read
-
-
-@jax.jit
-def _finite(array: jax.Array) -> jax.Array:
-    return jnp.isfinite(array).all()
 
 
 def plan(folder: Path, component: Component, config: Any, dtype: DTypeLike, storage: Storage = None) -> ReadPlan:

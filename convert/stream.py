@@ -11,6 +11,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from joyjax.convert.component import Component
+from joyjax.convert.finite import all_finite
+from joyjax.convert.host_memory import freeing
 from joyjax.convert.rules import Match, match, raise_faults
 from joyjax.convert.safetensors import Tensors
 from joyjax.dtypes import STORED
@@ -23,10 +25,6 @@ from joyjax.storage import forms
 from joyjax.storage.quantize import quantize_kernel
 
 Progress = Callable[[int, int], None]  # is told the bytes done and the bytes in all
-
-# The bits of an exponent: all of them set is how infinity and what is no number are written.
-EXPONENTS = {"bfloat16": (np.uint16, 0x7F80), "float16": (np.uint16, 0x7C00), "float32": (np.uint32, 0x7F800000)}
-CHECKED_AT_ONCE = 2**22  # numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +58,7 @@ class ReadPlan:
         else:
             tensor = self.tensors.read(found.source, found.transform.view(found.shape), seen)
             value = found.transform.arrange(tensor, found.shape)
-        if not _all_finite(tensor):
+        if not all_finite(tensor):
             place = f"{self.tensors.headers[found.source].file}: tensor {found.source}"
             raise CheckpointError(f"{place} holds NaN or infinity: the file is damaged; fetch it again")
         return value.astype(dtype, copy=False)
@@ -69,11 +67,12 @@ class ReadPlan:
         """Read the network: see the function `fill`."""
         placed = places(self.abstract.state, mesh)
         found_leaves, done, total = {}, 0, self.nbytes
-        for found in self.matches:
-            found_leaves[found.target] = self.build_leaf(found, placed, mesh)
-            done += self.tensors.headers[found.source].nbytes
-            if progress:
-                progress(done, total)
+        with freeing():
+            for found in self.matches:
+                found_leaves[found.target] = self.build_leaf(found, placed, mesh)
+                done += self.tensors.headers[found.source].nbytes
+                if progress:
+                    progress(done, total)
         return self.abstract.filled(found_leaves)
 
     def build_leaf(self, found: Match, placed: Mapping[str, Sharding], mesh: Mesh | None) -> Any:
@@ -142,10 +141,3 @@ def fill(
         MeshError: if a parameter cannot be split over the mesh.
     """
     return plan(component, config, tensors, dtype, storage).fill(mesh, progress)
-
-
-def _all_finite(tensor: np.ndarray) -> bool:
-    kind, exponent = EXPONENTS[str(tensor.dtype)]
-    bits = tensor.reshape(-1).view(kind)
-    blocks = (bits[n : n + CHECKED_AT_ONCE] for n in range(0, bits.size, CHECKED_AT_ONCE))
-    return not any(np.any((block & exponent) == exponent) for block in blocks)

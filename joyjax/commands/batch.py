@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from joyjax.commands.options import AllowPrivateURLs, DType, Linear, Linears, MeshAxes, Model, make_folder
+from joyjax.commands.options import AllowPrivateURLs, DType, Linears, MeshAxes, Model, make_folder
 from joyjax.errors import JoyJaxError
 
 Option = typer.Option
@@ -31,7 +31,7 @@ def command(
     allow_private_urls: AllowPrivateURLs = False,
     no_metadata: Annotated[bool, Option("--no-metadata", help="Leave the recipe out of the PNG files.")] = False,
     dtype: Annotated[DType, Option(help="Of parameters and matrix products.")] = DType.BFLOAT16,
-    linear: Linears = Linear.EXACT,
+    linear: Linears = None,
     mesh: MeshAxes = None,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -57,11 +57,13 @@ def command(
     from joyjax.commands.console import note, result
     from joyjax.commands.progress import loading, peak, working
     from joyjax.convert.source.model import model_folder
+    from joyjax.runtime.storage import loaded_form
 
     rows = read_rows(requests)
     source = requests.parent if requests.is_file() else Path()
     folder = model_folder(model)
-    used = Used.of(folder, dtype.value, linear.value)
+    quantize = linear and linear.value
+    used = Used.of(folder, dtype.value, loaded_form(folder, quantize))
     make_folder("--output", output)
     with hold_folder(output):
         # before a large model is loaded in vain
@@ -73,7 +75,7 @@ def command(
 
         with loading("loading") as advance:
             devices = None if mesh is None else parse_mesh(mesh)
-            pipeline = joyjax.load(folder, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
+            pipeline = joyjax.load(folder, dtype=dtype.value, mesh=devices, quantize=quantize, progress=advance)
         if pipeline.generation_defaults.domain == "shapes":
             from joyjax.shapes.advice import ABOUT
 

@@ -13,7 +13,6 @@ from joyjax.commands.options import (
     DType,
     GuidanceScale,
     GuidanceUntil,
-    Linear,
     Linears,
     MeshAxes,
     Model,
@@ -46,7 +45,7 @@ def command(
     dtype: Annotated[DType, Option(help="Of parameters and matrix products.")] = DType.BFLOAT16,
     guidance_until: GuidanceUntil = 1.0,
     cache: Cache = None,
-    linear: Linears = Linear.EXACT,
+    linear: Linears = None,
     mesh: MeshAxes = None,
     allow_private_urls: AllowPrivateURLs = False,
     as_json: Annotated[bool, Option("--json", help="Print json.")] = False,
@@ -67,7 +66,9 @@ def command(
     folder = model_folder(model)
     with loading("loading") as advance:
         devices = None if mesh is None else parse_mesh(mesh)
-        pipeline = joyjax.load(folder, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
+        pipeline = joyjax.load(
+            folder, dtype=dtype.value, mesh=devices, quantize=linear and linear.value, progress=advance
+        )
     with counting("measuring", repeats + 1) as advance_by_one:
         found = bench(
             pipeline,

@@ -240,7 +240,7 @@ def command(
             folder,
             dtype=dtype.value if dtype else replay.dtype,
             mesh=devices,
-            linear=linear.value if linear else replay.linear,
+            quantize=linear.value if linear else replay.linear,
             progress=advance,
         )
     if timings and first:

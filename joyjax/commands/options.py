@@ -63,11 +63,13 @@ GuidanceScale = Annotated[
 ]
 MeshAxes = Annotated[str | None, typer.Option(help="Split over devices, as in tensor=4.", metavar="AXES")]
 LINEAR = typer.Option(
+    "--quantize",
+    "--linear",
     help="The transformer's linear maps: `float8` halves their memory; an approximation: docs/speed.md.  "
-    "[default: exact]",
+    "[default: as the model has them]",
     show_default=False,
 )
-Linears = Annotated[Linear, LINEAR]
+Linears = Annotated[Linear | None, LINEAR]
 GUIDANCE_UNTIL = typer.Option(
     metavar="X",
     help="Share of the steps, the first ones, that have guidance; below 1 an approximation.  [default: 1]",

@@ -15,7 +15,7 @@ class Replay:
     mask: Path | None = None
     model: str | None = None
     dtype: str = "bfloat16"
-    linear: str = "exact"
+    linear: str | None = None
 
 
 def read_replay(file: Path, model: str | None, image: Sequence[str] | None, mask: str | None) -> Replay:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from joyjax.commands.options import Cache, DType, GuidanceScale, GuidanceUntil, Linear, Linears, MeshAxes, Model, Steps
+from joyjax.commands.options import Cache, DType, GuidanceScale, GuidanceUntil, Linears, MeshAxes, Model, Steps
 from joyjax.errors import RequestError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def command(
     guidance_until: GuidanceUntil = 1.0,
     cache: Cache = None,
     dtype: Annotated[DType, Option(help="Of parameters and matrix products.")] = DType.BFLOAT16,
-    linear: Linears = Linear.EXACT,
+    linear: Linears = None,
     mesh: MeshAxes = None,
     failures: Annotated[
         Path | None, Option(metavar="DIR", help="Write each failed edit here: source, result, expected.")
@@ -54,7 +54,9 @@ def command(
     folder = model_folder(model)
     with loading("loading") as advance:
         devices = None if mesh is None else parse_mesh(mesh)
-        pipeline = joyjax.load(folder, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
+        pipeline = joyjax.load(
+            folder, dtype=dtype.value, mesh=devices, quantize=linear and linear.value, progress=advance
+        )
     if failures is not None:
         failures.mkdir(parents=True, exist_ok=True)
     with counting("scoring", count) as advance_by_one:

@@ -15,7 +15,6 @@ from joyjax.commands.options import (
     Cache,
     DType,
     GuidanceScale,
-    Linear,
     Linears,
     MeshAxes,
     VAEMode,
@@ -55,7 +54,7 @@ def command(
     vae_encode: Annotated[VAEMode | None, VAE_ENCODE] = None,
     vae_decode: Annotated[VAEMode | None, VAE_DECODE] = None,
     dtype: Annotated[DType, Option(help="Of parameters and matrix products.")] = DType.BFLOAT16,
-    linear: Linears = Linear.EXACT,
+    linear: Linears = None,
     mesh: MeshAxes = None,
     debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -84,7 +83,9 @@ def command(
     folder = model_folder(model)
     with loading("loading") as advance:
         devices = None if mesh is None else parse_mesh(mesh)
-        pipeline = joyjax.load(folder, dtype=dtype.value, mesh=devices, linear=linear.value, progress=advance)
+        pipeline = joyjax.load(
+            folder, dtype=dtype.value, mesh=devices, quantize=linear and linear.value, progress=advance
+        )
     if references is None:
         references = [0, 1] if pipeline.family.references == 1 else [0, 1, 2]
     several = [1] if batch_size is None else [1, batch_size]

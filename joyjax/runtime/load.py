@@ -120,7 +120,8 @@ def load(
     folder = model_folder(model)
     family = family_in(folder)
     configs = {component.folder: component.read_config(folder) for component in family.components}
-    check_form(form, folder, family, configs, mesh.devices.flat[0] if mesh else devices()[0])
+    device, option = mesh.devices.flat[0] if mesh else devices()[0], "linear" if quantize is None else "quantize"
+    check_form(form, folder, family, configs, device, option)
     parts = family.read(folder, configs)
     if mesh is not None:
         share_out(dict(mesh.shape), configs["transformer"].num_attention_heads)

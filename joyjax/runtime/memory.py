@@ -7,6 +7,7 @@ from joyjax.convert.generation_defaults import BASE_SIZE, GenerationDefaults
 from joyjax.convert.source.model import model_folder
 from joyjax.families.registry import family_in
 from joyjax.runtime.info import Requirement, parameter_requirement
+from joyjax.runtime.storage import stored_form
 from joyjax.sharding.devices import devices
 
 # Working memory of a step with guidance at 1024 × 1024 with one reference, in bfloat16; text encoder and autoencoder
@@ -93,7 +94,7 @@ def what_fits(
     area = (
         (GenerationDefaults.read(folder).base_size or BASE_SIZE) / BASE_SIZE
     ) ** 2  # tokens, and so the memory, go with it
-    requirement = parameter_requirement(family.components, configs, dtype)
+    requirement = parameter_requirement(family.components, configs, dtype, stored_form(folder))
     name = "the demo model" if model is None else str(model)
     return MemoryCheck(name, requirement, int(STEP_BYTES * area), budget_here or budget())
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from joyjax.convert import manifest
 from joyjax.convert.manifest import Manifest
-from joyjax.errors import RequestError
+from joyjax.errors import CheckpointError, RequestError
 from joyjax.families.family import Family
 from joyjax.layers.stored import storable
 from joyjax.storage.forms import EXACT, FORMS
@@ -34,12 +34,20 @@ def stored_form(folder: Path) -> str:
     """Return the form of the kernels in a checkpoint's folder, which is "exact" in every Diffusers folder.
 
     Raises:
-        CheckpointError: if the manifest of a converted folder is damaged.
+        CheckpointError: if the manifest of a converted folder is damaged, or has a form that is unknown.
     """
     if not manifest.is_converted(folder):
         return EXACT
-    components = Manifest.read(folder).components.values()
-    return ", ".join(sorted({form for converted in components for form in converted.forms.values()})) or EXACT
+    found = set()
+    for name, converted in Manifest.read(folder).components.items():
+        for path, form in converted.forms.items():
+            if form not in FORMS:
+                known = ", ".join(FORMS)
+                raise CheckpointError(
+                    f"{folder / name}: parameter {path} has the form {form!r:.100}; this joyjax knows {known}"
+                )
+            found.add(form)
+    return ", ".join(sorted(found)) or EXACT
 
 
 def loaded_form(folder: Path, form: str | None) -> str:
@@ -47,8 +55,12 @@ def loaded_form(folder: Path, form: str | None) -> str:
     return form or stored_form(folder)
 
 
-def check_form(form: str | None, folder: Path, family: Family, configs: Mapping[str, Any], device: Any) -> None:
+def check_form(
+    form: str | None, folder: Path, family: Family, configs: Mapping[str, Any], device: Any, option: str = "quantize"
+) -> None:
     """Raise an error if the networks of a folder cannot be loaded in a form, or not run on a device.
+
+    `option` is what named the form.
 
     Raises:
         RequestError: if the family has no such form, or the folder's kernels are quantized already and "exact" was
@@ -58,14 +70,14 @@ def check_form(form: str | None, folder: Path, family: Family, configs: Mapping[
     held = stored_form(folder)
     if form == EXACT != held:
         raise RequestError(
-            f"quantize is {form!r}, but {folder} holds its kernels as {held}, from which the exact ones cannot be had "
+            f"{option} is {form!r}, but {folder} holds its kernels as {held}, from which the exact ones cannot be had "
             "again; leave the option out, or name the checkpoint that the folder was converted from"
         )
     used = form or held
     if used in FORMS:
         if form and not has_storable(family, configs):
-            raise RequestError(f"quantize is {form!r}, but {family.name} has no such form; leave it out")
-        FORMS[used].check_device(device, f"quantize is {form!r}" if form else f"{folder} holds {held}")
+            raise RequestError(f"{option} is {form!r}, but {family.name} has no such form; leave it out")
+        FORMS[used].check_device(device, f"{option} is {form!r}" if form else f"{folder} holds {held}")
 
 
 def has_storable(family: Family, configs: Mapping[str, Any]) -> bool:

@@ -85,6 +85,11 @@ def array_axes(leaf: Any, axes: Axes, inputs: int) -> dict[str, Axes]:
     return leaf.array_axes(axes, inputs) if isinstance(leaf, Leaf) else {"": axes}
 
 
+def form_name(leaf: Any) -> str | None:
+    """Return the name of a leaf's form; None for an array, or what no file holds."""
+    return next((name for name, form in FORMS.items() if isinstance(leaf, form)), None)
+
+
 def array_path(path: str, name: str) -> str:
     """Return how an array of the parameter at `path` is called in a file and in messages."""
     return f"{path}.{name}" if name else path

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from joyjax.storage.forms import FORMS, arrays, with_arrays
 
-PIECE_BYTES = 2**25  # of a kernel before it is quantized; XLA takes several times as much while it works
+PIECE_BYTES = 2**24  # of a kernel before it is quantized; XLA takes several times as much while it works
 
 Read = Callable[[int, int, int], Array]  # output axis, start, stop
 
@@ -44,11 +44,18 @@ def quantize_kernel(leaf: Any, inputs: int, itemsize: int, places: Mapping[str, 
     return with_arrays(leaf, whole)
 
 
-def quantize_array(leaf: Any, inputs: int, places: Mapping[str, Sharding], kernel: Array) -> Any:
-    """Return a leaf like `leaf` made of a kernel `[*in, *out]` that is on the devices already."""
+def quantize_array(leaf: Any, inputs: int, places: Mapping[str, Sharding], kernel: Array | np.ndarray) -> Any:
+    """Return a leaf like `leaf` made of a kernel `[*in, *out]`: of one on its devices, or of the host's for one device.
+
+    That of the host is cast to the leaf's dtype first.
+    """
 
     def read(axis: int, start: int, stop: int) -> Array:
-        return _take(kernel, np.int32(start), stop - start, axis, inputs)
+        if not isinstance(kernel, np.ndarray):
+            return _take(kernel, np.int32(start), stop - start, axis, inputs)
+        part = kernel[(slice(None),) * (inputs + axis) + (slice(start, stop),)].astype(leaf.dtype, copy=False)
+        turned = part.transpose(*range(inputs, part.ndim), *range(inputs))
+        return jax.device_put(turned, next(iter(places.values())))
 
     return quantize_kernel(leaf, inputs, kernel.dtype.itemsize, places, read)
 
@@ -76,4 +83,16 @@ def _take(kernel: Array, start: Array, size: int, axis: int, inputs: int) -> Arr
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
 def _put(whole: dict[str, Array], rows: dict[str, Array], start: Array, axis: int) -> dict[str, Array]:
-    return {name: jax.lax.dynamic_update_slice_in_dim(array, rows[name], start, axis) for name, array in whole.items()}
+    def put(array: Array, part: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(array, part, start, axis)
+
+    return {name: _as_bits(put, array, rows[name]) for name, array in whole.items()}
+
+
+def _as_bits(move: Callable[..., Array], *given: Array) -> Array:
+    """Move entries of eight bits about as integers: a CPU takes float8 apart for it, thirty times as slow."""
+    dtype = given[0].dtype
+    if dtype.itemsize > 1 or not jnp.issubdtype(dtype, jnp.floating):
+        return move(*given)
+    bits = (jax.lax.bitcast_convert_type(array, jnp.uint8) for array in given)
+    return jax.lax.bitcast_convert_type(move(*bits), dtype)
