@@ -5,19 +5,17 @@ holds what is in the manifest (manifest.py).
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import functools
 import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
@@ -25,14 +23,29 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from joyjax.convert.component import Component
+from joyjax.convert.finite import all_finite, all_finite_on_device
+from joyjax.convert.host_memory import freeing, give_back
 from joyjax.convert.manifest import MANIFEST, Manifest, Piece, Stored, Told, parts
 from joyjax.convert.rules import Shape, raise_faults
 from joyjax.convert.stream import Progress
+from joyjax.dtypes import STORED
 from joyjax.errors import CheckpointError
+from joyjax.layers.stored import (
+    Storage,
+    array_leaves,
+    filled_with_arrays,
+    own_places,
+    places,
+    storable,
+    storage_faults,
+    with_storage,
+)
 from joyjax.layers.weights import Weights, leaves
 from joyjax.reading import parse_json, quoted
 from joyjax.sharding.build import build
 from joyjax.sharding.place import parameter_sharding
+from joyjax.storage import forms
+from joyjax.storage.quantize import quantize_array
 
 CHUNK_BYTES = 2**23  # what is read of an array at least; a row of the MLP's kernels falls into eight
 FEW = 64  # Orbax cuts an axis that it is told to cut into single entries: only heads are so few
@@ -57,7 +70,7 @@ def write_part(folder: Path, arrays: Mapping[str, np.ndarray], axes: Mapping[str
     except Exception as error:  # Orbax raises bare ones too
         raise CheckpointError(f"{folder} cannot be written ({_reason(error)})") from error
     finally:
-        _give_back()
+        give_back()
 
 
 def read_part(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,13 +89,7 @@ def read_part(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     except Exception as error:  # see `write_part`
         raise CheckpointError(f"{folder} cannot be read; convert the model again ({_reason(error)})") from error
     finally:
-        _give_back()
-
-
-def _give_back() -> None:
-    """Give the system the memory that Orbax has freed. The C library would keep a third of a gigabyte of it."""
-    with contextlib.suppress(AttributeError, OSError):  # where it is not glibc
-        ctypes.CDLL(None).malloc_trim(0)
+        give_back()
 
 
 def _check_chunks(folder: Path, shapes: Mapping[str, Shape]) -> None:
@@ -130,7 +137,11 @@ def digest(array: np.ndarray) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ReadPlan:
-    """How the parts of one component fill the parameters of `abstract`. They fit; nothing has been read."""
+    """How the parts of one component fill the parameters of `abstract`. They fit; nothing has been read.
+
+    `parameters` are the arrays of the folder by path. A kernel that is an array there and another form in `abstract` is
+    quantized while it is read; one that has the form there already is read as it is.
+    """
 
     folder: Path
     abstract: Weights
@@ -143,41 +154,64 @@ class ReadPlan:
 
     def fill(self, mesh: Mesh | None = None, progress: Progress | None = None) -> Weights:
         """Read the network: see `restore`."""
-        default = jax.device_put(np.zeros(())).sharding
-        wanted = {
-            path: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=parameter_sharding(path, leaf.shape, leaf.axes, mesh) or default
-            )
+        with freeing():
+            return self._fill(mesh, progress)
+
+    def _fill(self, mesh: Mesh | None, progress: Progress | None) -> Weights:
+        placed, own = places(self.abstract.state, mesh), array_leaves(self.abstract.state)
+        goals = {
+            path: leaf
             for path, leaf in leaves(self.abstract.state).items()
+            if path in self.parameters and path not in own
         }
         arrays: dict[str, jax.Array] = {}
         done, total = 0, self.nbytes
 
-        def advance(paths: Iterable[str]) -> None:
+        def wanted(path: str) -> Any:
+            """Say where an array is read to: to its place, or if it is to be quantized on one device to the host."""
+            if path not in goals:
+                value = own[path].value
+                return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=placed[path])
+            goal, stored = goals[path], self.parameters[path]
+            if mesh is None:
+                return np.empty(stored.shape, stored.dtype)
+            place = parameter_sharding(path, stored.shape, goal.axes, mesh)
+            return jax.ShapeDtypeStruct(stored.shape, np.dtype(goal.dtype), sharding=place)
+
+        def keep(part: str, read: dict[str, Any]) -> None:
+            """Check what was read, and let go of each kernel once it is quantized."""
             nonlocal done
-            done += sum(self.parameters[path].nbytes for path in paths)
+            done += sum(self.parameters[path].nbytes for path in read)
+            while read:
+                path, array = read.popitem()
+                if not (all_finite(array) if isinstance(array, np.ndarray) else all_finite_on_device(array)):
+                    place = self.folder / part
+                    raise CheckpointError(
+                        f"{place}: {path} holds NaN or infinity: the file is damaged; convert the model again"
+                    )
+                if path in goals:
+                    goal = goals[path].get_value()
+                    leaf = quantize_array(goal, goals[path].inputs, own_places(path, goal, placed), array)
+                    arrays.update({forms.array_path(path, name): each for name, each in forms.arrays(leaf).items()})
+                else:
+                    arrays[path] = array
+                del array
             if progress:
                 progress(done, total)
 
-        whole = {path: stored for path, stored in self.parameters.items() if len(stored.pieces) == 1}
+        # What lies in several pieces is put together in the host's memory: first, while little else is there.
+        pieces = [path for path, stored in self.parameters.items() if len(stored.pieces) > 1]
+        for path in pieces:
+            if isinstance(want := wanted(path), np.ndarray):
+                built: Any = self._reader(path, want.dtype)(tuple(slice(0, size) for size in want.shape))
+            else:
+                built = build(want.shape, want.dtype, want.sharding, self._reader(path, want.dtype))
+            keep(self.parameters[path].pieces[0].part, {path: built})
+            del built
+        whole = {path: stored for path, stored in self.parameters.items() if path not in pieces}
         for part, held in parts(whole).items():
-            read = read_part(self.folder / part, {path: wanted[path] for path in held})
-            self._check_finite(part, read)
-            arrays |= read
-            advance(held)
-        for path in (path for path in self.parameters if path not in whole):
-            want = wanted[path]
-            arrays[path] = build(want.shape, want.dtype, want.sharding, self._reader(path, want.dtype))
-            self._check_finite(self.parameters[path].pieces[0].part, {path: arrays[path]})
-            advance([path])
-        return self.abstract.filled(arrays)
-
-    def _check_finite(self, part: str, arrays: Mapping[str, jax.Array]) -> None:
-        for path, finite in jax.device_get({path: _finite(array) for path, array in arrays.items()}).items():
-            if not finite:
-                raise CheckpointError(
-                    f"{self.folder / part}: {path} holds NaN or infinity: the file is damaged; convert the model again"
-                )
+            keep(part, read_part(self.folder / part, {path: wanted(path) for path in held}))
+        return filled_with_arrays(self.abstract, arrays)
 
     def _reader(self, path: str, dtype: DTypeLike) -> Callable[[tuple[slice, ...]], np.ndarray]:
         """Return what reads any part of a parameter in pieces."""
@@ -201,17 +235,14 @@ class ReadPlan:
         return read
 
 
-@jax.jit
-def _finite(array: jax.Array) -> jax.Array:
-    return jnp.isfinite(array).all()
-
-
-def plan(folder: Path, component: Component, config: Any, dtype: DTypeLike) -> ReadPlan:
+def plan(folder: Path, component: Component, config: Any, dtype: DTypeLike, storage: Storage = None) -> ReadPlan:
     """Find the parameters of one component in a converted folder.
+
+    `storage` names a form for all kernels that may have one; None keeps what each has in the folder.
 
     Raises:
         CheckpointError: if the manifest is missing or damaged or lacks the component, or listing all parameters and
-            parts that are missing, left over or of another shape.
+            parts that are missing, left over, of another shape or form.
     """
     components = Manifest.read(folder).components
     if component.folder not in components:
@@ -219,19 +250,37 @@ def plan(folder: Path, component: Component, config: Any, dtype: DTypeLike) -> R
             f"{folder / MANIFEST} has no component {component.folder}, only {', '.join(components)}: "
             f"add it with joyjax convert SOURCE {folder} --component {component.folder}"
         )
-    parameters = components[component.folder].parameters
-    abstract = component.abstract(config, dtype)
-    wanted = {path: tuple(leaf.shape) for path, leaf in leaves(abstract.state).items()}
-    faults = [f"parameter {path} {list(wanted[path])} is missing" for path in wanted if path not in parameters]
+    converted, place = components[component.folder], folder / component.folder
+    parameters, what = converted.parameters, f"{place}: the parameters are not those of its configuration"
+    plain = component.abstract(config, dtype)
+    raise_faults(what, storage_faults(plain.state, converted.forms))
+    held = with_storage(plain, converted.forms)
+    wanted = {path: array.value for path, array in array_leaves(held.state).items()}
+    formed = {path for path, array in array_leaves(held.state).items() if path != array.parameter}
+    faults = [
+        f"parameter {path} {list(array.shape)} is missing" for path, array in wanted.items() if path not in parameters
+    ]
     for path, stored in parameters.items():
         if path not in wanted:
             faults.append(f"parameter {path} {list(stored.shape)} is not part of this network")
-        elif stored.shape != wanted[path]:
-            faults.append(f"parameter {path} has shape {list(stored.shape)}, expected {list(wanted[path])}")
-    place = folder / component.folder
+        elif stored.shape != tuple(wanted[path].shape):
+            faults.append(f"parameter {path} has shape {list(stored.shape)}, expected {list(wanted[path].shape)}")
+        elif path in formed and stored.dtype != str(np.dtype(wanted[path].dtype)):
+            faults.append(f"parameter {path} is {stored.dtype}, expected {np.dtype(wanted[path].dtype)}")
+        elif path not in formed and stored.dtype not in STORED:
+            faults.append(f"parameter {path} is {stored.dtype}, expected {' or '.join(STORED)}")
     faults += [f"{part} is missing" for part in parts(parameters) if not (place / part).is_dir()]
-    raise_faults(f"{place}: the parameters are not those of its configuration", faults)
-    return ReadPlan(place, abstract, parameters)
+    raise_faults(what, faults)
+    asked = dict.fromkeys(storable(plain.state), storage) if isinstance(storage, str) else dict(storage or {})
+    raise_faults(
+        f"{place}: a kernel is never quantized a second time; load the folder without the option",
+        [
+            f"parameter {path} has the form {form}, not {asked[path]}"
+            for path, form in converted.forms.items()
+            if asked.get(path, form) != form
+        ],
+    )
+    return ReadPlan(place, with_storage(plain, {**asked, **converted.forms}), parameters)
 
 
 def restore(
@@ -241,14 +290,15 @@ def restore(
     dtype: DTypeLike,
     mesh: Mesh | None = None,
     progress: Progress | None = None,
+    storage: Storage = None,
 ) -> Weights:
-    """Read one component of a converted folder; the counterpart of `stream.fill`.
+    """Read one component of a converted folder; the counterpart of `stream.fill`. `storage` as in `plan`.
 
     Raises:
         CheckpointError: if folder and network do not fit, or a part cannot be read.
         MeshError: if a parameter cannot be split over the mesh.
     """
-    return plan(folder, component, config, dtype).fill(mesh, progress)
+    return plan(folder, component, config, dtype, storage).fill(mesh, progress)
 
 
 def _reason(error: Exception) -> str:

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from joyjax.convert.rules import Rule, Shape
 from joyjax.convert.source.weights import NOT_QUANTISED, quantisation_method
 from joyjax.errors import CheckpointError, ConfigError
+from joyjax.layers.stored import Storage, with_storage
 from joyjax.layers.weights import Weights
 from joyjax.reading import quoted, read_json
 
@@ -33,9 +34,12 @@ class Component:
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
     unused: Callable[[Any], Mapping[str, tuple[Shape, float]]] = lambda config: {}
 
-    def abstract(self, config: Any, dtype: DTypeLike) -> Weights:
-        """Return the network with shapes in place of arrays; costs no memory at any size."""
-        return Weights.of(self.build(config, dtype=dtype, rngs=None))
+    def abstract(self, config: Any, dtype: DTypeLike, storage: Storage = None) -> Weights:
+        """Return the network with shapes in place of arrays; costs no memory at any size.
+
+        `storage` is the form of all kernels that the network declares storable, or of some by path; None: arrays.
+        """
+        return with_storage(Weights.of(self.build(config, dtype=dtype, rngs=None)), storage)
 
     def read_config(self, folder: Path) -> Any:
         """Return the component's configuration in the checkpoint `folder`.

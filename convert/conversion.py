@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 from jax.typing import DTypeLike
 
 from joyjax.convert import checkpoint, manifest, stream
@@ -26,10 +28,11 @@ from joyjax.convert.rules import Match, Shape
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.stream import Progress
 from joyjax.errors import CheckpointError, RequestError
-from joyjax.layers.weights import leaves
+from joyjax.layers.stored import ArrayLeaf, array_leaves
 from joyjax.reading import read_json
 from joyjax.sharding.devices import cpu_device
 from joyjax.sharding.rules import partition_spec
+from joyjax.storage import forms
 
 Content = frozenset[tuple[str, Shape, str, str]]  # path, shape, dtype and SHA-256 of each array of a part
 
@@ -42,6 +45,7 @@ def convert_checkpoint(
     components: Sequence[Component],
     *,
     dtype: DTypeLike | None = None,
+    quantize: str | None = None,
     component: str | None = None,
     overwrite: bool = False,
     share: Path | None = None,
@@ -51,10 +55,11 @@ def convert_checkpoint(
     """Write the model in the Diffusers folder `source` to `target`, as manifest.py describes.
 
     `components` are all networks of the model. `dtype` None keeps each tensor's own; another leaves in float32 what the
-    networks hold in float32. `component` converts that one alone, and adds it to a target made from the same model;
-    components that such a target has already, from the same files, stay as they are. Parts that are equal in `share`,
-    another converted folder, are linked to, not written again. `tensors` opens a component's weights where they are not
-    in the source folder.
+    networks hold in float32. `quantize` is the form of the kernels that the networks declare storable, which are
+    quantized from what `dtype` makes of them. `component` converts that one alone, and adds it to a target made from
+    the same model; components that such a target has already, from the same files, stay as they are. Parts that are
+    equal in `share`, another converted folder, are linked to, not written again. `tensors` opens a component's weights
+    where they are not in the source folder.
 
     Every part is read back and compared. The target has its name when it is whole; until then everything is beside it
     (journal.py), and the same call goes on there after a kill or an error. Parts in the target are kept; only with
@@ -62,18 +67,29 @@ def convert_checkpoint(
 
     Raises:
         CheckpointError: if the source is not a whole Diffusers checkpoint or the target cannot be written.
-        RequestError: if there is no such component, or the target holds files that would have to go.
+        RequestError: if there is no such component, nothing in it has the form `quantize`, or the target holds files
+            that would have to go.
     """
     source, target = source.resolve(), target.resolve()
     if manifest.is_converted(source):
         raise CheckpointError(f"{source} is a converted checkpoint already; convert from the Diffusers folder")
     index = read_json(source / INDEX)
     open_tensors = tensors or (lambda name: Tensors.open(source / name))
+    chosen = _chosen(components, component)
     plans = {
-        each.folder: stream.plan(each, each.read_config(source), open_tensors(each.folder), dtype or jnp.float32)
-        for each in _chosen(components, component)
+        each.folder: stream.plan(
+            each, each.read_config(source), open_tensors(each.folder), dtype or jnp.float32, quantize
+        )
+        for each in chosen
     }
-    made = {name: Converted(_layout(plan, dtype is None), _origin(plan, dtype)) for name, plan in plans.items()}
+    made = {
+        name: Converted(_layout(plan, dtype is None), _origin(plan, dtype, quantize), _forms(plan))
+        for name, plan in plans.items()
+    }
+    if quantize and not any(converted.forms for converted in made.values()):
+        raise RequestError(
+            f"quantize is {quantize!r}, but {', '.join(made)} has no kernels that may be stored so; leave it out"
+        )
     defaults = GenerationDefaults.read(source)
     job = _sha256(
         [
@@ -175,7 +191,7 @@ def _kept(
         if overwrite:
             return {name: converted for name, converted in there.items() if name not in clash}
         raise RequestError(
-            f"target {target} has {', '.join(clash)} already, from other files or in another dtype; "
+            f"target {target} has {', '.join(clash)} already, from other files, in another form or in another dtype; "
             "name another, or give --overwrite to replace it"
         )
     if not overwrite:
@@ -192,16 +208,28 @@ def _converted(target: Path, index: Mapping[str, Any]) -> Mapping[str, Converted
 
 
 def _layout(plan: stream.ReadPlan, keep: bool) -> dict[str, Stored]:
-    """Say in which dtype and parts each parameter is stored: the tensor's own dtype, or that of the network."""
-    parameters, headers = leaves(plan.abstract.state), plan.tensors.headers
-    return manifest.partition(
-        (found.target, found.shape, headers[found.source].dtype if keep else str(parameters[found.target].dtype))
-        for found in plan.matches
-    )
+    """Say in which dtype and parts each array is stored: the tensor's own dtype, or that of the network or the form."""
+    headers = plan.tensors.headers
+    arrays: list[tuple[str, Shape, str]] = []
+    for found in plan.matches:
+        parameter = plan.parameters[found.target]
+        leaf = parameter.get_value()
+        if isinstance(leaf, forms.Leaf):
+            for name, array in forms.arrays(leaf).items():
+                arrays.append((forms.array_path(found.target, name), tuple(array.shape), str(np.dtype(array.dtype))))
+        else:
+            arrays.append((found.target, found.shape, headers[found.source].dtype if keep else str(parameter.dtype)))
+    return manifest.partition(arrays)
 
 
-def _origin(plan: stream.ReadPlan, dtype: DTypeLike | None) -> str:
-    """Return a mark of the files that a component is made of, by name, size and time of change, and of the dtype.
+def _forms(plan: stream.ReadPlan) -> dict[str, str]:
+    """Return the form of each kernel that is stored as no array."""
+    named = {path: forms.form_name(parameter.get_value()) for path, parameter in plan.parameters.items()}
+    return {path: name for path, name in named.items() if name is not None}
+
+
+def _origin(plan: stream.ReadPlan, dtype: DTypeLike | None, quantize: str | None) -> str:
+    """Return a mark of the files that a component is made of, by name, size and time of change, and of dtype and form.
 
     A file in the hub's cache is called after the SHA-256 of its content: that stands for the time, so that what was
     fetched once more, on a machine that had lost it, is the same source.
@@ -209,7 +237,8 @@ def _origin(plan: stream.ReadPlan, dtype: DTypeLike | None) -> str:
     headers = plan.tensors.headers.values()
     found = {(tensor.file.name, tensor.stamp[2], _version(tensor.file, tensor.stamp[3])) for tensor in headers}
     files = sorted(found, key=lambda file: (*file[:2], str(file[2])))
-    return _sha256([manifest.VERSION, manifest.PART_BYTES, str(dtype), files, sorted(plan.tensors.headers)])
+    form = [quantize] if quantize and _forms(plan) else []  # of others the mark is that of joyjax 0.1.0
+    return _sha256([manifest.VERSION, manifest.PART_BYTES, str(dtype), files, sorted(plan.tensors.headers), *form])
 
 
 def _version(file: Path, changed: int) -> str | int:
@@ -243,7 +272,9 @@ def _write_component(
 ) -> Converted:
     """Write the parts of one component that are not done yet; return it with the digests of all its pieces."""
     matches = {found.target: found for found in plan.matches}
-    axes = {path: _split_axis(leaf.axes) for path, leaf in leaves(plan.abstract.state).items()}
+    own = array_leaves(plan.abstract.state)
+    axes = {path: _split_axis(array.axes) for path, array in own.items()}
+    read = _reader(plan, matches)
     shared = {} if share is None else _by_content(share, name)
     for part, held in manifest.parts(converted.parameters).items():
         folder = journal.new / name / part
@@ -253,7 +284,7 @@ def _write_component(
             arrays = {}
             for path, piece in held.items():
                 stored = converted.parameters[path]
-                arrays[path] = _contiguous(plan.read(matches[path], stored.dtype, stored.index(piece)))
+                arrays[path] = _contiguous(read(path, stored, piece))
             digests = {path: checkpoint.digest(array) for path, array in arrays.items()}
             told = {path: (array.shape, str(array.dtype), digests[path]) for path, array in arrays.items()}
             equal = shared.get(_content(told))
@@ -265,7 +296,12 @@ def _write_component(
             flush(folder)
             checkpoint.check_part(folder, told)
             journal.part_done(name, part, digests)
-        advance(sum(_source_bytes(plan, matches[path], piece) for path, piece in held.items()))
+        advance(
+            sum(
+                _source_bytes(plan, matches[own[path].parameter], own[path], path, piece)
+                for path, piece in held.items()
+            )
+        )
     parameters = {
         path: dataclasses.replace(stored, pieces=tuple(_with_digest(journal, name, path, p) for p in stored.pieces))
         for path, stored in converted.parameters.items()
@@ -292,8 +328,31 @@ def _content(told: Told) -> Content:
     return frozenset((path, *what) for path, what in told.items())
 
 
-def _source_bytes(plan: stream.ReadPlan, found: Match, piece: Piece) -> int:
-    rows = found.shape[0] if found.shape else 1
+def _reader(plan: stream.ReadPlan, matches: Mapping[str, Match]) -> Callable[[str, Stored, Piece], np.ndarray]:
+    """Return what reads a piece of an array, and quantizes it if it is one of a kernel's form."""
+    own = array_leaves(plan.abstract.state)
+    placed = dict.fromkeys(own, SingleDeviceSharding(cpu_device()))
+
+    @functools.lru_cache(1)  # the arrays of a kernel follow each other
+    def quantized(parameter: str) -> dict[str, Any]:
+        leaf = plan.build_leaf(matches[parameter], placed, None)
+        return {forms.array_path(parameter, name): np.asarray(array) for name, array in forms.arrays(leaf).items()}
+
+    def read(path: str, stored: Stored, piece: Piece) -> np.ndarray:
+        parameter = own[path].parameter
+        if parameter == path:
+            return plan.read(matches[path], stored.dtype, stored.index(piece))
+        return quantized(parameter)[path][piece.start : piece.stop]
+
+    return read
+
+
+def _source_bytes(plan: stream.ReadPlan, found: Match, array: ArrayLeaf, path: str, piece: Piece) -> int:
+    """Return how much of the source a piece stands for; of a quantized kernel the first array stands for all of it."""
+    first = next(iter(forms.arrays(plan.parameters[array.parameter].get_value())))
+    if path != forms.array_path(array.parameter, first):
+        return 0
+    rows = array.value.shape[0] if array.value.shape else 1
     return plan.tensors.headers[found.source].nbytes * (piece.stop - piece.start) // max(1, rows)
 
 

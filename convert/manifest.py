@@ -7,6 +7,10 @@
 
 A part is small, so that writing and reading hold little in memory. Shapes and dtypes alone decide which part a
 parameter is in. A parameter larger than a part lies in several, cut along its first axis.
+
+A kernel that is stored in another form than an array (joyjax/storage/forms.py) has an entry for each array of the
+form, such as `blocks.0.img.qkv.kernel.q` and `….scale`, and `forms` names its form. A manifest with forms is of version
+3, which joyjax 0.1.0 refuses by name; without forms it is of version 2, which 0.1.0 reads.
 """
 
 import dataclasses
@@ -22,12 +26,12 @@ import numpy as np
 from joyjax.convert import generation_defaults
 from joyjax.convert.generation_defaults import GenerationDefaults
 from joyjax.convert.rules import Shape
-from joyjax.dtypes import STORED
+from joyjax.dtypes import STORED, STORED_IN_FORMS
 from joyjax.errors import CheckpointError
 from joyjax.reading import read_json
 
 MANIFEST = generation_defaults.FILE
-FORMAT, VERSION = "joyjax-orbax", 2
+FORMAT, VERSION, VERSION_OF_FORMS = "joyjax-orbax", 2, 3
 GENERATION_KEYS = set(GenerationDefaults().plain())
 PART_BYTES = 2**27  # converting takes about three times this besides the interpreter
 
@@ -66,10 +70,14 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """A converted component: its parameters by path, and a mark of the files that they were made of."""
+    """A converted component: its arrays by path, and a mark of the files that they were made of.
+
+    `forms` names, by the path of the parameter, those that are no arrays of their own.
+    """
 
     parameters: Mapping[str, Stored]
     origin: str
+    forms: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -87,10 +95,16 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write `joyjax.json`."""
         components = {
-            name: {"origin": converted.origin, "parameters": _plain(converted.parameters)}
+            name: {
+                "origin": converted.origin,
+                **({"forms": dict(converted.forms)} if converted.forms else {}),
+                "parameters": _plain(converted.parameters),
+            }
             for name, converted in self.components.items()
         }
-        raw = {"format": FORMAT, "version": VERSION, **self.generation_defaults.plain(), "components": components}
+        has_forms = any(converted.forms for converted in self.components.values())
+        version = VERSION_OF_FORMS if has_forms else VERSION
+        raw = {"format": FORMAT, "version": version, **self.generation_defaults.plain(), "components": components}
         (folder / MANIFEST).write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -102,15 +116,17 @@ class Manifest:
         """
         file = folder / MANIFEST
         raw = read_json(file)
-        if raw.get("format") != FORMAT or raw.get("version") != VERSION:
+        if raw.get("format") != FORMAT or raw.get("version") not in (VERSION, VERSION_OF_FORMS):
             raise CheckpointError(
                 f"{file}: format is {raw.get('format')!r}, version {raw.get('version')!r}; this joyjax reads "
-                f"{FORMAT!r}, version {VERSION}: convert the model again"
+                f"{FORMAT!r}, version {VERSION} and {VERSION_OF_FORMS}: convert the model again"
             )
         try:
             components = {
                 name: Converted(
-                    {path: _stored(entry) for path, entry in component["parameters"].items()}, str(component["origin"])
+                    {path: _stored(entry) for path, entry in component["parameters"].items()},
+                    str(component["origin"]),
+                    _forms(component.get("forms", {})),
                 )
                 for name, component in raw["components"].items()
             }
@@ -172,11 +188,17 @@ def _plain(parameters: Mapping[str, Stored]) -> dict[str, Any]:
     return {path: dataclasses.asdict(stored) for path, stored in parameters.items()}
 
 
+def _forms(raw: Any) -> dict[str, str]:
+    if not isinstance(raw, dict) or not all(isinstance(form, str) for form in raw.values()):
+        raise ValueError(f"forms {raw!r:.100}")
+    return raw
+
+
 def _stored(raw: Mapping[str, Any]) -> Stored:
     shape, dtype = raw["shape"], raw["dtype"]
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError(f"shape {shape!r}")
-    if dtype not in STORED:
+    if dtype not in (*STORED, *STORED_IN_FORMS):
         raise ValueError(f"dtype {dtype!r}")
     pieces: list[Piece] = []
     end = 0

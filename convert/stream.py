@@ -1,28 +1,30 @@
 """From the tensors of a Diffusers folder to the parameters of a network, part by part."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from joyjax.convert.component import Component
+from joyjax.convert.finite import all_finite
+from joyjax.convert.host_memory import freeing
 from joyjax.convert.rules import Match, match, raise_faults
 from joyjax.convert.safetensors import Tensors
 from joyjax.dtypes import STORED
 from joyjax.errors import CheckpointError
+from joyjax.layers.stored import Storage, own_places, places
 from joyjax.layers.weights import Weights, leaves
 from joyjax.sharding.build import build
 from joyjax.sharding.place import parameter_sharding
+from joyjax.storage import forms
+from joyjax.storage.quantize import quantize_kernel
 
 Progress = Callable[[int, int], None]  # is told the bytes done and the bytes in all
-
-# The bits of an exponent: all of them set is how infinity and what is no number are written.
-EXPONENTS = {"bfloat16": (np.uint16, 0x7F80), "float16": (np.uint16, 0x7C00), "float32": (np.uint32, 0x7F800000)}
-CHECKED_AT_ONCE = 2**22  # numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,11 @@ class ReadPlan:
     tensors: Tensors
     abstract: Weights
     matches: tuple[Match, ...]
+
+    @functools.cached_property
+    def parameters(self) -> Mapping[str, Any]:
+        """The parameters of the network by path, with shapes in place of arrays."""
+        return leaves(self.abstract.state)
 
     @property
     def nbytes(self) -> int:
@@ -51,39 +58,63 @@ class ReadPlan:
         else:
             tensor = self.tensors.read(found.source, found.transform.view(found.shape), seen)
             value = found.transform.arrange(tensor, found.shape)
-        if not _all_finite(tensor):
+        if not all_finite(tensor):
             place = f"{self.tensors.headers[found.source].file}: tensor {found.source}"
             raise CheckpointError(f"{place} holds NaN or infinity: the file is damaged; fetch it again")
         return value.astype(dtype, copy=False)
 
     def fill(self, mesh: Mesh | None = None, progress: Progress | None = None) -> Weights:
         """Read the network: see the function `fill`."""
-        parameters = leaves(self.abstract.state)
-        one = jax.device_put(np.zeros(())).sharding
-        places = {path: parameter_sharding(path, leaf.shape, leaf.axes, mesh) for path, leaf in parameters.items()}
-        arrays, done, total = {}, 0, self.nbytes
-        for found in self.matches:
-            arrays[found.target] = self._build(found, parameters[found.target].dtype, places[found.target] or one)
-            done += self.tensors.headers[found.source].nbytes
-            if progress:
-                progress(done, total)
-        return self.abstract.filled(arrays)
+        placed = places(self.abstract.state, mesh)
+        found_leaves, done, total = {}, 0, self.nbytes
+        with freeing():
+            for found in self.matches:
+                found_leaves[found.target] = self.build_leaf(found, placed, mesh)
+                done += self.tensors.headers[found.source].nbytes
+                if progress:
+                    progress(done, total)
+        return self.abstract.filled(found_leaves)
 
-    def _build(self, found: Match, dtype: DTypeLike, place: Any) -> jax.Array:
+    def build_leaf(self, found: Match, placed: Mapping[str, Sharding], mesh: Mesh | None) -> Any:
+        """Read one parameter, in the form that the network gives it; `placed` has the places of all arrays by path."""
+        parameter = self.parameters[found.target]
+        leaf, dtype = parameter.get_value(), np.dtype(parameter.dtype)
+
         def read(part: tuple[slice, ...]) -> np.ndarray:
             whole = all(len(range(size)[each]) == size for size, each in zip(found.shape, part, strict=True))
             return self.read(found, dtype, None if whole else part)
 
-        return build(found.shape, dtype, place, read, found.rows)
+        if not isinstance(leaf, forms.Leaf):
+            return build(found.shape, dtype, placed[found.target], read, found.rows)
+        inputs, outputs = parameter.inputs, len(found.shape) - parameter.inputs
+        shape = (*found.shape[inputs:], *found.shape[:inputs])
+        axes = (*parameter.axes[inputs:], *parameter.axes[:inputs])
+        own = own_places(found.target, leaf, placed)
+        place = parameter_sharding(found.target, shape, axes, mesh) or next(iter(own.values()))
+
+        def read_rows(axis: int, start: int, stop: int) -> Array:
+            """Return entries of an output axis as an array with the output axes first, as most files have them."""
+            size = tuple(stop - start if n == axis else each for n, each in enumerate(shape))
+
+            def turned(part: tuple[slice, ...]) -> np.ndarray:
+                part = tuple(
+                    slice(each.start + start, each.stop + start) if n == axis else each for n, each in enumerate(part)
+                )
+                value = read((*part[outputs:], *part[:outputs]))
+                return value.transpose(*range(inputs, value.ndim), *range(inputs))
+
+            return build(size, dtype, place, turned, axis)
+
+        return quantize_kernel(leaf, inputs, dtype.itemsize, own, read_rows)
 
 
-def plan(component: Component, config: Any, tensors: Tensors, dtype: DTypeLike) -> ReadPlan:
-    """Find the tensor of every parameter.
+def plan(component: Component, config: Any, tensors: Tensors, dtype: DTypeLike, storage: Storage = None) -> ReadPlan:
+    """Find the tensor of every parameter; `storage` as in `Component.abstract`.
 
     Raises:
         CheckpointError: listing all tensors that are missing, left over, of another shape or not of floating point.
     """
-    abstract = component.abstract(config, dtype)
+    abstract = component.abstract(config, dtype, storage)
     shapes = {path: leaf.shape for path, leaf in leaves(abstract.state).items()}
     found = match(component.rules(config), component.ignored, tensors.shapes, shapes, where=tensors.where)
     stored = {m.source: tensors.headers[m.source].dtype for m in found}
@@ -101,18 +132,12 @@ def fill(
     dtype: DTypeLike,
     mesh: Mesh | None = None,
     progress: Progress | None = None,
+    storage: Storage = None,
 ) -> Weights:
-    """Read a network, each parameter in the dtype that the network gives it and where the mesh wants it.
+    """Read a network, each parameter in the dtype and form that the network gives it and where the mesh wants it.
 
     Raises:
         CheckpointError: if tensors and network do not fit; nothing is read then.
         MeshError: if a parameter cannot be split over the mesh.
     """
-    return plan(component, config, tensors, dtype).fill(mesh, progress)
-
-
-def _all_finite(tensor: np.ndarray) -> bool:
-    kind, exponent = EXPONENTS[str(tensor.dtype)]
-    bits = tensor.reshape(-1).view(kind)
-    blocks = (bits[n : n + CHECKED_AT_ONCE] for n in range(0, bits.size, CHECKED_AT_ONCE))
-    return not any(np.any((block & exponent) == exponent) for block in blocks)
+    return plan(component, config, tensors, dtype, storage).fill(mesh, progress)

@@ -17,7 +17,7 @@ from joyjax.commands.options import (
     takes,
 )
 from joyjax.errors import JoyJaxError
-from joyjax.options import EXACT, LOAD, RECORDS, SPEED
+from joyjax.options import LOAD, RECORDS, SPEED
 
 Option = typer.Option
 
@@ -75,12 +75,13 @@ def command(
     from joyjax.commands.console import note, result
     from joyjax.commands.progress import peak, working
     from joyjax.convert.source.model import model_folder
+    from joyjax.runtime.storage import loaded_form
 
     form = quantized_form(options)
     rows = read_rows(requests)
     source = requests.parent if requests.is_file() else Path()
     folder = model_folder(model)
-    used = Used.of(folder, options["dtype"] or LOAD["dtype"].default, form or EXACT)
+    used = Used.of(folder, options["dtype"] or LOAD["dtype"].default, loaded_form(folder, form))
     make_folder("--output", output)
     with hold_folder(output):
         # before a large model is loaded in vain

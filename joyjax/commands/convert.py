@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from joyjax.commands.options import Debug, DType
+from joyjax.commands.options import Debug, DType, Form
 
 Option = typer.Option
 
@@ -17,6 +17,12 @@ def command(
     ],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to write; it stands alone.")],
     dtype: Annotated[DType | None, Option(help="Convert to this.  [default: as in the source]")] = None,
+    quantize: Annotated[
+        Form | None,
+        Option(
+            help="Store the transformer's linear maps so: `float8` halves them, an approximation.  [default: exact]"
+        ),
+    ] = None,
     component: Annotated[str | None, Option(help="Convert this component alone, such as vae.", metavar="NAME")] = None,
     share: Annotated[
         Path | None, Option(help="Converted folder; link to its parts where they are equal.", metavar="FOLDER")
@@ -40,6 +46,7 @@ def command(
             source,
             target,
             dtype=None if dtype is None else dtype.value,
+            quantize=None if quantize is None else quantize.value,
             component=component,
             share=share,
             overwrite=overwrite,

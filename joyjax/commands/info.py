@@ -12,6 +12,7 @@ from joyjax.commands.options import AsJSON, Debug
 
 if TYPE_CHECKING:
     from joyjax.convert.source.identity import Identity
+    from joyjax.runtime.info import ModelInfo
 
 Option = typer.Option
 
@@ -64,6 +65,8 @@ def command(
     folder = fetched or model_folder(model)
     described = describe(folder)
     meshes = [] if mesh is None else [on_mesh(folder, parse_axes(mesh), dtype) for dtype in NAMES]
+    if mesh is not None:
+        meshes += [on_mesh(folder, parse_axes(mesh), need.dtype, need.linear) for need in described.needs_quantized]
     if verified:
         with loading("verifying") as advance:
             verify(folder, advance)
@@ -83,9 +86,9 @@ def command(
     total = f"{described.tensors:8} {described.parameters:16,} {gibibytes(described.bytes):>11}"
     typer.echo(f"{'in all':57} {total}")
     typer.echo("parameters in memory while it runs, besides the working memory of each stage:")
-    for need in described.needs:
+    for need in (*described.needs, *described.needs_quantized):
         alone = f"the largest network alone {gibibytes(need.staged_bytes)}"
-        typer.echo(f"  {need.dtype:9} {gibibytes(need.resident_bytes):>11}  ({alone})")
+        typer.echo(f"  {need.dtype:9} {gibibytes(need.resident_bytes):>11}  ({alone}){_form(need.linear, described)}")
     if meshes:
         held = meshes[0]
         typer.echo(f"mesh {mesh}: each of {held.devices} devices holds")
@@ -94,7 +97,14 @@ def command(
         typer.echo(f"  {held.image_tokens} image tokens of an edit with one reference ({shared})")
         for held in meshes:
             parts = ", ".join(f"{name} {gibibytes(size)}" for name, size in held.component_bytes.items())
-            typer.echo(f"  {held.dtype:9} {gibibytes(held.bytes):>11}  ({parts})")
+            typer.echo(f"  {held.dtype:9} {gibibytes(held.bytes):>11}  ({parts}){_form(held.linear, described)}")
+
+
+def _form(linear: str, described: "ModelInfo") -> str:
+    """Say how kernels are quantized: as they are stored, or by an option."""
+    if linear == described.needs[0].linear:
+        return "" if linear == "exact" else f", {linear} as stored"
+    return f", with --quantize {linear}"
 
 
 def _refuse_for(reason: str, options: Iterable[tuple[str, bool]]) -> None:

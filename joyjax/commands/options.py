@@ -119,7 +119,7 @@ def load_pipeline(folder: Path, *, dtype: str | None, form: str | None, mesh: st
             dtype=dtype or LOAD["dtype"].default,
             mesh=None if mesh is None else parse_mesh(mesh),
             progress=advance,
-            **({} if form is None else {"linear": form}),
+            quantize=form,
         )
 
 
@@ -128,6 +128,13 @@ class DType(enum.StrEnum):
 
     BFLOAT16 = "bfloat16"
     FLOAT32 = "float32"
+
+
+class Form(enum.StrEnum):
+    """The forms of stored kernels, for commands that say something else of them."""
+
+    EXACT = "exact"
+    FLOAT8 = "float8"
 
 
 Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.", rich_help_panel=RECORDS)]

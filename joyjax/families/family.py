@@ -211,7 +211,6 @@ class Family:
     usual: Callable[[Configs, int], Lengths]
     warmup: Callable[[Parts, Sequence[int] | None, bool], Iterable[Mapping[str, Any]]]
     without: frozenset[str] = frozenset()
-    float8: tuple[str, ...] = ()
     hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
     layouts: tuple[Layout, ...] = ()
     denoiser: str = "transformer"

@@ -34,9 +34,6 @@ from joyjax.sampling.euler_solver import Euler
 STEP_BYTES = int(1.61 * 2**30)
 STEP_TOKENS = 2 * 4096  # image tokens of that step
 
-# The linear maps of the blocks, all but a hundredth of the products. Modulation, embeddings and the last map stay.
-FLOAT8 = tuple(f"blocks.*.{stream}.{name}" for stream in ("img", "txt") for name in ("qkv", "out", "up", "down"))
-
 SIDES = ((64, 64), (256, 64))  # one picture for each padded bucket of the autoencoder, in every table
 USUAL, LONGEST = 256, 1500  # tokens of a prompt
 
@@ -172,7 +169,6 @@ def _family(name: str, class_name: str, *, steps: int, negative_prompt: str, ref
         usual=usual,
         warmup=functools.partial(warmup, most=references),
         layouts=(LAYOUT,),
-        float8=FLOAT8,
         hints={} if plus else {"image": "Edit-Plus weights take several"},
     )
 

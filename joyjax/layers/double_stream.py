@@ -33,7 +33,15 @@ class Projections(nnx.Module):
 
     def __init__(self, width: int, heads: int, head_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
         def linear() -> Linear:
-            return Linear((width,), (heads, head_dim), axes_in=("embed",), axes_out=HEAD_AXES, dtype=dtype, rngs=rngs)
+            return Linear(
+                (width,),
+                (heads, head_dim),
+                axes_in=("embed",),
+                axes_out=HEAD_AXES,
+                dtype=dtype,
+                rngs=rngs,
+                storable=True,
+            )
 
         self.q, self.k, self.v = linear(), linear(), linear()
 
@@ -65,7 +73,7 @@ class Stream(nnx.Module):
             axes_in: tuple[str | None, ...],
             axes_out: tuple[str | None, ...],
         ) -> Linear:
-            return Linear(inputs, outputs, axes_in=axes_in, axes_out=axes_out, dtype=dtype, rngs=rngs)
+            return Linear(inputs, outputs, axes_in=axes_in, axes_out=axes_out, dtype=dtype, rngs=rngs, storable=True)
 
         if fused:
             self.qkv = linear((width,), (3, heads, head_dim), ("embed",), (None, *HEAD_AXES))

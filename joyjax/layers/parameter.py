@@ -16,11 +16,15 @@ def parameter(
     dtype: DTypeLike,
     *,
     init: str | float = "ones",
+    inputs: int = 0,
+    storable: bool = False,
 ) -> nnx.Param:
     """Declare a parameter whose every dimension has a logical axis name (or None where it is never split).
 
     `init` is "ones", "zeros", or the standard deviation of a normal distribution. Without `rngs` the parameter is its
-    shape alone, to be filled from a checkpoint: that takes no memory, and no time to trace.
+    shape alone, to be filled from a checkpoint: that takes no memory, and no time to trace. `inputs` counts the first
+    axes of a kernel, which a map contracts. `storable`: it may be stored in another form than an array
+    (joyjax/storage/forms.py).
     """
     if len(shape) != len(axes):
         raise ValueError(f"shape {tuple(shape)} and axes {tuple(axes)} differ in length")
@@ -33,7 +37,7 @@ def parameter(
         value = jnp.zeros(shape, dtype)
     else:
         value = float(init) * jax.random.normal(rngs.params(), shape, dtype)
-    return nnx.Param(value, axes=tuple(axes))
+    return nnx.Param(value, axes=tuple(axes), inputs=inputs, storable=storable)
 
 
 def fan_in(shape: Sequence[int]) -> float:

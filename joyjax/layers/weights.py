@@ -31,16 +31,17 @@ class Weights:
         graph, state = nnx.split(module)
         return cls(graph, state)
 
-    def filled(self, arrays: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> "Weights":
-        """Return the network with these arrays as its parameters, by dotted path; all of them and no other.
+    def filled(self, found: Mapping[str, Any]) -> "Weights":
+        """Return the network with these parameters, by dotted path; all of them and no other.
 
-        Or with their shapes and places alone, to be compiled for.
+        Each is an array or, for a kernel, another leaf (joyjax/storage/forms.py). Or shapes and places alone, to be
+        compiled for.
         """
         flat = nnx.to_flat_state(self.state)
-        if arrays.keys() != leaves(self.state).keys():
-            raise ValueError(f"not the network's parameters: {sorted(arrays.keys() ^ leaves(self.state).keys())}")
+        if found.keys() != leaves(self.state).keys():
+            raise ValueError(f"not the network's parameters: {sorted(found.keys() ^ leaves(self.state).keys())}")
         return Weights(
-            self.graph, nnx.from_flat_state([(path, leaf.replace(arrays[_dotted(path)])) for path, leaf in flat])
+            self.graph, nnx.from_flat_state([(path, leaf.replace(found[_dotted(path)])) for path, leaf in flat])
         )
 
     def module(self) -> Any:
@@ -58,5 +59,5 @@ def _dotted(path: tuple[Any, ...]) -> str:
 
 
 def count_parameters(state: nnx.State) -> int:
-    """Return the number of parameters, of real arrays or of their shapes."""
-    return sum(leaf.size for leaf in jax.tree.leaves(state))
+    """Return the number of parameters, of real arrays or of their shapes; scales of a form are not counted."""
+    return sum(leaf.get_value().size for leaf in leaves(state).values())

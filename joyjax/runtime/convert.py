@@ -11,6 +11,8 @@ from joyjax.convert.manifest import Manifest
 from joyjax.convert.source.model import model_folder
 from joyjax.convert.stream import Progress
 from joyjax.families.registry import family_in, layout_of
+from joyjax.runtime.storage import check_options
+from joyjax.storage.forms import EXACT
 
 
 def convert_model(
@@ -18,6 +20,7 @@ def convert_model(
     target: str | os.PathLike,
     *,
     dtype: str | None = None,
+    quantize: str | None = None,
     component: str | None = None,
     share: str | os.PathLike | None = None,
     overwrite: bool = False,
@@ -30,6 +33,7 @@ def convert_model(
     folder = model_folder(source)
     shared = None if share is None else model_folder(share)
     number = None if dtype is None else dtypes.by_name(dtype)
+    form = check_options(quantize)
     with tempfile.TemporaryDirectory() as skeleton:
         place, tensors = folder, None
         if (layout := layout_of(folder)) is not None:
@@ -41,6 +45,7 @@ def convert_model(
             Path(target),
             components,
             dtype=number,
+            quantize=None if form == EXACT else form,
             component=component,
             overwrite=overwrite,
             share=shared,

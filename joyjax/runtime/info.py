@@ -19,9 +19,11 @@ from joyjax.convert.safetensors import Tensor, Tensors
 from joyjax.convert.stream import Progress
 from joyjax.dtypes import FLOAT32
 from joyjax.families.registry import class_name_in, family_in
-from joyjax.layers.weights import leaves
+from joyjax.layers.stored import array_leaves, nbytes, shardings
+from joyjax.layers.weights import Weights, count_parameters
+from joyjax.runtime.storage import has_storable, loaded_form, stored_form
 from joyjax.sharding.attention import share_out
-from joyjax.sharding.place import parameter_sharding
+from joyjax.storage.forms import EXACT, FORMS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +40,24 @@ class ComponentInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Requirement:
-    """Bytes of parameters on the device(s): all networks together, or one after the other, the largest alone."""
+    """Bytes of parameters on the device(s): all networks together, or one after the other, the largest alone.
+
+    `linear` is the form of the kernels that may be quantized.
+    """
 
     dtype: str
     resident_bytes: int
     staged_bytes: int
+    linear: str = EXACT
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
-    """A checkpoint, as plain data: `dataclasses.asdict` of it can be written as json."""
+    """A checkpoint, as plain data: `dataclasses.asdict` of it can be written as json.
+
+    `needs` is what it takes as it is loaded without an option, and `needs_quantized` with each form that its kernels
+    are not in yet.
+    """
 
     family: str
     class_name: str
@@ -57,11 +67,14 @@ class ModelInfo:
     parameters: int
     bytes: int
     needs: tuple[Requirement, ...]
+    needs_quantized: tuple[Requirement, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshInfo:
     """What one device of a mesh holds: bytes of parameters, heads, and image tokens of a usual request.
+
+    `linear` is the form of the kernels that may be quantized.
 
     `ring` groups of `ulysses` devices share a sequence (sharding/attention.py).
     """
@@ -74,6 +87,7 @@ class MeshInfo:
     ring: int
     ulysses: int
     image_tokens: int
+    linear: str = EXACT
 
 
 def describe(folder: Path) -> ModelInfo:
@@ -85,6 +99,12 @@ def describe(folder: Path) -> ModelInfo:
     family = family_in(folder)
     configs = {component.folder: component.read_config(folder) for component in family.components}
     components = tuple(_describe(folder, component, configs[component.folder]) for component in family.components)
+    held = stored_form(folder)
+
+    def needs(dtype: str, linear: str) -> Requirement:
+        return parameter_requirement(family.components, configs, dtype, linear)
+
+    others = FORMS if held == EXACT and has_storable(family, configs) else ()
     return ModelInfo(
         family=family.name,
         class_name=class_name_in(folder),
@@ -93,7 +113,8 @@ def describe(folder: Path) -> ModelInfo:
         tensors=sum(component.tensors for component in components),
         parameters=sum(component.parameters for component in components),
         bytes=sum(component.bytes for component in components),
-        needs=tuple(parameter_requirement(family.components, configs, dtype) for dtype in dtypes.NAMES),
+        needs=tuple(needs(dtype, held) for dtype in dtypes.NAMES),
+        needs_quantized=tuple(needs(dtype, form) for form in others for dtype in dtypes.NAMES),
     )
 
 
@@ -127,17 +148,20 @@ def verify(folder: Path, progress: Progress | None = None) -> None:
             progress(done, total)
 
 
-def parameter_requirement(components: Iterable[Component], configs: Mapping[str, Any], dtype: str) -> Requirement:
+def parameter_requirement(
+    components: Iterable[Component], configs: Mapping[str, Any], dtype: str, linear: str = EXACT
+) -> Requirement:
     """Return what the parameters take at run time if the networks compute in `dtype`; the arithmetic of all plans."""
-    each = []
-    for component in components:
-        parameters = leaves(component.abstract(configs[component.folder], dtypes.by_name(dtype)).state)
-        each.append(sum(leaf.size * leaf.dtype.itemsize for leaf in parameters.values()))
-    return Requirement(dtype, resident_bytes=sum(each), staged_bytes=max(each))
+    each = [nbytes(_abstract(component, configs[component.folder], dtype, linear).state) for component in components]
+    return Requirement(dtype, resident_bytes=sum(each), staged_bytes=max(each), linear=linear)
 
 
-def on_mesh(folder: Path, sizes: Mapping[str, int], dtype: str) -> MeshInfo:
-    """Return what each device of a mesh would hold; the devices need not be here.
+def _abstract(component: Component, config: Any, dtype: str, linear: str) -> Weights:
+    return component.abstract(config, dtypes.by_name(dtype), None if linear == EXACT else linear)
+
+
+def on_mesh(folder: Path, sizes: Mapping[str, int], dtype: str, quantize: str | None = None) -> MeshInfo:
+    """Return what each device of a mesh would hold; the devices need not be here. `quantize` as in `joyjax.load`.
 
     Raises:
         CheckpointError: as `describe` does.
@@ -146,14 +170,15 @@ def on_mesh(folder: Path, sizes: Mapping[str, int], dtype: str) -> MeshInfo:
     family, mesh = family_in(folder), AbstractMesh(tuple(sizes.values()), tuple(sizes))
     configs = {component.folder: component.read_config(folder) for component in family.components}
     sequence = share_out(sizes, configs[family.denoiser].num_attention_heads)
-    held = {}
+    linear, held = loaded_form(folder, quantize), {}
     for component in family.components:
-        held[component.folder] = 0
-        state = component.abstract(configs[component.folder], dtypes.by_name(dtype)).state
-        for path, leaf in leaves(state).items():
-            place = parameter_sharding(path, leaf.shape, leaf.axes, mesh)
+        state = _abstract(component, configs[component.folder], dtype, linear).state
+        places, held[component.folder] = shardings(state, mesh), 0
+        for path, array in array_leaves(state).items():
+            place = places[path]
             assert place is not None
-            held[component.folder] += math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            size = math.prod(place.shard_shape(tuple(array.value.shape)))
+            held[component.folder] += size * array.value.dtype.itemsize
     base_size = GenerationDefaults.read(folder).base_size or family.defaults["base_size"]
     lengths = family.usual(configs, base_size)
     tokens = (lengths.target[1], lengths.references[1])
@@ -166,22 +191,24 @@ def on_mesh(folder: Path, sizes: Mapping[str, int], dtype: str) -> MeshInfo:
         ring=sequence.ring,
         ulysses=sequence.ulysses,
         image_tokens=sum(-(-count // sequence.devices) for count in tokens),
+        linear=linear,
     )
 
 
 def _describe(folder: Path, component: Component, config: Any) -> ComponentInfo:
     stored: Collection[Tensor | Stored]
     if manifest.is_converted(folder):
-        stored = checkpoint.plan(folder, component, config, FLOAT32).parameters.values()
+        plan = checkpoint.plan(folder, component, config, FLOAT32)
+        stored, parameters = plan.parameters.values(), count_parameters(plan.abstract.state)
     else:
-        stored = stream.plan(
-            component, config, Tensors.open(folder / component.folder), FLOAT32
-        ).tensors.headers.values()
+        tensors = stream.plan(component, config, Tensors.open(folder / component.folder), FLOAT32).tensors
+        stored = tensors.headers.values()
+        parameters = sum(math.prod(tensor.shape) for tensor in stored)
     return ComponentInfo(
         folder=component.folder,
         class_name=component.class_name(folder),
         tensors=len(stored),
-        parameters=sum(math.prod(tensor.shape) for tensor in stored),
+        parameters=parameters,
         bytes=sum(tensor.nbytes for tensor in stored),
         dtypes=tuple(sorted({tensor.dtype for tensor in stored})),
     )

@@ -22,10 +22,11 @@ from joyjax.layers.weights import Weights, count_parameters
 from joyjax.names import checks_names
 from joyjax.provenance.fingerprint import fingerprint
 from joyjax.runtime.domains import Domain, domain_of
+from joyjax.runtime.storage import AS_STORED, check_form, check_options, loaded_form
 from joyjax.sharding.attention import share_out
 from joyjax.sharding.devices import devices
 from joyjax.sharding.mesh import check_mesh
-from joyjax.storage.float8 import check_linear, quantize_linears
+from joyjax.storage.forms import EXACT
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -114,20 +115,22 @@ def load(
     *,
     dtype: str = "bfloat16",
     mesh: Mesh | None = None,
-    linear: str = "exact",
+    quantize: str | None = None,
+    linear: str = AS_STORED,
     progress: Progress | None = None,
 ) -> Pipeline:
     """Load a Diffusers folder, one that `joyjax convert` wrote, or a hub id; without `model`, the bundled demo.
 
     `dtype` is that of parameters and matrix products, "bfloat16" or "float32". `mesh` places the networks on several
-    devices; None takes one. `linear` is "exact", or "float8" for the linear maps of the transformer's blocks in eight
-    bits, an approximation that halves their memory (docs/speed.md has its price). `progress` is called with the bytes
-    read so far and in all.
+    devices; None takes one. `quantize` is "float8" to quantize the linear maps of the transformer's blocks while they
+    are read, an approximation that halves their memory (docs/speed.md has its price). None keeps what the folder holds,
+    which is float8 where `joyjax convert --quantize float8` wrote it; "exact" refuses such a folder. `linear` is an
+    older name of the same. `progress` is called with the bytes read so far and in all.
 
     Raises:
         CheckpointError: if the folder is not a whole checkpoint of a known family; ConfigError, a kind of it, for a
             configuration value that joyjax does not implement.
-        RequestError: for an unknown dtype, or a form of linear maps that the family does not have.
+        RequestError: for an unknown dtype, a form that the family does not have, or "exact" for a quantized folder.
         JoyJaxError: for a device that cannot run it, or in a process that was forked after another `load`.
         MeshError: for a mesh that does not fit.
     """
@@ -135,10 +138,12 @@ def load(
     number = dtypes.by_name(dtype)
     if mesh is not None:
         mesh = check_mesh(mesh)
+    form = check_options(quantize, linear)
     folder = model_folder(model)
     family = family_in(folder)
-    float8 = check_linear(linear, family.float8, family.name, mesh.devices.flat[0] if mesh else devices()[0])
     configs = {component.folder: component.read_config(folder) for component in family.components}
+    device, option = mesh.devices.flat[0] if mesh else devices()[0], "linear" if quantize is None else "quantize"
+    check_form(form, folder, family, configs, device, option)
     parts = family.read(folder, configs)
     if mesh is not None:
         share_out(dict(mesh.shape), configs[family.denoiser].num_attention_heads)
@@ -146,22 +151,22 @@ def load(
     # Everything is planned, and so checked, before the first byte is read.
     plans: dict[str, stream.ReadPlan | checkpoint.ReadPlan] = {}
     defaults = GenerationDefaults.read(folder)
-    converted = manifest.is_converted(folder)
+    converted, storage = manifest.is_converted(folder), None if form == EXACT else form
     for component in family.components:
         config = configs[component.folder]
         if converted:
-            plans[component.folder] = checkpoint.plan(folder, component, config, number)
+            plans[component.folder] = checkpoint.plan(folder, component, config, number, storage)
         else:
-            plans[component.folder] = stream.plan(component, config, Tensors.open(folder / component.folder), number)
+            tensors = Tensors.open(folder / component.folder)
+            plans[component.folder] = stream.plan(component, config, tensors, number, storage)
     total, before = sum(plan.nbytes for plan in plans.values()), 0
     weights = {}
     for name, plan in plans.items():
         advance = None if progress is None else _advance(progress, before, total)
         weights[name] = plan.fill(mesh, advance)
         before += plan.nbytes
-        if name == family.denoiser and float8:
-            weights[name] = quantize_linears(weights[name], family.float8, mesh)
-    return Pipeline(family, parts, weights, dtype, mesh, defaults, str(folder), linear, fingerprint(folder))
+    held = loaded_form(folder, form)
+    return Pipeline(family, parts, weights, dtype, mesh, defaults, str(folder), held, fingerprint(folder))
 
 
 def _advance(progress: Progress, before: int, total: int) -> Progress:

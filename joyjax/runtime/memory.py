@@ -10,6 +10,7 @@ from joyjax.convert.source.model import model_folder
 from joyjax.families.family import Family
 from joyjax.families.registry import DEFAULT, family_in
 from joyjax.runtime.info import Requirement, parameter_requirement
+from joyjax.runtime.storage import stored_form
 from joyjax.sharding.devices import devices
 
 
@@ -87,7 +88,7 @@ def what_fits(
     family = family_in(folder)
     configs = {component.folder: component.read_config(folder) for component in family.components}
     base_size = GenerationDefaults.read(folder).base_size or family.defaults["base_size"]
-    requirement = parameter_requirement(family.components, configs, dtype)
+    requirement = parameter_requirement(family.components, configs, dtype, stored_form(folder))
     name = "the demo model" if model is None else str(model)
     return MemoryCheck(name, requirement, working_bytes(family, configs, base_size), budget_here or budget())
 

@@ -1,136 +1,125 @@
-"""Linear maps in eight bits: weights stored as float8_e4m3fn, inputs brought to it on the way.
+"""A kernel in eight bits: float8_e4m3fn with a float32 scale for each output channel.
 
-An approximation that is asked for when a model is loaded. Each output channel of a weight has a scale, and each row of
-the inputs one that is found as it comes, so that none depends on its neighbours in a batch or on padding. Both scales
-are applied to the product, after it. XLA then calls cuBLASLt's product of eight-bit numbers on GPUs from Ada and Hopper
-on, and elsewhere multiplies the same numbers in another way; a scale for each channel inside the product would have it
-multiply in sixteen bits.
+An approximation that is asked for. Inputs are rounded to the same format when they arrive, with one scale for each
+row, so that no row depends on its neighbours in a batch or on padding. Both scales are applied to the product, after
+it. XLA then calls cuBLASLt's product of eight-bit floats on GPUs from Ada and Hopper on, and elsewhere multiplies the
+same values in another way; a scale for each channel inside the product would have it multiply in sixteen bits.
 Format: Micikevicius et al., 2022, "FP8 Formats for Deep Learning".
 """
 
-import fnmatch
+import dataclasses
+import functools
 import math
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from joyjax.dtypes import FLOAT32
-from joyjax.errors import JoyJaxError, RequestError
-from joyjax.layers.linear import Linear
-from joyjax.layers.weights import Weights
-from joyjax.sharding.place import parameter_sharding
+from joyjax.errors import JoyJaxError
+from joyjax.storage.product import contract_first, contract_last
 
-LINEARS = ("exact", "float8")
 FLOAT8 = jnp.float8_e4m3fn
-LARGEST = 448.0  # of its finite numbers
-CAPABILITY = 8.9  # the first NVIDIA GPUs that multiply it
+LARGEST = 448.0  # finite value of the format
+CAPABILITY = 8.9  # of the first NVIDIA GPUs that multiply it
+
+Axes = tuple[str | None, ...]
 
 
-class Float8Linear(nnx.Module):
-    """`Linear` with an eight-bit kernel, its output axes first, and a float32 scale for each output channel."""
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["q", "scale"], meta_fields=["shape", "dtype"])
+@dataclasses.dataclass(frozen=True)
+class Float8:
+    """A kernel as `q` `[*out, *in]` in float8 and `scale` `[*out]` in float32.
 
-    def __init__(self, linear: Linear, mesh: Mesh | None, path: str):
-        """Take the place of a linear map; its kernel may be freed as soon as this one is there."""
-        kernel, count = linear.kernel, linear.contracted
-        axes = (*kernel.axes[count:], *kernel.axes[:count])
-        shape = (*kernel.shape[count:], *kernel.shape[:count])
-        places = [
-            parameter_sharding(f"{path}.{name}", size, names, mesh)
-            for name, size, names in (
-                ("kernel", shape, axes),
-                ("scale", shape[: len(shape) - count], axes[: len(shape) - count]),
+    `shape` is the kernel's own, `[*in, *out]`, and `dtype` that of the map's result.
+    """
+
+    q: Any
+    scale: Any
+    shape: tuple[int, ...]
+    dtype: str
+
+    name: ClassVar[str] = "float8"
+
+    @property
+    def size(self) -> int:
+        """The number of parameters that the kernel stands for."""
+        return math.prod(self.shape)
+
+    @classmethod
+    def abstract(cls, shape: tuple[int, ...], inputs: int, dtype: DTypeLike) -> "Float8":
+        """Return the form of a kernel whose first `inputs` axes are contracted, with shapes in place of arrays."""
+        out = shape[inputs:]
+        q = jax.ShapeDtypeStruct((*out, *shape[:inputs]), FLOAT8)
+        return cls(q, jax.ShapeDtypeStruct(out, FLOAT32), tuple(shape), jnp.dtype(dtype).name)
+
+    @classmethod
+    def quantize(cls, rows: Float[Array, "..."], inputs: int) -> dict[str, Float[Array, "..."]]:
+        """Return the arrays of a kernel that comes with its output axes first, or of some of its rows."""
+        q, scale = quantize(rows, inputs)
+        return {"q": q, "scale": scale.reshape(scale.shape[: rows.ndim - inputs])}
+
+    @classmethod
+    def array_axes(cls, axes: Axes, inputs: int) -> dict[str, Axes]:
+        """Return the logical axes of each array, given the kernel's."""
+        return {"q": (*axes[inputs:], *axes[:inputs]), "scale": axes[inputs:]}
+
+    @staticmethod
+    def check_device(device: Any, cause: str) -> None:
+        """Raise JoyJaxError, beginning with `cause`, for a GPU that does not multiply eight-bit floats."""
+        capability = getattr(device, "compute_capability", None)
+        if device.platform == "gpu" and capability is not None and float(capability) < CAPABILITY:
+            raise JoyJaxError(
+                f"{cause}, but {device.device_kind} has compute capability {capability} and eight-bit floats need "
+                f"{CAPABILITY}; load the model that is not quantized, without the option"
             )
-        ]
-        numbers, scale = jax.jit(
-            _quantize_kernel, static_argnums=1, out_shardings=None if mesh is None else tuple(places)
-        )(kernel[...], count)
-        self.kernel = nnx.Param(numbers, axes=axes)
-        self.scale = nnx.Param(scale, axes=axes[: len(shape) - count])
-        self.bias = linear.bias
-        self.contracted = count
-        self.dtype = jnp.dtype(kernel.dtype).name
 
-    def __call__(self, x: Float[Array, "..."], start: int = 0, stop: int | None = None) -> Float[Array, "..."]:
-        """Map `[..., *features_in]` to `[..., *features_out]`, as `Linear` does, in its dtype."""
-        kernel, scale = self.kernel[...][start:stop], self.scale[...][start:stop]
-        numbers, row_scale = quantize(x, self.contracted)
-        product = contract_last(numbers, kernel, self.contracted, self.dtype).astype(FLOAT32)
-        product = product * row_scale.reshape(row_scale.shape[: x.ndim - self.contracted] + (1,) * scale.ndim) * scale
-        y = product.astype(self.dtype)
-        return y if self.bias is None else y + self.bias[...][start:stop]
+    def contract(self, x: Float[Array, "..."], count: int, start: int, stop: int | None) -> Float[Array, "..."]:
+        """Multiply with the outputs `start` to `stop` of the first output axis; see `forms.contract`."""
+        return _contract(count, self.dtype, x, self.q[start:stop], self.scale[start:stop])
 
 
 def quantize(x: Float[Array, "..."], count: int) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Return eight-bit numbers and the float32 scale that gives `x` back, one for each row of its last `count` axes.
+    """Return `x` in float8 and the float32 scale that gives it back, one for each row of its last `count` axes.
 
-    The largest number of a row becomes the largest of the format; a row of zeros has the scale 1.
+    The largest value of a row becomes the largest of the format; a row of zeros has the scale 1.
     """
     wide = x.astype(FLOAT32)
     largest = jnp.max(jnp.abs(wide), axis=tuple(range(x.ndim - count, x.ndim)), keepdims=True)
     scale = jnp.where(largest > 0, largest / LARGEST, jnp.ones_like(largest))
-    # rounding may go past the largest, which has no infinity behind it but NaN
+    # rounding may go past the largest value, and the format has no infinity: the next is NaN
     return jnp.clip(wide / scale, -LARGEST, LARGEST).astype(FLOAT8), scale
 
 
-def contract_last(
-    x: Float[Array, "..."], kernel: Float[Array, "..."], count: int, dtype: DTypeLike
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _contract(
+    count: int, dtype: str, x: Float[Array, "..."], q: Float[Array, "..."], scale: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """Contract the last `count` axes of both; as matrices where no mesh wants the axes kept (see `Linear`)."""
-    if not jax.sharding.get_abstract_mesh().empty:
-        ours, theirs = (range(array.ndim - count, array.ndim) for array in (x, kernel))
-        return jax.lax.dot_general(x, kernel, ((ours, theirs), ((), ())), preferred_element_type=jnp.dtype(dtype))
-    rows, columns = x.shape[: x.ndim - count], kernel.shape[: kernel.ndim - count]
-    inner = math.prod(x.shape[x.ndim - count :])
-    product = jax.lax.dot_general(
-        x.reshape(math.prod(rows), inner),
-        kernel.reshape(math.prod(columns), inner),
-        (((1,), (1,)), ((), ())),
-        preferred_element_type=jnp.dtype(dtype),
-    )
-    return product.reshape(*rows, *columns)
+    """Return `x` in float8 times `q`, scaled, in `dtype`.
 
-
-def quantize_linears(weights: Weights, paths: Sequence[str], mesh: Mesh | None) -> Weights:
-    """Return a network whose linear maps at `paths`, where `*` is a number, are in eight bits; one after the other."""
-    module = weights.module()
-    for path, found in list(nnx.iter_modules(module)):
-        for name, linear in list(vars(found).items()):
-            whole = ".".join(map(str, (*path, name)))
-            if isinstance(linear, Linear) and any(fnmatch.fnmatchcase(whole, pattern) for pattern in paths):
-                setattr(found, name, Float8Linear(linear, mesh, whole))
-    return Weights.of(module)
-
-
-def check_linear(linear: str, paths: Sequence[str], family: str, device: Any) -> bool:
-    """Say whether linear maps are to be in eight bits.
-
-    Raises:
-        RequestError: for an unknown form, or one that the family does not have.
-        JoyJaxError: for a GPU that does not multiply eight-bit floats.
+    The gradient in `x` is straight through: that of the product with the dequantized kernel. Differentiated as it
+    stands, the product would round cotangents to float8 without a scale, where small ones are zero.
     """
-    if not isinstance(linear, str) or linear not in LINEARS:
-        raise RequestError(f"linear is {linear!r}; choose one of: {', '.join(LINEARS)}")
-    if linear == "exact":
-        return False
-    if not paths:
-        raise RequestError(f"linear is {linear!r}, but {family} has no such form; leave it out")
-    capability = getattr(device, "compute_capability", None)
-    if device.platform == "gpu" and capability is not None and float(capability) < CAPABILITY:
-        raise JoyJaxError(
-            f"linear is {linear!r}, but {device.device_kind} has compute capability {capability} and eight-bit floats "
-            f"need {CAPABILITY}; leave it out"
-        )
-    return True
+    rounded, row_scale = quantize(x, count)
+    product = contract_last(rounded, q, count, dtype).astype(FLOAT32)
+    product = product * row_scale.reshape(row_scale.shape[: x.ndim - count] + (1,) * scale.ndim) * scale
+    return product.astype(dtype)
 
 
-def _quantize_kernel(kernel: Float[Array, "..."], count: int) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Return the kernel with its output axes first, and its scales, one for each output channel."""
-    order = (*range(count, kernel.ndim), *range(count))
-    numbers, scale = quantize(jnp.transpose(kernel, order), count)
-    return numbers, scale.reshape(scale.shape[: kernel.ndim - count])
+def _forward(
+    count: int, dtype: str, x: Float[Array, "..."], q: Float[Array, "..."], scale: Float[Array, "..."]
+) -> tuple[Float[Array, "..."], Any]:
+    # Of `x` the dtype alone is needed, and a residual is an array.
+    return _contract(count, dtype, x, q, scale), (jnp.zeros((), x.dtype), q, scale)
+
+
+def _backward(count: int, dtype: str, kept: Any, cotangent: Float[Array, "..."]) -> Any:
+    like, q, scale = kept
+    # The scale goes to the cotangent, so that `q`, which bfloat16 holds exactly, is not rounded once more.
+    scaled = (cotangent.astype(FLOAT32) * scale).astype(dtype)
+    return contract_first(scaled, q.astype(dtype), scale.ndim).astype(like.dtype), None, None
+
+
+_contract.defvjp(_forward, _backward)

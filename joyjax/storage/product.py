@@ -1,0 +1,40 @@
+"""Products of activations with kernels of several axes, either way round."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+def contract_first(x: Float[Array, "..."], kernel: Float[Array, "..."], count: int) -> Float[Array, "..."]:
+    """Contract the last `count` axes of `x` with the first of the kernel.
+
+    As a product of two matrices: on a CPU a training step of the demo then takes a tenth less time. On a mesh the axes
+    stay, since one that is split cannot be merged with another without moving it.
+    """
+    if not jax.sharding.get_abstract_mesh().empty:
+        return jnp.tensordot(x, kernel, axes=count)
+    rows, columns = x.shape[: x.ndim - count], kernel.shape[count:]
+    inner = math.prod(kernel.shape[:count])
+    product = x.reshape(math.prod(rows), inner) @ kernel.reshape(inner, math.prod(columns))
+    return product.reshape(*rows, *columns)
+
+
+def contract_last(
+    x: Float[Array, "..."], kernel: Float[Array, "..."], count: int, dtype: DTypeLike
+) -> Float[Array, "..."]:
+    """Contract the last `count` axes of both; as matrices where no mesh wants the axes kept."""
+    if not jax.sharding.get_abstract_mesh().empty:
+        ours, theirs = (range(array.ndim - count, array.ndim) for array in (x, kernel))
+        return jax.lax.dot_general(x, kernel, ((ours, theirs), ((), ())), preferred_element_type=jnp.dtype(dtype))
+    rows, columns = x.shape[: x.ndim - count], kernel.shape[: kernel.ndim - count]
+    inner = math.prod(x.shape[x.ndim - count :])
+    product = jax.lax.dot_general(
+        x.reshape(math.prod(rows), inner),
+        kernel.reshape(math.prod(columns), inner),
+        (((1,), (1,)), ((), ())),
+        preferred_element_type=jnp.dtype(dtype),
+    )
+    return product.reshape(*rows, *columns)
