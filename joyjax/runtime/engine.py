@@ -77,11 +77,16 @@ class Engine:
         if jobs is None:
             jobs, self.waiting = self.waiting, []
         for group in together(jobs, self.batch_size or max(1, len(jobs))):
-            self._run(group)
+            try:
+                self._run([job for job in group if not job.done])
+            except _NoJobLeft:
+                pass
             yield from group
 
     def _run(self, group: Sequence[Job]) -> None:
         """Run jobs of one batch key as one batch."""
+        if not group:
+            return
         clock = Clock()
         clock.seconds = {"prepare": sum(job.seconds for job in group), "prompt": 0.0, "references": 0.0}
         with on_devices(self.pipeline):
@@ -93,13 +98,16 @@ class Engine:
             media = {}
             with clock.stage("decode"):
                 for row, job in enumerate(group):
+                    if job.done:
+                        continue
                     with self._errors_of(job):
                         media[job.number] = self._finish(job.plan, latents[row : row + 1], clock)
         seconds = {**clock.seconds, "total": sum(clock.seconds.values())}
         for job, steps in zip(group, computed, strict=True):
+            if job.done:
+                continue
             with self._errors_of(job):
-                if not job.done:
-                    job.finished(make_result(self.pipeline, job.plan, media[job.number], seconds, steps, job.notes))
+                job.finished(make_result(self.pipeline, job.plan, media[job.number], seconds, steps, job.notes))
 
     def _encode(self, arrays: Sequence[Arrays], clock: Clock) -> list[Any]:
         """Return the condition of each request; of those with one encode key, the first alone is encoded."""
@@ -152,8 +160,8 @@ class Engine:
             preview = functools.partial(self._preview, job.plan, before, after, sigmas)
             with self._errors_of(job):
                 job.callback(StepEvent(step.number, step.steps, step.seconds, after, preview))
-        if all(job.error is not None for job in group):
-            raise next(job.error for job in group if job.error is not None)
+        if all(job.done for job in group):
+            raise _NoJobLeft
 
     def _preview(
         self,
@@ -189,6 +197,10 @@ class Engine:
             if not self.isolate:
                 raise
             job.cancel(error)
+
+
+class _NoJobLeft(Exception):  # noqa: N818 - not an error: ends the loop over steps
+    """Every job of a batch was cancelled or has failed."""
 
 
 @contextlib.contextmanager
