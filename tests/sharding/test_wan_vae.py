@@ -11,7 +11,7 @@ from small_vae import decode, draw, encode, make_vae, on_canvas
 from joyjax.errors import MeshError
 from joyjax.families.joyimage_buckets import buckets
 from joyjax.layers.weights import Weights
-from joyjax.models.autoencoder import tiling
+from joyjax.models.autoencoder import wan
 from joyjax.models.autoencoder.buckets import bucket_placement, crop_from_bucket, pad_to_bucket
 from joyjax.models.autoencoder.stages import decode_latents, encode_images
 from joyjax.models.autoencoder.tiling import Mode, choose, patch_grid
@@ -112,7 +112,7 @@ def test_rows_are_really_split(weights):
 
 @pytest.mark.parametrize("mode", ["tiled", "patch"])
 def test_tiles_and_patches_on_a_mesh(mode, weights, monkeypatch, error):
-    monkeypatch.setattr(tiling, "TILE", 32)
+    monkeypatch.setattr(wan, "TILE", 32)
     pixels, latents = draw(2, 72, 64)
 
     @functools.partial(jax.jit, static_argnames="mode")
