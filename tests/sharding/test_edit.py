@@ -40,7 +40,7 @@ PICTURES = [
 def latents_and_image(pipeline: joyjax.Pipeline) -> tuple[np.ndarray, np.ndarray]:
     """Return what an edit with one reference gives, or with three where the model takes several."""
     kept: list[np.ndarray] = []
-    pictures = PICTURES[: pipeline.family.references]
+    pictures = PICTURES[: pipeline.family.references[1]]
     result = joyjax.edit(
         pipeline, pictures, "make the sky red", callback=lambda event: kept.append(event.latents), **OPTIONS
     )
