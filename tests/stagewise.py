@@ -44,7 +44,8 @@ class Stages:
 
     @functools.cached_property
     def condition(self) -> Any:
-        return stages_of(self.pipeline).condition(self.arrays, self.txt, self.references)
+        given = (self.txt, self.references) if self.pipeline.family.references[1] != 0 else (self.txt,)
+        return stages_of(self.pipeline).condition(self.arrays, *given)
 
     @functools.cached_property
     def latents(self) -> np.ndarray:

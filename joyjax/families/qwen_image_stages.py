@@ -128,11 +128,6 @@ def encode_text(networks: Networks, arrays: Arrays) -> Float[Array, "B J C"]:
         return encode_prompt(encoder, inputs, None, first, length=text.kept)
 
 
-def encode_references(networks: Networks, arrays: Arrays) -> Float[Array, "b R P"]:
-    """Return no tokens: there are no references."""
-    return replicate(np.zeros((1, 0, arrays.plan.latents[1]), np.float32), networks.mesh)
-
-
 def condition(arrays: Arrays, txt: Float[Array, "B J C"]) -> Condition:
     """Put together what one denoising step is given."""
     plan, rows = arrays.plan, txt.shape[0]

@@ -92,7 +92,7 @@ class ScheduleConfig:
     def mu(self, tokens: int) -> float | None:
         """Return the shift for so many target tokens, on the line through the two of the config and beyond them.
 
-        None where shifting is not dynamic. Source: calculate_shift in Diffusers' pipeline_qwenimage.py.
+        None where shifting is not dynamic. Source: `calculate_shift` in Diffusers.
         """
         if not self.use_dynamic_shifting:
             return None
@@ -101,7 +101,7 @@ class ScheduleConfig:
 
 
 def even_levels(steps: int) -> np.ndarray:
-    """Return levels from 1 to 1/steps, not shifted: what Qwen-Image's pipelines start from."""
+    """Return levels from 1 to 1/steps, not shifted: what pipelines with a dynamic schedule give their scheduler."""
     return np.linspace(1.0, 1 / steps, steps)
 
 

@@ -22,9 +22,11 @@ def guide(velocity: Float[Array, "2 b T P"], scale: Float[Array, " b"], guidance
 
     `scale` is each edit's own. All that is needed of both is one weighted sum, so that where they lie on two devices
     one all-reduce brings it.
-    Source: the denoising loops of JoyImageEditPipeline and QwenImagePipeline in Diffusers.
+    Source: the denoising loops of the pipelines in Diffusers that rescale what guidance gives.
     """
-    both = jnp.stack([1 - scale, scale])[:, :, None, None]
+    # Not stacked: on a mesh, each device computes its own pass's factor.
+    base, slope = (jnp.array(pair, scale.dtype)[:, None] for pair in ((1, 0), (-1, 1)))
+    both = (base + slope * scale)[:, :, None, None]
     if guidance.norm is None:
         return jnp.sum(velocity * both, axis=0)
     groups = velocity.reshape(*velocity.shape[:3], -1, guidance.norm)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from whole_step import denoise_step
 
 from joyjax.convert import qwen2_5_vl, qwen_image
 from joyjax.convert.safetensors import Tensors
@@ -15,10 +16,11 @@ from joyjax.layers.condition import Condition
 from joyjax.layers.decoder import TextInputs
 from joyjax.layers.patch import patchify, unpatchify
 from joyjax.layers.weights import Weights
+from joyjax.models.autoencoder.stages import decode_latents
 from joyjax.models.qwen_image import image_positions, text_start
+from joyjax.models.text_encoding import encode_prompt
 from joyjax.reading import read_json
 from joyjax.sampling.euler import ScheduleConfig, even_levels, sigmas
-from joyjax.sampling.guided_step import decode_latents, denoise_step, encode_prompt
 
 pytestmark = [pytest.mark.jax, pytest.mark.parity]
 torch = pytest.importorskip("torch")

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from collectives import count_collectives, gathered_shapes
 from meshes import MESHES, draw, make_condition, make_weights, mesh_of, name_of
+from whole_step import cached_step, denoise_step
 
 from joyjax.convert.qwen_image import TRANSFORMER
 from joyjax.layers.condition import Condition
 from joyjax.layers.weights import Weights
 from joyjax.models.qwen_image import QwenImageConfig
-from joyjax.sampling.guided_step import denoise_step
-from joyjax.sampling.step_cache import cached_step, empty_cache
+from joyjax.sampling.step_cache import empty_cache
 
 pytestmark = pytest.mark.jax
 
