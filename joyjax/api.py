@@ -154,4 +154,5 @@ def _results(engine: Engine) -> Iterator[tuple[int, Result]]:
     for job in engine.run():
         if job.result is None:
             raise job.error or RuntimeError(f"job {job.number} has neither result nor error")
-        yield job.number, job.result
+        result, job.result = job.result, None  # the caller's from here on: a long run keeps no pictures
+        yield job.number, result
