@@ -13,7 +13,7 @@ Transformers; loading and saving again is their counterpart to converting. Each 
 GB are 10⁹ bytes, and GB/s those of the Diffusers folder in every row. The page cache is not dropped: the model was
 written just before and copied first, so it lies there as far as memory reaches; "disk GB" says how far that was. Linux
 only. Needs the extra `joyjax[reference]`, or `--no-diffusers`. The exit status is 1 where converting takes more memory
-than it may.
+than it may, or at the real width loading in float8: what is loaded, the largest tensor and 0.5 GB.
 """
 
 import argparse
@@ -34,8 +34,12 @@ from pathlib import Path
 # No NumPy nor JAX up here. A child's `ru_maxrss` starts with what its parent had when it forked.
 
 PROGRAM = Path(sys.executable).parent / "joyjax"
+REAL_WIDTH = 4096
+FOLDERS = ("source", "copy", "converted", "quantized", "saved")
 SPARE = 10**9  # bytes: the model may be one layer larger than asked
 PEAKS = {True: 3e9, False: 1e9}  # bytes that converting may take, with and without the real word embedding
+QUANTIZED = "joyjax.load, float8", "joyjax.load, converted, float8", "joyjax.load, converted in float8"
+SPARE_TO_QUANTIZE = 5e8  # bytes that loading in float8 may take besides what it loads and the largest tensor
 CLASSES = {
     "transformer": ("diffusers", "JoyImageEditTransformer3DModel", "torch_dtype"),
     "text_encoder": ("transformers", "Qwen3VLForConditionalGeneration", "dtype"),
@@ -67,7 +71,7 @@ def copy(source: Path, target: str) -> None:
         shutil.copyfile(file, place)
 
 
-def load(folder: Path, devices: str = "1") -> None:
+def load(folder: Path, devices: str = "1", quantize: str | None = None) -> None:
     import jax
 
     import joyjax
@@ -75,7 +79,7 @@ def load(folder: Path, devices: str = "1") -> None:
 
     jax.config.update("jax_num_cpu_devices", int(devices))
     mesh = parse_mesh(f"tensor={devices}") if int(devices) > 1 else None
-    jax.block_until_ready(joyjax.load(folder, dtype="bfloat16", mesh=mesh).weights)
+    jax.block_until_ready(joyjax.load(folder, dtype="bfloat16", mesh=mesh, quantize=quantize).weights)
 
 
 def peer_models(folder: Path) -> Iterator[tuple[str, object]]:
@@ -96,9 +100,25 @@ def peer_convert(folder: Path, target: str) -> None:
         del model  # one at a time in memory
 
 
+def limit(folder: Path) -> None:
+    import jax
+
+    from joyjax.convert.component import Component
+    from joyjax.families.joyimage import EDIT
+
+    def arrays(component: Component, form: str | None) -> list[int]:
+        state = component.abstract(component.read_config(folder), "bfloat16", form).state
+        return [array.size * array.dtype.itemsize for array in jax.tree.leaves(state)]
+
+    float8 = sum(sum(arrays(component, "float8")) for component in EDIT.components)
+    largest = max(max(arrays(component, None)) for component in EDIT.components)
+    print(float8 + largest + SPARE_TO_QUANTIZE)
+
+
 CHILDREN: dict[str, Callable[..., None]] = {
     "copy": copy,
     "load": load,
+    "limit": limit,
     "peer-load": peer_load,
     "peer-convert": peer_convert,
 }
@@ -171,6 +191,12 @@ def mesh_need(source: Path, size: int) -> tuple[int, int]:
     return devices, size + (devices - 1) * 2 * width * (text["vocab_size"] + 16 * width)
 
 
+def quantized_limit(source: Path) -> float:
+    """Return the memory that loading in float8 may take, worked out by another process: see `PEAKS`."""
+    command = child("limit", source)
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0])
+
+
 def report(row: Row, copied: Row) -> None:
     call = f"{row.call_seconds:8.1f}" if row.call_seconds is not None else f"{'':8}"
     speed, base = row.bytes / row.seconds, copied.bytes / copied.seconds
@@ -183,7 +209,7 @@ def report(row: Row, copied: Row) -> None:
 
 def measure_all(arguments: argparse.Namespace, work: Path) -> tuple[list[Row], int]:
     """Return the rows and the size of the converted folder. Two models are on the disk at most; three with --keep."""
-    source, copied, converted, saved = (work / name for name in ("source", "copy", "converted", "saved"))
+    source, copied, converted, small, saved = (work / name for name in FOLDERS)
     size, rows = files_bytes(source), []
 
     def add(name: str, command: list[str]) -> None:
@@ -193,11 +219,13 @@ def measure_all(arguments: argparse.Namespace, work: Path) -> tuple[list[Row], i
     add("copy", child("copy", source, copied))
     shutil.rmtree(copied)
     add("joyjax.load", child("load", source))
+    add(QUANTIZED[0], child("load", source, 1, "float8"))
     if not arguments.no_diffusers:
         add("from_pretrained", child("peer-load", source))
     add("joyjax convert", [str(PROGRAM), "convert", str(source), str(converted)])
     made = files_bytes(converted)
     add("joyjax.load, converted", child("load", converted))
+    add(QUANTIZED[1], child("load", converted, 1, "float8"))
     devices, needed = mesh_need(source, size)
     available = memory("MemAvailable")
     if devices > 1 and needed < available:
@@ -206,6 +234,9 @@ def measure_all(arguments: argparse.Namespace, work: Path) -> tuple[list[Row], i
         print(f"no mesh of {devices}: it takes {needed / 1e9:.0f} GB of memory; {available / 1e9:.0f} are available")
     if not arguments.keep:
         shutil.rmtree(converted)
+    add("joyjax convert --quantize float8", [str(PROGRAM), "convert", str(source), str(small), "--quantize", "float8"])
+    add(QUANTIZED[2], child("load", small))
+    shutil.rmtree(small)
     if not arguments.no_diffusers:
         add("from_pretrained, save_pretrained", child("peer-convert", source, saved))
         shutil.rmtree(saved)
@@ -217,7 +248,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, help="folder on a disk for all files (default: a temporary one)")
     parser.add_argument("--size-gb", type=float, default=6.0)
-    parser.add_argument("--width", type=int, default=4096, help="less for a trial: 512 takes 0.1 GB")
+    parser.add_argument("--width", type=int, default=REAL_WIDTH, help="less for a trial: 512 takes 0.1 GB")
     parser.add_argument("--no-embedding", action="store_true", help="without the word embedding of 1.24 GB")
     parser.add_argument("--no-diffusers", action="store_true", help="joyjax and the copy alone")
     parser.add_argument("--keep", action="store_true", help="keep the model and the converted one in --work")
@@ -233,7 +264,7 @@ def main() -> int:
 
 
 def run(arguments: argparse.Namespace, work: Path) -> int:
-    names = [name for name in ("source", "copy", "converted", "saved") if (work / name).exists()]
+    names = [name for name in FOLDERS if (work / name).exists()]
     if names:
         sys.exit(f"{work} holds {', '.join(names)} already; remove them, or name another folder")
     needed = (3 if arguments.keep else 2) * (arguments.size_gb * 1e9 + SPARE)
@@ -243,9 +274,9 @@ def run(arguments: argparse.Namespace, work: Path) -> int:
     try:
         return measured(arguments, work)
     finally:
-        for name in ("copy", "saved") if arguments.keep else ("source", "copy", "converted", "saved"):
+        for name in ("copy", "quantized", "saved") if arguments.keep else FOLDERS:
             shutil.rmtree(work / name, ignore_errors=True)
-        shutil.rmtree(work / ".converted.unfinished", ignore_errors=True)
+            shutil.rmtree(work / f".{name}.unfinished", ignore_errors=True)
 
 
 def measured(arguments: argparse.Namespace, work: Path) -> int:
@@ -267,10 +298,12 @@ def measured(arguments: argparse.Namespace, work: Path) -> int:
     heads = ("s", 7), ("GB/s", 6), ("of copy", 8), ("call s", 8), ("sync s", 7), ("peak GB", 8), ("read GB", 8)
     print(f"\n{'':33} {'GB':>6} " + " ".join(f"{head:>{width}}" for head, width in (*heads, ("disk GB", 8))))
     rows, converted = measure_all(arguments, work)
-    limit = PEAKS[not arguments.no_embedding]
+    allowed = PEAKS[not arguments.no_embedding]
     peak = next(row.peak_bytes for row in rows if row.name == "joyjax convert")
     print(f"\nthe converted folder has {converted / 1e9:.2f} GB")
-    print(f"converting took {peak / 1e9:.2f} GB of memory; it may take {limit / 1e9:.0f} GB")
+    print(f"converting took {peak / 1e9:.2f} GB of memory; it may take {allowed / 1e9:.0f} GB")
+    quantized, may = max(row.peak_bytes for row in rows if row.name in QUANTIZED), quantized_limit(work / "source")
+    print(f"loading in float8 took {quantized / 1e9:.2f} GB of memory; it may take {may / 1e9:.2f} GB")
     if arguments.json:
         figures = {
             "about": about,
@@ -279,7 +312,7 @@ def measured(arguments: argparse.Namespace, work: Path) -> int:
             "rows": [dataclasses.asdict(row) for row in rows],
         }
         arguments.json.write_text(json.dumps(figures, indent=1))
-    return int(peak > limit)
+    return int(peak > allowed or (quantized > may and arguments.width == REAL_WIDTH))
 
 
 if __name__ == "__main__":

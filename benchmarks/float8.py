@@ -10,66 +10,80 @@ leaving the image stream's last map of each MLP exact. One JSON line for each; d
 import argparse
 import dataclasses
 import fnmatch
+import functools
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from PIL import Image
 from tradeoffs import psnr
 
 import joyjax
 from joyjax.dtypes import FLOAT32
-from joyjax.families.joyimage import FLOAT8
-from joyjax.layers.linear import Linear
-from joyjax.layers.weights import Weights
+from joyjax.layers.stored import quantized, storable
+from joyjax.layers.weights import Weights, leaves
 from joyjax.score import tasks
 from joyjax.shapes.draw import render
-from joyjax.storage.float8 import contract_last, quantize, quantize_linears
+from joyjax.storage.float8 import quantize
+from joyjax.storage.product import contract_last
 
-DOWN = "blocks.*.img.down"
-
-
-class WholeLinear(nnx.Module):
-    """A linear map in eight bits with one scale for its weight, and one for all of its inputs, found as they come."""
-
-    def __init__(self, linear: Linear):
-        kernel, count = linear.kernel[...], linear.contracted
-        turned = jnp.transpose(kernel, (*range(count, kernel.ndim), *range(count)))
-        numbers, scale = quantize(turned, turned.ndim)
-        self.kernel, self.scale = nnx.Param(numbers), nnx.Param(scale.reshape(()))
-        self.bias, self.contracted, self.dtype = linear.bias, count, jnp.dtype(kernel.dtype).name
-
-    def __call__(self, x: jax.Array, start: int = 0, stop: int | None = None) -> jax.Array:
-        numbers, scale = quantize(x, x.ndim)
-        product = contract_last(numbers, self.kernel[...][start:stop], self.contracted, self.dtype).astype(FLOAT32)
-        y = (product * scale.reshape(()) * self.scale[...]).astype(self.dtype)
-        return y if self.bias is None else y + self.bias[...][start:stop]
+DOWN = "blocks.*.img.down.kernel"
 
 
-def whole_linears(weights: Weights, paths: tuple[str, ...]) -> Weights:
-    """Return a network whose linear maps at `paths` have one scale for each tensor."""
-    module = weights.module()
-    for path, found in list(nnx.iter_modules(module)):
-        for name, linear in list(vars(found).items()):
-            whole = ".".join(map(str, (*path, name)))
-            if isinstance(linear, Linear) and any(fnmatch.fnmatchcase(whole, pattern) for pattern in paths):
-                setattr(found, name, WholeLinear(linear))
-    return Weights.of(module)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["q", "scale"], meta_fields=["shape", "dtype"])
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A kernel in eight bits with one scale for all of it, and one for all of the inputs, found as they come."""
+
+    q: Any
+    scale: Any
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        """The number of parameters."""
+        return math.prod(self.shape)
+
+    def array_axes(self, axes: tuple[str | None, ...], inputs: int) -> dict[str, tuple[str | None, ...]]:
+        """Return the logical axes of each array."""
+        return {"q": (*axes[inputs:], *axes[:inputs]), "scale": ()}
+
+    def contract(self, x: jax.Array, count: int, start: int, stop: int | None) -> jax.Array:
+        """Multiply, as `joyjax.storage.forms.contract` does."""
+        rounded, scale = quantize(x, x.ndim)
+        product = contract_last(rounded, self.q[start:stop], count, self.dtype).astype(FLOAT32)
+        return (product * scale.reshape(()) * self.scale).astype(self.dtype)
+
+
+def whole(weights: Weights, paths: Iterable[str]) -> Weights:
+    """Return a network whose kernels at `paths` have one scale each."""
+    found = {}
+    for path, leaf in leaves(weights.state).items():
+        value = leaf.get_value()
+        if path in paths:
+            count = leaf.inputs
+            turned = jnp.transpose(value, (*range(count, value.ndim), *range(count)))
+            q, scale = quantize(turned, turned.ndim)
+            value = Whole(q, scale.reshape(()), value.shape, jnp.dtype(value.dtype).name)
+        found[path] = value
+    return weights.filled(found)
 
 
 def variants(weights: Weights) -> dict[str, Weights]:
     """Return the transformer in each form, the exact one first."""
-    kept = tuple(path for path in FLOAT8 if path != DOWN)
+    paths = storable(weights.state)
+    kept = [path for path in paths if not fnmatch.fnmatchcase(path, DOWN)]
     return {
         "exact": weights,
-        "by channel and token": quantize_linears(weights, FLOAT8, None),
-        "by channel and token, image down exact": quantize_linears(weights, kept, None),
-        "by tensor": whole_linears(weights, FLOAT8),
-        "by tensor, image down exact": whole_linears(weights, kept),
+        "by channel and token": quantized(weights, "float8"),
+        "by channel and token, image down exact": quantized(weights, dict.fromkeys(kept, "float8")),
+        "by tensor": whole(weights, paths),
+        "by tensor, image down exact": whole(weights, kept),
     }
 
 

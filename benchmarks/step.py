@@ -33,14 +33,14 @@ from step_record import least_tflop
 from whole_step import cached_step, denoise_step
 
 from joyjax.convert.joyimage import TRANSFORMER
-from joyjax.families.joyimage import FLOAT8
 from joyjax.kernels import dispatch, modulate, qk_norm_rope
 from joyjax.layers.condition import Condition
+from joyjax.layers.stored import quantized
 from joyjax.layers.weights import Weights, leaves
 from joyjax.models.joyimage import JoyImageConfig
 from joyjax.runtime.peak_memory import peak_bytes
 from joyjax.sampling.step_cache import empty_cache
-from joyjax.storage.float8 import CAPABILITY, quantize_linears
+from joyjax.storage.float8 import CAPABILITY
 
 NUMBERS = [np.float32(number) for number in (0.8, 0.75, 800, 4)]  # sigma, the next, timestep, guidance
 WARM_UP = 3
@@ -129,7 +129,7 @@ def forms(weights: Weights, config: JoyImageConfig, tokens: tuple[int, int, int]
     yield Form("left out by the cache", left_out)
     capability = getattr(jax.devices()[0], "compute_capability", None)
     if capability is None or float(capability) >= CAPABILITY:
-        yield Form("float8", step(quantize_linears(weights, FLOAT8, None), guided))
+        yield Form("float8", step(quantized(weights, "float8"), guided))
 
 
 def main() -> None:

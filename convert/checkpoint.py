@@ -103,6 +103,11 @@ def _check_chunks(folder: Path, shapes: Mapping[str, Shape]) -> None:
         raise CheckpointError(f"{folder} cannot be read; convert the model again ({_reason(error)})") from error
     for path, raw in found.items():
         shape, chunks = shapes[path], raw.get("chunks")
+        if raw.get("shape") != list(shape):
+            raise CheckpointError(
+                f"{folder} cannot be read; convert the model again ({path} is stored with the shape "
+                f"{quoted(raw.get('shape'))}; expected {list(shape)})"
+            )
         fit = (
             isinstance(chunks, list)
             and len(chunks) == len(shape)

@@ -26,9 +26,10 @@ import numpy as np
 from joyjax.convert import generation_defaults
 from joyjax.convert.generation_defaults import GenerationDefaults
 from joyjax.convert.rules import Shape
-from joyjax.dtypes import STORED, STORED_IN_FORMS
+from joyjax.dtypes import STORED
 from joyjax.errors import CheckpointError
 from joyjax.reading import read_json
+from joyjax.storage.forms import FORMS
 
 MANIFEST = generation_defaults.FILE
 FORMAT, VERSION, VERSION_OF_FORMS = "joyjax-orbax", 2, 3
@@ -198,7 +199,7 @@ def _stored(raw: Mapping[str, Any]) -> Stored:
     shape, dtype = raw["shape"], raw["dtype"]
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError(f"shape {shape!r}")
-    if dtype not in (*STORED, *STORED_IN_FORMS):
+    if dtype not in STORED and not any(dtype in form.dtypes for form in FORMS.values()):
         raise ValueError(f"dtype {dtype!r}")
     pieces: list[Piece] = []
     end = 0

@@ -16,7 +16,6 @@ FLOAT32 = jnp.float32
 
 NAMES = DTYPES  # to compute in
 STORED = ("bfloat16", "float16", "float32")  # that parameters may have in a file
-STORED_IN_FORMS = ("float8_e4m3fn",)  # beside those, the arrays of joyjax/storage/forms.py
 
 
 def by_name(name: str) -> np.dtype:

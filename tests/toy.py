@@ -27,9 +27,10 @@ class ToyConfig:
 class Block(nnx.Module):
     def __init__(self, config: ToyConfig, *, dtype, rngs):
         heads, head_axes = (config.heads, config.head_width), ("heads", "head_width")
-        inner = {"axes_in": ("embed",), "axes_out": (None, *head_axes), "dtype": dtype, "rngs": rngs}
+        inner = {"axes_in": ("embed",), "axes_out": (None, *head_axes), "dtype": dtype, "rngs": rngs, "storable": True}
         self.qkv = Linear((config.width,), (3, *heads), **inner)
-        self.out = Linear(heads, (config.width,), axes_in=head_axes, axes_out=("embed",), dtype=dtype, rngs=rngs)
+        outer = {"axes_in": head_axes, "axes_out": ("embed",), "dtype": dtype, "rngs": rngs, "storable": True}
+        self.out = Linear(heads, (config.width,), **outer)
         self.norm = RMSNorm(config.width, eps=1e-6, axis="embed", dtype=joyjax.dtypes.FLOAT32, rngs=rngs)
 
 

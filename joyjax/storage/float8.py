@@ -42,6 +42,7 @@ class Float8:
     dtype: str
 
     name: ClassVar[str] = "float8"
+    dtypes: ClassVar[tuple[str, ...]] = ("float8_e4m3fn", "float32")
 
     @property
     def size(self) -> int:

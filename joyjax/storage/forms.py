@@ -34,9 +34,13 @@ class Leaf(Protocol):
 
 
 class Form(Protocol):
-    """What a form of stored kernels must have besides; `shape`, `dtype` and `size` are the kernel's."""
+    """What a form of stored kernels must have besides; `shape`, `dtype` and `size` are the kernel's.
+
+    `dtypes` are those of its arrays.
+    """
 
     name: ClassVar[str]
+    dtypes: ClassVar[tuple[str, ...]]
 
     @classmethod
     def abstract(cls, shape: tuple[int, ...], inputs: int, dtype: DTypeLike) -> Any:

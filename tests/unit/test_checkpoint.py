@@ -1,5 +1,6 @@
 """The converted folder: whole or not there, the same numbers, and readable without joyjax."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import types
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +22,20 @@ from safetensors.numpy import save_file
 
 from joyjax.convert import checkpoint, stream
 from joyjax.convert.conversion import convert_checkpoint
+from joyjax.convert.export import export
 from joyjax.convert.generation_defaults import GenerationDefaults
 from joyjax.convert.journal import open_journal
 from joyjax.convert.manifest import Manifest, parts
+from joyjax.convert.rules import Rule, last_frame
 from joyjax.convert.safetensors import Tensors
 from joyjax.errors import CheckpointError, MeshError, RequestError
+from joyjax.layers.conv import Conv
+from joyjax.layers.stored import array_leaves
 from joyjax.layers.weights import leaves
+from joyjax.storage import forms
+from joyjax.storage.float8 import Float8
+from joyjax.storage.product import contract_last
+from joyjax.storage.quantize import quantize_array
 
 pytestmark = pytest.mark.jax
 
@@ -525,3 +535,305 @@ def test_a_damaged_part(source, target):
     (target / "toy" / "part-00000" / "_METADATA").write_text("{")
     with pytest.raises(CheckpointError, match="part-00000 cannot be read; convert the model again"):
         checkpoint.restore(target, toy.TOY, CONFIG, jnp.float32)
+
+
+# Kernels in another form than an array
+
+KERNEL = "blocks.1.out.kernel"
+
+
+def same_arrays(ours, theirs) -> None:
+    ours, theirs = array_leaves(ours.state), array_leaves(theirs.state)
+    assert ours.keys() == theirs.keys()
+    for path, array in ours.items():
+        assert array.value.dtype == theirs[path].value.dtype
+        assert np.asarray(array.value).tobytes() == np.asarray(theirs[path].value).tobytes(), path
+
+
+def in_float8(source, dtype="bfloat16", mesh=None):
+    return stream.fill(toy.TOY, CONFIG, Tensors.open(source / "toy"), jnp.dtype(dtype), mesh, storage="float8")
+
+
+@pytest.fixture
+def quantized(tmp_path, target):
+    """A Diffusers folder in bfloat16 and what is converted of it in float8."""
+    source = toy.save_model(tmp_path / "source8", *BOTH, dtype="bfloat16")
+    convert_checkpoint(source, target, BOTH, quantize="float8")
+    return source, target
+
+
+@pytest.mark.parametrize("part_bytes", [2**27, 2000, 300])  # one part, kernels in a part each, in several pieces
+@pytest.mark.parametrize("sizes", [{}, {"tensor": 4}], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_float8_is_the_same_from_every_folder(tmp_path, part_bytes, sizes, dtype, monkeypatch):
+    source = toy.save_model(tmp_path / "source", *BOTH, dtype="bfloat16")
+    monkeypatch.setattr("joyjax.convert.manifest.PART_BYTES", part_bytes)
+    convert_checkpoint(source, tmp_path / "exact", BOTH)
+    convert_checkpoint(source, tmp_path / "float8", BOTH, quantize="float8")
+    mesh = Mesh(np.array(jax.devices()[:4]), ("tensor",)) if sizes else None
+    expected = in_float8(source, dtype, mesh)
+    for folder, storage in (("exact", "float8"), ("float8", None), ("float8", "float8")):
+        ours = checkpoint.restore(tmp_path / folder, toy.TOY, CONFIG, jnp.dtype(dtype), mesh, storage=storage)
+        same_arrays(ours, expected)
+        for path, array in array_leaves(ours.state).items():
+            assert array.value.sharding == array_leaves(expected.state)[path].value.sharding, path
+
+
+def test_a_dtype_is_had_before_the_form(source, target):
+    """Of float32 tensors: what bfloat16 makes of them is quantized, where that is asked for."""
+    convert_checkpoint(source, target, BOTH, dtype="bfloat16", quantize="float8")
+    same_arrays(checkpoint.restore(target, toy.TOY, CONFIG, jnp.bfloat16), in_float8(source))
+    kept = target.with_name("kept")
+    convert_checkpoint(source, kept, BOTH, quantize="float8")
+    same_arrays(checkpoint.restore(kept, toy.TOY, CONFIG, jnp.float32), in_float8(source, "float32"))
+
+
+def test_the_manifest_names_the_form(quantized):
+    source, target = quantized
+    raw = json.loads((target / "joyjax.json").read_text())
+    assert raw["version"] == 3
+    assert raw["components"]["toy"]["forms"] == {
+        f"blocks.{n}.{name}.kernel": "float8" for n in (0, 1) for name in ("out", "qkv")
+    }
+    entries = raw["components"]["toy"]["parameters"]
+    assert KERNEL not in entries
+    q, scale = entries[f"{KERNEL}.q"], entries[f"{KERNEL}.scale"]
+    assert (q["shape"], q["dtype"]) == ([12, 8, 2], "float8_e4m3fn")
+    assert (scale["shape"], scale["dtype"]) == ([12], "float32")
+    theirs = array_leaves(in_float8(source).state)[f"{KERNEL}.q"].value
+    assert q["pieces"][0]["sha256"] == hashlib.sha256(np.asarray(theirs).tobytes()).hexdigest()
+    assert Manifest.read(target).components["toy"].forms == raw["components"]["toy"]["forms"]
+
+
+def test_a_quantized_part_is_opened_by_orbax_alone(quantized):
+    source, target = quantized
+    with ocp.StandardCheckpointer() as checkpointer:
+        found = checkpointer.restore(target / "toy" / "part-00000")
+    theirs = array_leaves(in_float8(source).state)
+    for name in (f"{KERNEL}.q", f"{KERNEL}.scale"):
+        assert np.asarray(found[name]).tobytes() == np.asarray(theirs[name].value).tobytes()
+
+
+def test_a_stopped_quantized_conversion_goes_on(tmp_path, target, small_parts, monkeypatch):
+    source = toy.save_model(tmp_path / "source8", *BOTH, dtype="bfloat16")
+    first = spy_on_parts(monkeypatch, KeyboardInterrupt, at=3)
+    with pytest.raises(KeyboardInterrupt):
+        convert_checkpoint(source, target, BOTH, quantize="float8")
+    assert not target.exists()
+    monkeypatch.undo()
+    monkeypatch.setattr("joyjax.convert.manifest.PART_BYTES", 2000)
+    second, calls = spy_on_parts(monkeypatch), []
+    convert_checkpoint(source, target, BOTH, quantize="float8", progress=lambda *counts: calls.append(counts))
+    assert not set(first) & set(second)
+    assert calls[-1][0] == calls[-1][1] > 0
+    same_arrays(checkpoint.restore(target, toy.TOY, CONFIG, jnp.bfloat16), in_float8(source))
+
+
+def test_another_form_is_another_conversion(quantized, target):
+    source, _ = quantized
+    assert convert_checkpoint(source, target, BOTH, quantize="float8") == Manifest.read(target)  # nothing to do
+    with pytest.raises(RequestError, match="has toy, other already, .* in another form"):
+        convert_checkpoint(source, target, BOTH)
+    convert_checkpoint(source, target, BOTH, overwrite=True)
+    assert json.loads((target / "joyjax.json").read_text())["version"] == 2
+
+
+def test_a_component_without_such_kernels_is_refused(tmp_path, source, target):
+    plain = dataclasses.replace(toy.TOY, build=lambda config, *, dtype, rngs: Conv(2, 3, 3, dtype=dtype, rngs=rngs))
+    named = {"conv.weight": np.zeros((3, 2, 3, 3, 3), np.float32), "conv.bias": np.zeros(3, np.float32)}
+    save_file(named, source / "toy" / "diffusion_pytorch_model.safetensors")
+    rules = (Rule("conv.weight", "kernel", last_frame(3)), Rule("conv.bias", "bias"))
+    plain = dataclasses.replace(plain, rules=lambda config: rules)
+    with pytest.raises(RequestError, match="quantize is 'float8', but toy has no kernels that may be stored so"):
+        convert_checkpoint(source, target, (plain, toy.OTHER), quantize="float8", component="toy")
+    assert not target.exists()
+
+
+def test_what_is_quantized_is_never_quantized_again(quantized, monkeypatch):
+    _, target = quantized
+    monkeypatch.setattr(checkpoint, "quantize_array", lambda *_: pytest.fail("quantized again"))
+    for storage in (None, "float8"):
+        checkpoint.restore(target, toy.TOY, CONFIG, jnp.bfloat16, storage=storage)
+
+
+def test_quantizing_twice_would_be_noticed(quantized):
+    """The mistake made on purpose: `q` is taken for the kernel, and its scale is lost."""
+    source, target = quantized
+    ours = checkpoint.restore(target, toy.TOY, CONFIG, jnp.bfloat16)
+    leaf = leaves(ours.state)[KERNEL].get_value()
+    kernel = leaf.q.astype(jnp.bfloat16).transpose(1, 2, 0)
+    places = {name: array.sharding for name, array in forms.arrays(leaf).items()}
+    again = quantize_array(Float8.abstract(kernel.shape, 2, jnp.bfloat16), 2, places, kernel)
+    values = {path: parameter.get_value() for path, parameter in leaves(ours.state).items()}
+    with pytest.raises(AssertionError, match=f"{KERNEL}.scale"):
+        same_arrays(ours.filled({**values, KERNEL: again}), in_float8(source))
+
+
+def test_another_form_than_the_folder_has_is_refused(quantized, monkeypatch):
+    _, target = quantized
+
+    class Other(Float8):
+        name = "other"
+
+    monkeypatch.setattr(forms, "FORMS", {"float8": Float8, "other": Other})
+    with pytest.raises(
+        CheckpointError, match="never quantized a second time.*\n.*kernel has the form float8, not other"
+    ):
+        checkpoint.restore(target, toy.TOY, CONFIG, jnp.bfloat16, storage="other")
+
+
+def test_export_refuses_what_is_quantized(quantized, tmp_path):
+    _, target = quantized
+    weights = checkpoint.restore(target, toy.TOY, CONFIG, jnp.bfloat16)
+    parameters = {path: leaf.get_value() for path, leaf in leaves(weights.state).items()}
+    with pytest.raises(CheckpointError, match="blocks.0.out.kernel is quantized, and 3 more: .* must be exact"):
+        export(toy.TOY, CONFIG, parameters, tmp_path / "exported", jnp.bfloat16)
+    assert not (tmp_path / "exported").exists()
+
+
+def entry(raw, name) -> dict:
+    return raw["components"]["toy"]["parameters"][f"{KERNEL}.{name}"]
+
+
+def the_forms(raw) -> dict:
+    return raw["components"]["toy"]["forms"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda raw: entry(raw, "q").update(shape=[12, 16]),
+            rf"{KERNEL}.q has shape \[12, 16\], expected \[12, 8, 2\]",
+        ),
+        (lambda raw: entry(raw, "q").update(dtype="bfloat16"), f"{KERNEL}.q is bfloat16, expected float8_e4m3fn"),
+        (lambda raw: entry(raw, "scale").update(dtype="bfloat16"), f"{KERNEL}.scale is bfloat16, expected float32"),
+        (
+            lambda raw: raw["components"]["toy"]["parameters"].pop(f"{KERNEL}.scale"),
+            rf"{KERNEL}.scale \[12\] is missing",
+        ),
+        (lambda raw: first(raw).update(dtype="float8_e4m3fn"), "first.kernel is float8_e4m3fn, expected bfloat16 or"),
+        (
+            lambda raw: the_forms(raw).update({KERNEL: "int3"}),
+            f"{KERNEL} has the form 'int3'; this joyjax knows float8",
+        ),
+        (
+            lambda raw: the_forms(raw).update({"first.kernel": "float8"}),
+            "first.kernel has the form 'float8'; .* no kernel",
+        ),
+        (lambda raw: the_forms(raw).update({"nowhere": "float8"}), "nowhere has the form 'float8'; .* no kernel"),
+        (lambda raw: the_forms(raw).pop(KERNEL), rf"{KERNEL} \[8, 2, 12\] is missing"),
+        (lambda raw: the_forms(raw).update({KERNEL: 3}), "is damaged.*forms"),
+        (lambda raw: raw["components"]["toy"].update(forms=["float8"]), "is damaged.*forms"),
+        (lambda raw: raw.update(version=4), "version 4; this joyjax reads 'joyjax-orbax', version 2 and 3"),
+    ],
+)
+def test_a_hostile_manifest_of_forms(quantized, edit, message):
+    _, target = quantized
+    edit_manifest(target, edit)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.restore(target, toy.TOY, CONFIG, jnp.bfloat16)
+
+
+def rewrite_part(target, edit) -> None:
+    part = target / "toy" / "part-00000"
+    held = {path: np.array(array) for path, array in ocp.StandardCheckpointer().restore(part).items()}
+    edit(held)
+    shutil.rmtree(part)
+    checkpoint.write_part(part, held, dict.fromkeys(held, 0))
+
+
+def set_last(name, value):
+    def edit(held):
+        held[f"{KERNEL}.{name}"].flat[-1] = value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (set_last("scale", np.nan), f"{KERNEL}.scale holds NaN or infinity"),
+        (set_last("scale", np.inf), f"{KERNEL}.scale holds NaN or infinity"),
+        (set_last("q", np.nan), f"{KERNEL}.q holds NaN or infinity"),
+        (lambda held: held.pop(f"{KERNEL}.scale"), "part-00000 cannot be read"),
+        (
+            lambda held: held.update({f"{KERNEL}.q": held[f"{KERNEL}.q"][:6]}),
+            rf"{KERNEL}.q is stored with .* \[6, 8, 2\]",
+        ),
+        (
+            lambda held: held.update({f"{KERNEL}.q": np.ones((13, 8, 2), held[f"{KERNEL}.q"].dtype)}),
+            rf"{KERNEL}.q is stored with the shape \[13, 8, 2\]; expected \[12, 8, 2\]",
+        ),
+    ],
+)
+@pytest.mark.parametrize("sizes", [0, 4])
+def test_a_hostile_part_of_forms(quantized, edit, message, sizes):
+    _, target = quantized
+    rewrite_part(target, edit)
+    mesh = Mesh(np.array(jax.devices()[:sizes]), ("tensor",)) if sizes else None
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.restore(target, toy.TOY, CONFIG, jnp.bfloat16, mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounded:
+    """A form as another would add one: whole numbers of eight bits, one scale for each output channel."""
+
+    q: Any
+    scale: Any
+    shape: tuple[int, ...]
+    dtype: str
+    name: ClassVar[str] = "rounded"
+    dtypes: ClassVar[tuple[str, ...]] = ("int8", "float32")
+    size = Float8.size
+    array_axes = Float8.array_axes
+
+    @classmethod
+    def abstract(cls, shape, inputs, dtype):
+        out = shape[inputs:]
+        q = jax.ShapeDtypeStruct((*out, *shape[:inputs]), jnp.int8)
+        return cls(q, jax.ShapeDtypeStruct(out, jnp.float32), shape, jnp.dtype(dtype).name)
+
+    @classmethod
+    def quantize(cls, rows, inputs):
+        wide = rows.astype(jnp.float32)
+        scale = jnp.max(jnp.abs(wide), tuple(range(rows.ndim - inputs, rows.ndim)), keepdims=True) / 127
+        return {"q": jnp.round(wide / scale).astype(jnp.int8), "scale": scale.reshape(rows.shape[:-inputs])}
+
+    @staticmethod
+    def check_device(device, cause):
+        pass
+
+    def contract(self, x, count, start, stop):
+        kernel = self.q[start:stop].astype(self.dtype)
+        return contract_last(x.astype(self.dtype), kernel, count, self.dtype) * self.scale[start:stop].astype(
+            self.dtype
+        )
+
+
+jax.tree_util.register_dataclass(Rounded, ["q", "scale"], ["shape", "dtype"])
+
+
+def test_another_form_is_a_class_and_a_line(source, target, monkeypatch):
+    """Reading, converting, placing and a linear map take one that they have never heard of."""
+    monkeypatch.setitem(forms.FORMS, "rounded", Rounded)
+    convert_checkpoint(source, target, BOTH, quantize="rounded")
+    mesh = Mesh(np.array(jax.devices()[:4]), ("tensor",))
+    exact, read, converted, spread = (
+        fill(mesh_)
+        for fill, mesh_ in (
+            (lambda mesh: stream.fill(toy.TOY, CONFIG, Tensors.open(source / "toy"), jnp.float32), None),
+            (
+                lambda mesh: stream.fill(toy.TOY, CONFIG, Tensors.open(source / "toy"), jnp.float32, storage="rounded"),
+                None,
+            ),
+            (lambda mesh: checkpoint.restore(target, toy.TOY, CONFIG, jnp.float32), None),
+            (lambda mesh: checkpoint.restore(target, toy.TOY, CONFIG, jnp.float32, mesh), mesh),
+        )
+    )
+    same_arrays(read, converted)
+    same_arrays(read, spread)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((7, 12)), jnp.float32)
+    one, other = (weights.module().blocks[1].qkv(x) for weights in (exact, read))
+    assert 1e-4 < np.linalg.norm(one - other) / np.linalg.norm(one) < 0.02

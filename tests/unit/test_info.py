@@ -6,7 +6,9 @@ import math
 import shutil
 
 import jax
+import numpy as np
 import pytest
+from jax.sharding import Mesh
 from safetensors import safe_open
 
 from joyjax.convert import stream
@@ -15,6 +17,7 @@ from joyjax.convert.safetensors import Tensors
 from joyjax.errors import CheckpointError, MeshError
 from joyjax.families.registry import FAMILIES
 from joyjax.runtime import info
+from joyjax.sharding.mesh import check_mesh
 
 pytestmark = pytest.mark.parity  # the checkpoint is the reference's
 
@@ -68,6 +71,22 @@ def test_what_a_model_needs_is_what_its_networks_hold(checkpoint):
         assert (need.resident_bytes, need.staged_bytes) == (sum(each), max(each))
 
 
+def test_what_a_model_needs_quantized_is_what_its_networks_hold_then(checkpoint):
+    found = info.describe(checkpoint)
+    assert [(need.dtype, need.linear) for need in found.needs_quantized] == [
+        ("bfloat16", "float8"),
+        ("float32", "float8"),
+    ]
+    for need, exact in zip(found.needs_quantized, found.needs, strict=True):
+        each = []
+        for component in FAMILIES["JoyImageEditPipeline"].components:
+            config, tensors = component.read_config(checkpoint), Tensors.open(checkpoint / component.folder)
+            network = stream.fill(component, config, tensors, need.dtype, storage="float8")
+            each.append(sum(array.nbytes for array in jax.tree.leaves(network.state)))
+        assert (need.resident_bytes, need.staged_bytes) == (sum(each), max(each))
+        assert need.resident_bytes < exact.resident_bytes
+
+
 def test_it_can_be_written_as_json(checkpoint):
     found = dataclasses.asdict(info.describe(checkpoint))
     assert json.loads(json.dumps(found))["components"][0]["folder"] == "text_encoder"
@@ -114,3 +133,17 @@ def test_on_a_mesh(checkpoint):
     assert 1 / 4 < held.component_bytes["transformer"] / alone.component_bytes["transformer"] < 1 / 3
     with pytest.raises(MeshError, match="has 4 heads, which 8 devices"):
         info.on_mesh(checkpoint, {"tensor": 8}, "float32")
+
+
+@pytest.mark.parametrize("sizes", [{"tensor": 4}, {"tensor": 2, "sequence": 2}], ids=str)
+def test_a_form_on_a_mesh_is_what_a_device_holds(checkpoint, sizes):
+    """`q` and `scale` go by the kernel's axes: counted without devices as they lie on them."""
+    held = info.on_mesh(checkpoint, sizes, "bfloat16", "float8")
+    component = FAMILIES["JoyImageEditPipeline"].components[1]
+    devices = np.array(jax.devices()[: math.prod(sizes.values())]).reshape(tuple(sizes.values()))
+    config, tensors = component.read_config(checkpoint), Tensors.open(checkpoint / component.folder)
+    mesh = check_mesh(Mesh(devices, tuple(sizes)))
+    network = stream.fill(component, config, tensors, "bfloat16", mesh, storage="float8")
+    first = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(network.state))
+    assert (held.component_bytes["transformer"], held.linear) == (first, "float8")
+    assert first < info.on_mesh(checkpoint, sizes, "bfloat16").component_bytes["transformer"]

@@ -24,7 +24,7 @@ from joyjax.convert import checkpoint, conversion, stream
 from joyjax.convert import manifest as manifests
 from joyjax.convert import safetensors as files
 from joyjax.convert.conversion import convert_checkpoint
-from joyjax.convert.manifest import Manifest, is_converted, told
+from joyjax.convert.manifest import Manifest, is_converted
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.source.model import model_folder
 from joyjax.errors import CheckpointError, RequestError
@@ -126,7 +126,7 @@ def assert_whole(target: Path, manifest: Manifest, source: Path) -> None:
     """Check that a folder holds what the manifest of an undisturbed conversion says, bit for bit, and nothing more."""
     assert Manifest.read(target) == manifest
     for name, converted in manifest.components.items():
-        expected = told(converted.parameters)
+        expected = manifests.expected(converted.parameters)
         assert sorted(path.name for path in (target / name).iterdir()) == ["config.json", *expected]
         for part, held in expected.items():
             checkpoint.check_part(target / name / part, held)

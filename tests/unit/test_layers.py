@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from joyjax.layers.linear import contract
+from joyjax.storage.forms import contract
 
 pytestmark = pytest.mark.jax
 

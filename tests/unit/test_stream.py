@@ -1,17 +1,20 @@
-"""Filling a network from safetensors: dtypes, places, and that nothing is read before all is known to fit."""
+"""Filling a network from safetensors: dtypes, forms, places, and that nothing is read before all is known to fit."""
+
+import weakref
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
 from joyjax.convert import stream
 from joyjax.convert.rules import match
 from joyjax.convert.safetensors import Tensors
 from joyjax.errors import CheckpointError, MeshError
+from joyjax.layers.stored import array_leaves, quantized
 from joyjax.layers.weights import leaves
 
 CONFIG = toy.ToyConfig()
@@ -125,3 +128,65 @@ def test_progress_counts_the_bytes_that_are_used(folder):
     assert calls[-1] == (used, used) == (plan.nbytes, plan.nbytes)
     assert calls == sorted(calls)
     assert len(calls) == len(plan.matches)
+
+
+# Quantized while it is read
+
+
+def same_arrays(ours, theirs) -> None:
+    ours, theirs = array_leaves(ours.state), array_leaves(theirs.state)
+    assert ours.keys() == theirs.keys()
+    for path, array in ours.items():
+        assert array.value.dtype == theirs[path].value.dtype
+        assert np.asarray(array.value).tobytes() == np.asarray(theirs[path].value).tobytes(), path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("piece", [200, 2**24])
+def test_reading_quantizes_as_the_loaded_network_would_be(folder, dtype, piece, monkeypatch):
+    monkeypatch.setattr("joyjax.storage.quantize.PIECE_BYTES", piece)
+    exact = stream.fill(toy.TOY, CONFIG, Tensors.open(folder), jnp.dtype(dtype))
+    small = stream.fill(toy.TOY, CONFIG, Tensors.open(folder), jnp.dtype(dtype), storage="float8")
+    monkeypatch.undo()
+    same_arrays(small, quantized(exact, "float8"))
+    assert array_leaves(small.state)["blocks.0.out.kernel.q"].value.dtype == jnp.float8_e4m3fn
+    assert array_leaves(small.state)["first.kernel"].value.dtype == dtype
+
+
+@pytest.mark.parametrize("piece", [200, 2**24])
+@pytest.mark.parametrize("devices", [4, 8])
+def test_a_mesh_places_what_is_quantized_by_the_axes_of_the_kernel(folder, piece, devices, monkeypatch):
+    monkeypatch.setattr("joyjax.storage.quantize.PIECE_BYTES", piece)
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("tensor",))
+    small = stream.fill(toy.TOY, CONFIG, Tensors.open(folder), jnp.float32, mesh, storage="float8")
+    own = {path: array.value for path, array in array_leaves(small.state).items()}
+    for path, spec in (
+        ("qkv.kernel.q", PartitionSpec(None, "tensor", None, None)),
+        ("qkv.kernel.scale", PartitionSpec(None, "tensor", None)),
+        ("out.kernel.q", PartitionSpec(None, "tensor", None)),
+    ):
+        array = own[f"blocks.1.{path}"]
+        assert array.sharding.is_equivalent_to(NamedSharding(mesh, spec), array.ndim)
+    assert own["blocks.1.out.kernel.scale"].sharding.is_fully_replicated  # it has no axis that the kernel is split by
+    same_arrays(small, stream.fill(toy.TOY, CONFIG, Tensors.open(folder), jnp.float32, storage="float8"))
+    mesh = Mesh(np.array(jax.devices()[:3]), ("tensor",))
+    with pytest.raises(MeshError, match="blocks.0.out.kernel has 8 heads, which 3 devices"):
+        stream.fill(toy.TOY, CONFIG, Tensors.open(folder), jnp.float32, mesh, storage="float8")
+
+
+def test_one_kernel_at_a_time_is_there_before_it_is_quantized(folder, monkeypatch):
+    """What was read of a kernel is freed before the next is read: the peak is one leaf above the result."""
+    monkeypatch.setattr("joyjax.storage.quantize.PIECE_BYTES", 200)
+    read, most, plain = [], [], stream.build
+
+    def spied(shape, *arguments):
+        most.append(sum(reference() is not None for reference in read))
+        array = plain(shape, *arguments)
+        if len(shape) == 4 and shape[-1] == CONFIG.width:  # a kernel of queries, keys and values, outputs first
+            read.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr(stream, "build", spied)
+    stream.fill(toy.TOY, CONFIG, Tensors.open(folder), jnp.float32, storage="float8")
+    assert len(read) == 6  # two kernels in three pieces each
+    assert max(most) == 0
