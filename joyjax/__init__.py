@@ -1,8 +1,8 @@
-"""The JoyAI-Image-Edit diffusion model in JAX.
+"""Open image-editing diffusion models in JAX.
 
 import joyjax
 
-pipeline = joyjax.load()  # the bundled demo; joyjax.load("JoyAI-Image-Edit-Diffusers") for the real model
+pipeline = joyjax.load()  # the bundled demo; joyjax.load(FOLDER) for a model of your own
 result = joyjax.edit(pipeline, image, "make the red circle blue")
 result.save("edit.png")
 """

@@ -62,9 +62,11 @@ def bench(
 ) -> Bench:
     """Edit a picture once to compile, then `repeats` times to measure. `options` are those of `joyjax.edit`.
 
-    Without `image`, a drawing: what a picture shows changes no time.
+    Without `image`, a drawing where the model edits pictures: what a picture shows changes no time.
     """
-    picture = Image.fromarray(render(random_scene(np.random.default_rng(0)))) if image is None else image
+    picture = image
+    if picture is None and "edit" in pipeline.family.tasks:
+        picture = Image.fromarray(render(random_scene(np.random.default_rng(0))))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AdviceWarning)  # nobody looks at the result
         started = time.perf_counter()

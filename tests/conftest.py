@@ -128,3 +128,11 @@ def qwen_folder(qwen_reference, tmp_path_factory) -> Path:
     import qwen_checkpoint
 
     return qwen_checkpoint.save(qwen_reference, tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture(scope="session")
+def qwen_loaded(qwen_folder):
+    """The tiny Qwen-Image checkpoint in joyjax, float32."""
+    import joyjax
+
+    return joyjax.load(qwen_folder, dtype="float32")

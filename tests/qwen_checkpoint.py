@@ -58,10 +58,10 @@ TEXT = {
     "hidden_size": 96,
     "intermediate_size": 80,
     "num_hidden_layers": 4,
-    "num_attention_heads": 6,
+    "num_attention_heads": 8,
     "num_key_value_heads": 2,
     "rms_norm_eps": 1e-6,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 2, 3]},
 }
 VISION = {"depth": 2, "hidden_size": 32, "intermediate_size": 44, "num_heads": 2, "fullatt_block_indexes": [1]}
 VAE = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}

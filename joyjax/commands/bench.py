@@ -34,7 +34,8 @@ def command(
             "--image",
             "-i",
             metavar="FILE",
-            help="Picture to edit: a file, a URL, or - for standard input.  [default: a drawing]",
+            help="Picture to edit: a file, a URL, or - for standard input.  [default: a drawing, if the "
+            "model edits pictures]",
         ),
     ] = None,
     repeats: Annotated[int, Option("--repeats", "-n", metavar="N", min=1, help="Edits that are measured.")] = 5,

@@ -55,6 +55,8 @@ def command(
     for name, converted in manifest.components.items():
         kinds = ", ".join(sorted({stored.dtype for stored in converted.parameters.values()}))
         note(f"{name:14} {len(converted.parameters):5} tensors  {gibibytes(converted.nbytes):>10}  {kinds}")
-    if set(manifest.components) == {component.folder for component in family_in(target).components}:
-        note(f'next: joyjax edit "make the sky red" --image photo.jpg --model {shlex.quote(str(target))}')
+    family = family_in(target)
+    if set(manifest.components) == {component.folder for component in family.components}:
+        example = '"make the sky red" --image photo.jpg' if "edit" in family.tasks else '"a red fox in the snow"'
+        note(f"next: joyjax edit {example} --model {shlex.quote(str(target))}")
     typer.echo(target)

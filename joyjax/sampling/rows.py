@@ -28,7 +28,7 @@ def stack_conditions(conditions: Sequence[Any]) -> Any:
             for part in parts
         ]
         joined = jnp.stack(rows, axis=1)  # every edit has one row of each pass
-        return joined.reshape(-1, *joined.shape[2:])
+        return joined.reshape(joined.shape[0] * joined.shape[1], *joined.shape[2:])  # no -1: an axis may be empty
 
     return jax.tree.map(stack, *conditions)
 

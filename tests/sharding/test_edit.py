@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from meshes import MESHES, mesh_of, name_of
+from meshes import DAILY, EDITED, mesh_of, name_of
 from PIL import Image
 
 import joyjax
@@ -23,9 +23,6 @@ from joyjax.sharding.rules import RULES
 pytestmark = pytest.mark.jax
 
 OPTIONS = {"steps": 2, "height": 80, "width": 112, "exact_size": True}  # 35 tokens: no mesh divides them
-SPARED = ({"tensor": 2}, {"sequence": 2}, {"sequence": 3}, {"ulysses": 4}, {"ulysses": 2, "ring": 3})
-EDITED = [sizes for sizes in MESHES if sizes not in SPARED]  # the others run a step each, in test_joyimage.py
-DAILY = ({"data": 3}, {"ring": 4}, {"sequence": 2, "tensor": 4}, {"cfg": 2, "sequence": 2, "tensor": 2})  # every axis
 CASES = [
     pytest.param(sizes, family, marks=() if family == "plus" and sizes in DAILY else pytest.mark.nightly)
     for sizes in EDITED

@@ -7,10 +7,12 @@ import full_size
 import huggingface_hub
 import jax
 import pytest
+import qwen_full_size
 
 from joyjax.convert.source.model import DEMO
 from joyjax.errors import RequestError
 from joyjax.families.joyimage import EDIT
+from joyjax.families.qwen_image import TEXT_TO_IMAGE
 from joyjax.runtime import memory
 from joyjax.runtime.info import Requirement, describe, parameter_requirement
 from joyjax.runtime.memory import Budget
@@ -20,12 +22,16 @@ T4 = Budget("Tesla T4", host=False, bytes=11 * GIB)
 H100 = Budget("NVIDIA H100", host=False, bytes=59 * GIB)
 
 
-def test_the_real_model_is_what_its_configurations_say():
-    configs = {"transformer": full_size.JOYIMAGE, "text_encoder": full_size.QWEN, "vae": full_size.WAN}
-    components = full_size.TEXT_ENCODER, full_size.TRANSFORMER, full_size.VAE
-    found = parameter_requirement(components, configs, "bfloat16")
-    assert found == Requirement("bfloat16", EDIT.published.resident_bytes, EDIT.published.staged_bytes)
-    assert EDIT.published.working_bytes == memory.working_bytes(EDIT, configs, 1024)
+JOYIMAGE = {"transformer": full_size.JOYIMAGE, "text_encoder": full_size.QWEN, "vae": full_size.WAN}
+
+
+@pytest.mark.parametrize(
+    ("family", "configs"), [(EDIT, JOYIMAGE), (TEXT_TO_IMAGE, qwen_full_size.configs())], ids=["JoyImage", "Qwen-Image"]
+)
+def test_the_real_model_is_what_its_configurations_say(family, configs):
+    found = parameter_requirement(family.components, configs, "bfloat16")
+    assert found == Requirement("bfloat16", family.published.resident_bytes, family.published.staged_bytes)
+    assert family.published.working_bytes == memory.working_bytes(family, configs, 1024)
 
 
 def test_the_real_model_fits_where_it_does():

@@ -1,0 +1,108 @@
+"""Qwen-Image at the real size, as shapes: text to image at 1024 × 1024 with guidance, in bfloat16.
+
+python tests/qwen_full_size.py    # working memory of a step as compiled for an H100, from two and three blocks
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import gpu_compile
+import jax
+import jax.numpy as jnp
+from full_size import PASSES, TARGET, WAN, parameters
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+from whole_step import denoise_step
+
+from joyjax.convert.qwen2_5_vl import TEXT_ENCODER
+from joyjax.convert.qwen_image import TRANSFORMER
+from joyjax.families.qwen_image_stages import TEXT_SIZES
+from joyjax.layers.condition import Condition
+from joyjax.layers.weights import Weights
+
+LAYERS = 60
+TEXT = TEXT_SIZES[1]  # hidden states of a prompt
+
+
+def transformer(layers: int = LAYERS) -> Any:
+    """Return the transformer's configuration, with so many blocks."""
+    raw = {
+        "patch_size": 2,
+        "in_channels": 64,
+        "out_channels": 16,
+        "num_layers": layers,
+        "attention_head_dim": 128,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 3584,
+        "axes_dims_rope": [16, 56, 56],
+    }
+    return TRANSFORMER.configure(raw)
+
+
+def text_encoder() -> Any:
+    """Return the text encoder's configuration."""
+    raw = {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "image_token_id": 151655,
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+    }
+    return TEXT_ENCODER.configure(raw)
+
+
+def configs() -> dict[str, Any]:
+    """Return the configurations of all networks."""
+    return {"text_encoder": text_encoder(), "transformer": transformer(), "vae": WAN}
+
+
+def step(mesh: Mesh, layers: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Return a step of a network of so many blocks as a function of arrays, and the shapes of these on a mesh."""
+
+    def array(dtype: DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+    config, integers, numbers = transformer(layers), jnp.int32, jnp.float32
+    condition = [
+        array(jnp.bfloat16, PASSES, TEXT, config.joint_attention_dim),
+        array(integers, PASSES),
+        array(numbers, PASSES, 0, config.in_channels),
+        array(integers, PASSES, TARGET, 3),
+        *[array(integers, PASSES)] * 3,
+    ]
+
+    def run(weights: Weights, latents: jax.Array, condition: list[jax.Array], levels: list[jax.Array]) -> jax.Array:
+        return denoise_step(weights, latents, Condition(*condition), *levels, channels=config.in_channels)
+
+    weights, latents = parameters(TRANSFORMER, config, mesh), array(numbers, 1, TARGET, config.in_channels)
+    return run, (weights, latents, condition, [*[array(numbers)] * 3, array(numbers, 1)])
+
+
+def working_bytes(layers: int) -> int:
+    """Return the working memory of a step as compiled for an H100."""
+    mesh = gpu_compile.gpu_mesh()
+    function, arguments = step(mesh, layers)
+    compiled = gpu_compile.compile_for_gpu(function, *arguments, mesh=mesh)
+    return int(compiled.memory_analysis().temp_size_in_bytes)
+
+
+def main() -> None:
+    """Print a JSON line for each number of blocks. From four blocks on, another one adds next to nothing."""
+    for layers in map(int, sys.argv[1:] or ("4", "6", str(LAYERS))):
+        print(json.dumps({"blocks": layers, "working_gib": round(working_bytes(layers) / 2**30, 3)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
