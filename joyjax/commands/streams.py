@@ -13,7 +13,7 @@ from typing import Any
 ANYTHING = "joyjax.anything"  # the name of a way to encode
 
 
-def mend_streams() -> None:
+def repair_streams() -> None:
     """Open standard streams that are closed, and let output and errors outlive what reads them.
 
     It comes before any file is opened: a closed descriptor would go to the next file, and messages into that file. It
