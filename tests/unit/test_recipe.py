@@ -168,7 +168,11 @@ def test_a_negative_prompt_goes_with_guidance(tmp_path, scale, steered):
 
 @pytest.mark.parametrize(
     ("noise", "says"),
-    [("given", "no recipe holds that"), ("rule 2", "'rule 2'; joyjax .* draws it by rule 1"), ("", "has the noise ''")],
+    [
+        ("given", "a recipe does not hold"),
+        ("rule 2", "'rule 2'; joyjax .* draws it by rule 1"),
+        ("", "has the noise ''"),
+    ],
 )
 def test_noise_that_cannot_be_drawn(tmp_path, noise, says):
     save(picture(), tmp_path / "edit.png", recipe_of(noise=noise))
