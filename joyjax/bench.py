@@ -66,7 +66,7 @@ def bench(
     """
     picture = Image.fromarray(render(random_scene(np.random.default_rng(0)))) if image is None else image
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", AdviceWarning)  # nobody looks at the result
+        warnings.simplefilter("ignore", AdviceWarning)  # the results are not used
         started = time.perf_counter()
         report(edit(pipeline, picture, prompt, **options))
         first = time.perf_counter() - started
