@@ -2,10 +2,10 @@
 
 
 def main() -> None:
-    """Run the program. Streams and Ctrl-C come first: what follows takes a moment to import."""
-    from joyjax.commands.streams import mend_streams
+    """Run the program. Streams and Ctrl-C are set up first, since the other imports are slow."""
+    from joyjax.commands.streams import repair_streams
 
-    mend_streams()
+    repair_streams()
     from joyjax.commands.cancel import end_on_interrupt
 
     end_on_interrupt()

@@ -1,4 +1,4 @@
-"""From a picture and a sentence to a picture: `edit`, and `edit_batch` for several at once."""
+"""The public functions that edit pictures: `edit`, and `edit_batch` for several at once."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,46 +43,46 @@ def edit(
     cache: float | str | None = None,
     callback: Callback | None = None,
 ) -> Result:
-    """Edit a picture as the prompt says; without a picture, make one.
+    """Edit a picture by a prompt; without a picture, generate one.
 
     Args:
         pipeline: what `joyjax.load` returned.
         image: a picture, several of them as references of one edit, or None for text to image. A picture is a
             PIL.Image, or a NumPy array, uint8 `[height, width, 3]`, `[height, width, 4]` or `[height, width]`.
-        prompt: what to change. It is text: control tokens in it have no effect.
-        negative_prompt: what to steer away from. None: the family's own, which is not "no guidance".
-        steps: number of denoising steps. None: the checkpoint's own, else the family's.
-        sigmas: noise levels in place of the schedule's, one for each step, falling from at most 1 to above 0. The
-            model's shift is applied to them, as in Diffusers.
-        guidance_scale: strength of classifier-free guidance. 1 or less: none, in half the time. A list has one number
-            for each step. None: the checkpoint's own, else the family's.
-        guidance_until: share of the steps, from the first one on, that have guidance; the others make one pass.
-        seed: of the noise, together with the references.
-        noise: initial noise in place of that of the seed: float32 `[1, height/8, width/8, channels]`.
-        height, width: size of the result in pixels, rounded to a size that the model has. None: that of the last
-            reference.
+        prompt: what to change. Control tokens in it are read as plain text.
+        negative_prompt: what to steer away from. None: the family's default; guidance stays on.
+        steps: number of denoising steps. None: the checkpoint's default, else the family's.
+        sigmas: noise levels in place of the schedule's, one per step, decreasing, in (0, 1]. The model's shift is
+            applied to them, as in Diffusers.
+        guidance_scale: scale of classifier-free guidance. 1 or less turns it off and halves the time. A list has one
+            value per step. None: the checkpoint's default, else the family's.
+        guidance_until: fraction of the steps, from the first, with guidance; the others run the conditional pass alone.
+        seed: seed of the initial noise, which also depends on the references.
+        noise: initial noise in place of the seed's: float32 `[1, height/8, width/8, channels]`.
+        height, width: size of the result in pixels, rounded to a size of the model. None: that of the last reference.
         exact_size: take height and width without rounding, and fit references to them.
-        base_size: area of the result, as the side of a square. None: the checkpoint's own, else the family's.
+        base_size: area of the result, as the side of a square. None: the checkpoint's default, else the family's.
         fit: how a reference is fitted to its size: "crop", as in the reference implementation, or "pad", which keeps
             all of it; the padding is removed from the result.
         mask: white where the result may differ from the last reference, black where it must not; of its size. The
-            result then has the reference's own size, and its pixels outside of the mask.
-        paste_back: put the edited region back into the last reference, at its own resolution.
-        vae_encode, vae_decode: how the autoencoder processes a picture: "exact"; approximately in "tiled", which needs
-            little memory, or in a "patch" for each device; "auto" chooses between these. See docs/speed.md.
-        cache: skip most blocks of the transformer in steps where its first block's output has changed by less than
-            this since they ran, such as 0.1. A number alone or "taylor:0.1" extrapolates what they add,
-            "first-block:0.1" repeats it. None: every step is computed. See docs/speed.md.
+            result then has the reference's size, and its pixels outside of the mask.
+        paste_back: paste the edited region back into the last reference, at its own resolution.
+        vae_encode, vae_decode: how the autoencoder processes a picture: "exact"; "tiled", an approximation in little
+            memory; "patch", an approximation with one patch per device; "auto", which chooses. See docs/parallel.md.
+        cache: threshold of the step cache, such as 0.1. A step skips all blocks but the first if the first block's
+            residual has changed relatively by less than this since the last full step. A number or "taylor:0.1"
+            extrapolates the residual of the skipped blocks, "first-block:0.1" repeats it. None: no cache. See
+            docs/speed.md.
         callback: called after each step with a `StepEvent`; raise `joyjax.Cancelled` in it to stop.
 
     Warns:
-        AdviceWarning: where the model is a demo and the request leaves what it learned, references are too many to be
-            passed on whole, or transparency or further frames of a picture are not used.
+        AdviceWarning: if the request is outside the domain of a demo model, several references exceed the token limit,
+            or transparency or further frames of a picture are not used.
 
     Raises:
-        RequestError: for an argument that cannot be honoured, before anything runs.
+        RequestError: for an argument that is invalid or unsupported, before anything runs.
         PictureError: for a picture that cannot be used.
-        JoyJaxError: if the numbers overflow on the way, or another process of the run is gone.
+        JoyJaxError: if values become NaN or infinite, or another process of the run has ended.
     """
     request = check_request(**locals())  # every argument by its name
     engine = Engine(pipeline)
@@ -95,16 +95,16 @@ def edit(
 def edit_batch(
     pipeline: Pipeline, requests: Sequence[Mapping[str, Any]], *, batch_size: int | None = None
 ) -> list[Result]:
-    """Run several edits as one batch; each has the result that `edit` gives it alone.
+    """Run several edits as one batch. Each result equals that of `edit` up to rounding.
 
     Args:
         pipeline: what `joyjax.load` returned.
-        requests: for each edit the keyword arguments of `edit`, `image` and `prompt` among them. They need not be
-            alike: edits are denoised together where sizes, steps and passes agree, the others by themselves.
-        batch_size: how many edits are denoised together at most; None: as many as agree.
+        requests: for each edit the keyword arguments of `edit`, `image` and `prompt` among them. Edits whose sizes,
+            steps and passes agree are denoised together.
+        batch_size: the most edits that are denoised together; None: no limit.
 
     Raises:
-        RequestError: for the first request that cannot be honoured, by its number; then nothing runs.
+        RequestError: for the first invalid request, with its index; then nothing runs.
         Cancelled: if a callback raises it. All edits end.
     """
     results = dict(edit_each(pipeline, requests, batch_size=batch_size))
@@ -114,7 +114,7 @@ def edit_batch(
 def edit_each(
     pipeline: Pipeline, requests: Sequence[Mapping[str, Any]], *, batch_size: int | None = None
 ) -> Iterator[tuple[int, Result]]:
-    """Give the results of `edit_batch` as they come, each with the number of its request."""
+    """Yield each result of `edit_batch` when it is done, with the index of its request."""
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise RequestError(f"batch_size is {batch_size!r}; expected a whole number from 1, or None")
     checked = []
@@ -133,7 +133,7 @@ def check_options(pipeline: Pipeline, options: Mapping[str, Any]) -> Request:
     """Check the keyword arguments of `edit`, given as a mapping.
 
     Raises:
-        RequestError: for one that `edit` does not have, a missing `prompt`, or as `edit` does.
+        RequestError: for an unknown argument, a missing `prompt`, or as `edit` does.
     """
     if not isinstance(options, Mapping):
         raise RequestError(
@@ -148,7 +148,7 @@ def check_options(pipeline: Pipeline, options: Mapping[str, Any]) -> Request:
 
 
 def _results(engine: Engine) -> Iterator[tuple[int, Result]]:
-    """Run an engine's jobs and give their results; notes of all requests are warned of first, each once."""
+    """Run an engine's jobs and yield their results. The notes of all jobs are issued first, as one warning each."""
     for note in dict.fromkeys(note for job in engine.waiting for note in job.notes):
         warnings.warn(note, AdviceWarning, stacklevel=4)  # the line that called edit
     for job in engine.run():

@@ -1,4 +1,4 @@
-"""How fast a model edits on this machine: whole edits, timed stage by stage, with compiling apart."""
+"""Benchmark of whole edits: the time of each stage, with compilation measured separately."""
 
 import dataclasses
 import platform
@@ -27,10 +27,10 @@ PROMPT = "make the circle blue"
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """The figures of one machine. `seconds` has for each stage, and for the `total`, one number an edit.
+    """Measurements on one machine. `seconds` has one value per edit for each stage and for `total`.
 
-    `first` is the whole first edit, which compiles or reads compiled programs; it is in none of the others.
-    `peak_bytes` is of the fullest device, or of the process on a CPU; None where the device does not tell.
+    `first` is the time of the first edit, which compiles or loads compiled programs; `seconds` leaves it out.
+    `peak_bytes` is of the fullest device, or of the process on a CPU; None if the device does not report it.
     """
 
     device: str
@@ -43,11 +43,11 @@ class Bench:
 
     @property
     def step_seconds(self) -> float:
-        """The median of a denoising step."""
+        """Median seconds of a denoising step."""
         return statistics.median(self.seconds["denoise"]) / self.settings["steps"]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything, ready for json."""
+        """Return all fields as JSON data."""
         return dataclasses.asdict(self) | {"step_seconds": self.step_seconds}
 
 
@@ -62,13 +62,13 @@ def bench(
 ) -> Bench:
     """Edit a picture once to compile, then `repeats` times to measure. `options` are those of `joyjax.edit`.
 
-    Without `image`, a drawing where the model edits pictures: what a picture shows changes no time.
+    Without `image`, a model that edits is given a drawing: the time does not depend on the content of a picture.
     """
     picture = image
     if picture is None and "edit" in pipeline.family.tasks:
         picture = Image.fromarray(render(random_scene(np.random.default_rng(0))))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", AdviceWarning)  # nobody looks at the result
+        warnings.simplefilter("ignore", AdviceWarning)  # the results are not used
         started = time.perf_counter()
         report(edit(pipeline, picture, prompt, **options))
         first = time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""The `joyjax` program: its commands, exit status, and errors in one line.
+"""The `joyjax` program: its commands, exit statuses, and one-line errors.
 
 0: done. 1: the work failed, with the reason on standard error. 2: wrong usage. Results go to standard output, progress
 and notes to standard error. Nothing heavy is imported before a command runs.
@@ -83,4 +83,4 @@ def _fail(reason: str, debug: bool) -> NoReturn:
     typer.echo(printable(shown), err=True)  # a reason may quote a file
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)  # everything is cleaned up by now; devices may still be computing what nobody waits for
+    os._exit(1)  # cleanup is done; do not wait for work that is still queued on the devices

@@ -1,4 +1,4 @@
-"""Reading a component's config.json: every value is used, or known to change nothing, or refused by name."""
+"""Reading a component's config.json: every key is used, listed as without effect, or an error."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,8 +8,8 @@ from joyjax.errors import ConfigError
 
 T = TypeVar("T")
 
-# A network is put together, as shapes, before its tensors are looked for, so what takes time or memory by itself is
-# bounded: a whole number by LARGEST, a list by MOST_VALUES, and by LIMITS the fields named there.
+# A network is built as shapes before its tensors are looked up, so the sizes that a config can ask for are bounded:
+# integers by LARGEST, lists by MOST_VALUES, and the fields in LIMITS by their limit.
 LARGEST = 2**31 - 1
 MOST_VALUES = 1000
 LIMITS = {
@@ -29,13 +29,13 @@ def read_config(
     renamed: Mapping[str, str] | None = None,
     optional: Mapping[str, Any] | None = None,
 ) -> T:
-    """Build the frozen dataclass `cls` from the json object `raw`.
+    """Build the frozen dataclass `cls` from the JSON object `raw`.
 
-    Every field of `cls` must be in `raw` under its own name or the one in `renamed`, and be of the field's type; a
-    field in `optional` may be missing or null and then has the value given there. `fixed` lists keys that this code
-    implements for some values only; they may be missing. `ignored` keys have no effect on the result. Keys that start
-    with an underscore are bookkeeping. Class defaults of the reference are never filled in: a checkpoint that leaves
-    out `theta`, say, is refused. `where` names the file in messages.
+    Every field of `cls` must be in `raw`, under its own name or the one in `renamed`, with the field's type. A field in
+    `optional` may be missing or null and then takes the value given there. `fixed` lists keys of which this code
+    implements some values only; they may be missing. `ignored` keys have no effect on the result. Keys with a leading
+    underscore are metadata. The class defaults of the reference are never filled in: a checkpoint without `theta`, for
+    example, is refused. `where` names the file in messages.
 
     Raises:
         ConfigError: for a missing, unknown, mistyped or unimplemented value.
@@ -64,7 +64,7 @@ def read_config(
 
 
 def _typed(value: Any, field: dataclasses.Field, where: str) -> Any:
-    if dataclasses.is_dataclass(value):  # a section of the json object, read already
+    if dataclasses.is_dataclass(value):  # a nested config that is read already
         return value
     wanted, limit = _type_name(field), LIMITS.get(field.name)
     element: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}

@@ -1,12 +1,12 @@
 """The dtype policy, in one place.
 
-Parameters and matrix products use one dtype, bfloat16 unless asked otherwise. Norm statistics, softmax, RoPE, the
-timestep embedding, the schedule and the latents between steps are float32 always: those places cast to `FLOAT32`
-in words. Nothing is promoted implicitly; the tests run with JAX's strict promotion.
+Parameters and matrix products use one dtype, bfloat16 by default. Norm statistics, softmax, RoPE, the timestep
+embedding, the schedule and the latents between steps are always float32, by explicit casts to `FLOAT32`. Nothing is
+promoted implicitly; the tests run with JAX's strict promotion.
 """
 
 import jax.numpy as jnp
-import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy, which safetensors needs to hand out bfloat16 arrays
+import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy, which safetensors needs for bfloat16 arrays
 import numpy as np
 
 from joyjax.errors import RequestError
@@ -14,8 +14,8 @@ from joyjax.options import DTYPES
 
 FLOAT32 = jnp.float32
 
-NAMES = DTYPES  # to compute in
-STORED = ("bfloat16", "float16", "float32")  # that parameters may have in a file
+NAMES = DTYPES  # of computation
+STORED = ("bfloat16", "float16", "float32")  # of parameters in a file
 
 
 def by_name(name: str) -> np.dtype:

@@ -6,7 +6,7 @@ class JoyJaxError(Exception):
 
 
 class RequestError(JoyJaxError):
-    """An argument of an edit that cannot be honoured."""
+    """An argument that is invalid or unsupported."""
 
 
 class PictureError(JoyJaxError):
@@ -14,7 +14,7 @@ class PictureError(JoyJaxError):
 
 
 class CheckpointError(JoyJaxError):
-    """A checkpoint that is missing, incomplete or not what its configuration says."""
+    """A checkpoint that is missing, incomplete, or does not match its configuration."""
 
 
 class ConfigError(CheckpointError):
@@ -30,4 +30,4 @@ class Cancelled(Exception):  # noqa: N818 - not an error: the caller asked for i
 
 
 class AdviceWarning(UserWarning):
-    """A request that will run, but leaves what the loaded model can do well, or part of a picture unused."""
+    """A request will run, but is outside the model's domain, or part of a picture is not used."""

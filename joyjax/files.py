@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all, under a name that is free or was given, and never over an input."""
+"""Atomic writing of files, under a given name or the first free one, and the identity of files behind paths."""
 
 import contextlib
 import os
@@ -8,11 +8,11 @@ from pathlib import Path
 
 FileKey = tuple[int, int]  # device and inode
 
-_unfinished: set[Path] = set()  # temporary files of this process, for an exit that unwinds no stack
+_unfinished: set[Path] = set()  # temporary files of this process, for an exit without stack unwinding
 
 
 def publish(data: bytes, path: Path) -> None:
-    """Write a file that appears under its name only when it is whole; a file of that name is replaced.
+    """Write a file that appears under its name only when it is complete; a file of that name is replaced.
 
     Raises:
         OSError: if it cannot be written there.
@@ -24,7 +24,7 @@ def publish(data: bytes, path: Path) -> None:
 def publish_free(data: bytes, candidates: Iterable[Path]) -> Path:
     """Write a file under the first name that is free, and return the name. All candidates are in one folder.
 
-    Names are taken atomically: of several processes that ask for one name at once, one gets it. Nothing is replaced.
+    A name is claimed atomically: of several processes that try it at once, one gets it. Nothing is replaced.
 
     Raises:
         OSError: if it cannot be written there.
@@ -38,20 +38,20 @@ def publish_free(data: bytes, candidates: Iterable[Path]) -> Path:
 
 
 def temporary_beside(path: Path) -> Path:
-    """Return a name in the folder of `path` that no other thread or process chooses: `.NAME.PID.RANDOM.part`."""
+    """Return a unique name in the folder of `path`: `.NAME.PID.RANDOM.part`."""
     kept = os.fsencode(path.name)[:200].decode(errors="ignore")  # file systems allow 255 bytes
     return path.with_name(f".{kept}.{os.getpid()}.{secrets.token_hex(4)}.part")
 
 
 def discard_unfinished() -> None:
-    """Remove the temporary files of this process, before an exit that unwinds no stack."""
+    """Remove the temporary files of this process, before an exit without stack unwinding."""
     for path in list(_unfinished):
         with contextlib.suppress(OSError):
             path.unlink()
 
 
 def file_key(path: str | os.PathLike) -> FileKey | None:
-    """Return what a path leads to, the same for every link and spelling; None if there is nothing."""
+    """Return the identity of the file behind a path, equal for all links and spellings; None if there is no file."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):  # ValueError: a null byte in the name
@@ -60,14 +60,14 @@ def file_key(path: str | os.PathLike) -> FileKey | None:
 
 
 def same_file(one: str | os.PathLike, other: str | os.PathLike) -> bool:
-    """Tell whether two paths lead to one file that exists."""
+    """Return whether two paths lead to the same existing file."""
     found = file_key(one)
     return found is not None and found == file_key(other)
 
 
 @contextlib.contextmanager
 def _temporary(data: bytes, path: Path) -> Iterator[Path]:
-    """Write a temporary file beside `path`; at the end it is gone, or has another name."""
+    """Write a temporary file beside `path`, and remove it at the end unless it was renamed."""
     temporary = temporary_beside(path)
     _unfinished.add(temporary)
     try:
@@ -79,7 +79,7 @@ def _temporary(data: bytes, path: Path) -> Iterator[Path]:
 
 
 def _take(name: Path, temporary: Path) -> bool:
-    """Give a temporary file a name that nothing has; False if something has it."""
+    """Give a temporary file the name if it is free; False if it is taken."""
     if os.path.lexists(name):
         return False
     try:

@@ -1,6 +1,6 @@
-"""Names that other programs use for the arguments of joyjax, and what to use instead.
+"""Names that other programs use for the arguments of joyjax, and their equivalents here.
 
-One table for keyword arguments in Python, rows of `joyjax batch` and options of the command line. Names in it are in
+One table for keyword arguments in Python, rows of `joyjax batch` and options of the command line. Its names are in
 lower case, with `_` for `-` and without leading dashes.
 """
 
@@ -19,7 +19,7 @@ MAYBE = "did you mean "
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# The arguments of each public function, for messages that name the function that has one.
+# The arguments of each public function, for messages that name the function with an argument.
 ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "edit": tuple(EDIT),
     "load": tuple(LOAD),
@@ -29,14 +29,14 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Instead:
-    """What to use instead of a name.
+    """The equivalent of a foreign name.
 
     Attributes:
-        arguments: those of `joyjax.edit` or `joyjax.load` that do the same. Options of the command line have their
+        arguments: the equivalent arguments of `joyjax.edit` or `joyjax.load`. Options of the command line have the same
             names, with `-` for `_`.
-        option: the option of `joyjax edit` that does the same, where no argument does.
-        note: what else to know; without arguments the whole remedy in Python, and without an option also on the
-            command line.
+        option: the equivalent option of `joyjax edit`, if no argument is equivalent.
+        note: a further remark. Without arguments it is the whole remedy in Python, and without an option on the command
+            line as well.
     """
 
     arguments: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ _DEVICE = _no(
 )
 _SAMPLER = _no("joyjax has the model's own sampler, flow matching with Euler steps; leave it out")
 _EMBEDDINGS = _use("prompt", note="as text; joyjax takes no embeddings")
-_LEAVE = _no("joyjax has nothing like it; leave it out")
+_LEAVE = _no("joyjax has no equivalent; leave it out")
 
 _TABLE: tuple[tuple[str, Instead], ...] = (
     (
@@ -79,7 +79,7 @@ _TABLE: tuple[tuple[str, Instead], ...] = (
     ),
     (
         "image_guidance_scale image_cfg_scale img_cfg",
-        _no("the model has one guidance, that of the prompt; leave it out"),
+        _no("the model has guidance by the prompt only; leave it out"),
     ),
     ("negative neg negative_prompts neg_prompt n_prompt uncond_prompt negative_text", _use("negative_prompt")),
     ("generator rng key rng_key random_state", _use("seed", note="a whole number; joyjax draws its own noise from it")),
@@ -95,7 +95,7 @@ _TABLE: tuple[tuple[str, Instead], ...] = (
     ("instruction edit_prompt edit_instruction text caption positive positive_prompt prompt_2", _use("prompt")),
     ("prompts", _use("prompt", note="one text for each edit; several edits: edit_batch or `joyjax batch`")),
     ("mask_image mask_path image_mask inpaint_mask masked_image mask_file", _use("mask")),
-    ("mask_blur mask_feather feather blur", _use("mask", note="drawn with grey edges, which mix")),
+    ("mask_blur mask_feather feather blur", _use("mask", note="drawn with grey edges, which blend")),
     ("masked_image_latents padding_mask_crop inpainting_fill inpaint_full_res", _use("mask", "paste_back")),
     (
         "strength denoise denoise_strength denoising_strength image_strength init_strength img2img_strength",
@@ -161,8 +161,8 @@ _TABLE: tuple[tuple[str, Instead], ...] = (
     ),
     ("revision custom_revision", _no('write it into the hub id of the model, as in "owner/name@main"')),
     ("subfolder", _no("as the model name the folder that holds model_index.json")),
-    ("cache_dir", _no("the variable HF_HOME says where the hub's files go; leave it out")),
-    ("local_files_only", _no("the variable HF_HUB_OFFLINE=1 keeps from the network; leave it out")),
+    ("cache_dir", _no("the variable HF_HOME sets the folder of the hub's files; leave it out")),
+    ("local_files_only", _no("the variable HF_HUB_OFFLINE=1 turns downloads off; leave it out")),
     ("token use_auth_token", _no("log in with `hf auth login`, or set the variable HF_TOKEN; leave it out")),
     (
         "use_safetensors low_cpu_mem_usage trust_remote_code custom_pipeline disable_mmap force_download proxies",
@@ -187,7 +187,7 @@ _TABLE: tuple[tuple[str, Instead], ...] = (
 
 INSTEAD: Mapping[str, Instead] = {name: instead for names, instead in _TABLE for name in names.split()}
 
-COMMANDS: Mapping[str, str] = {  # what other programs call a command
+COMMANDS: Mapping[str, str] = {  # names of commands in other programs
     **dict.fromkeys(
         "generate run create img2img image2image image-to-image txt2img inpaint image imagine prompt".split(), "edit"
     ),
@@ -196,34 +196,34 @@ COMMANDS: Mapping[str, str] = {  # what other programs call a command
 
 
 def normalized(name: str) -> str:
-    """Return a name as the table has it: `--Num-Inference-Steps` is `num_inference_steps`."""
+    """Return a name in the spelling of the table: `--Num-Inference-Steps` is `num_inference_steps`."""
     return name.lstrip("-").replace("-", "_").lower()
 
 
 def refusal(unknown: Iterable[object], function: str, known: Iterable[str]) -> str:
-    """Say of arguments that a function does not have what to use instead; `known` are those that it has."""
+    """Build the message for unknown arguments, with a remedy for each; `known` are the arguments of the function."""
     known = tuple(known)
-    told = {str(name): _remedy(str(name), known) for name in unknown}
-    said = "; ".join(
-        f"{name[:100]!r} is no argument of {function}" + (f": {remedy}" if remedy else "")
-        for name, remedy in told.items()
+    remedies = {str(name): _remedy(str(name), known) for name in unknown}
+    message = "; ".join(
+        f"{name[:100]!r} is not an argument of {function}" + (f": {remedy}" if remedy else "")
+        for name, remedy in remedies.items()
     )
-    listed = any(not remedy or remedy.startswith(MAYBE) for remedy in told.values())
-    return said + (f"; choose from: {', '.join(known)}" if listed else "")
+    listed = any(not remedy or remedy.startswith(MAYBE) for remedy in remedies.values())
+    return message + (f"; choose from: {', '.join(known)}" if listed else "")
 
 
 def _remedy(name: str, known: tuple[str, ...]) -> str:
     plain = normalized(name)
     if plain in known or owner(plain):
-        return f"use {_placed(plain, known)}"
+        return f"use {_qualified(plain, known)}"
     if instead := INSTEAD.get(plain):
-        used = " and ".join(_placed(argument, known) for argument in instead.arguments)
+        used = " and ".join(_qualified(argument, known) for argument in instead.arguments)
         return ", ".join(filter(None, (used and f"use {used}", instead.note)))
     return "".join(f"{MAYBE}{near}?" for near in difflib.get_close_matches(plain, known, n=1))
 
 
-def _placed(argument: str, known: tuple[str, ...]) -> str:
-    """Name an argument, with its function if that is another."""
+def _qualified(argument: str, known: tuple[str, ...]) -> str:
+    """Return the name of an argument, qualified by its function if that is another one."""
     if argument in known:
         return argument
     option = f" (--{argument} on the command line)" if owner(argument) == "load" else ""
@@ -231,14 +231,14 @@ def _placed(argument: str, known: tuple[str, ...]) -> str:
 
 
 def owner(argument: str) -> str:
-    """Return the public function that has an argument; an empty text if none has."""
+    """Return the public function with an argument; an empty string if there is none."""
     return next((function for function, arguments in ARGUMENTS.items() if argument in arguments), "")
 
 
 def checks_names(function: Callable[P, R]) -> Callable[P, R]:
-    """Have a public function raise RequestError, not TypeError, when it is called with other arguments than its own."""
+    """Make a public function raise RequestError, not TypeError, for arguments that do not match its signature."""
     signature = inspect.signature(function)
-    places = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    positional = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
 
     @functools.wraps(function)
     def checked(*arguments: P.args, **options: P.kwargs) -> R:
@@ -248,8 +248,8 @@ def checks_names(function: Callable[P, R]) -> Callable[P, R]:
             signature.bind(*arguments, **options)
         except TypeError as error:
             raise RequestError(
-                f"joyjax.{function.__name__}: {error}; call it as joyjax.{function.__name__}({', '.join(places)}, …), "
-                "with names for the rest"
+                f"joyjax.{function.__name__}: {error}; call it as joyjax.{function.__name__}({', '.join(positional)}, "
+                "…), with names for the rest"
             ) from None
         return function(*arguments, **options)
 

@@ -1,7 +1,7 @@
-"""What a notebook shows: pictures side by side, a slider between before and after, and the progress of an edit.
+"""Displays for notebooks: pictures side by side, a slider between before and after, and the progress of an edit.
 
-Plain HTML that needs no widgets, so that it works in Jupyter, in Colab and on an exported page. The objects draw
-themselves where a notebook shows a value (`_repr_html_`), and nothing here imports IPython.
+Plain HTML without widgets, so that it works in Jupyter, in Colab and on an exported page. Notebooks call the objects'
+`_repr_html_`; nothing here imports IPython.
 """
 
 import base64
@@ -19,14 +19,14 @@ from joyjax.media.framing import cover_crop
 from joyjax.media.image import as_rgb
 from joyjax.runtime.job import StepEvent
 
-LEGIBLE = 256  # pixels: the least height at which a picture is shown
+LEGIBLE = 256  # pixels: the smallest height at which a picture is shown
 CAPTION = 26  # pixels above a picture
-LOSSLESS = 512 * 512  # pixels; what has more is shown as JPEG, a tenth of the bytes
+LOSSLESS = 512 * 512  # pixels; larger pictures are shown as JPEG, a tenth of the bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Slider:
-    """Two pictures of one size, one over the other; what is left of the handle shows the first."""
+    """Two pictures of equal size, overlaid; `before` is visible left of the handle."""
 
     before: Image.Image
     after: Image.Image
@@ -49,7 +49,7 @@ class Slider:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """A bar of the steps done, and the picture that the latents point at, if there is one."""
+    """A progress bar of the steps, and optionally a preview."""
 
     done: int
     total: int
@@ -57,7 +57,7 @@ class Progress:
     preview: Image.Image | None = None
 
     def __str__(self) -> str:
-        """Return it in words."""
+        """Return the progress as text."""
         return f"{self.done} of {self.total} {self.note}".rstrip()
 
     def _repr_html_(self) -> str:
@@ -69,39 +69,39 @@ class Progress:
 
 
 def slider(before: Image.Image, after: Image.Image) -> Slider:
-    """Lay a picture under its edit, cut as the edit cut it."""
+    """Return a slider between a picture, cropped as in the edit, and the result."""
     fitted, _ = cover_crop(as_rgb(before), (after.height, after.width))
     return Slider(fitted, after)
 
 
 def progress(event: StepEvent, *, preview: bool = True) -> Progress:
-    """Show what a callback of `joyjax.edit` is told; a preview costs a decoding."""
+    """Return the display of a step event; a preview takes one decoding."""
     note = f"steps, {event.seconds:.2f} s per step"
     return Progress(event.step, event.steps, note, event.preview() if preview else None)
 
 
 @contextlib.contextmanager
 def advice() -> Iterator[list[str]]:
-    """Collect what joyjax advises meanwhile, for the notebook to say it in its own words and not as a warning."""
-    told: list[str] = []
+    """Collect the texts of AdviceWarnings in a list instead of showing them as warnings."""
+    notes: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("always", AdviceWarning)
         show = warnings.showwarning
 
         def collect(message: Warning | str, category: type[Warning], *rest: object, **more: object) -> None:
             if issubclass(category, AdviceWarning):
-                told.append(str(message))
+                notes.append(str(message))
             else:
                 show(message, category, *rest, **more)  # type: ignore[arg-type]
 
         warnings.showwarning = collect
-        yield told
+        yield notes
 
 
 def side_by_side(pictures: Mapping[str, Image.Image], *, columns: int = 4, height: int | None = None) -> Image.Image:
-    """Return one picture of several, each under its caption.
+    """Return one picture that shows several in a grid, each under its caption.
 
-    All are `height` pixels high; None: as the first is, within what is legible and fits a page.
+    Each is scaled to `height` pixels; None: the height of the first, clamped to 256 … 512.
     """
     first = next(iter(pictures.values()))
     height = height or max(LEGIBLE, min(first.height, 2 * LEGIBLE))
@@ -128,7 +128,7 @@ def side_by_side(pictures: Mapping[str, Image.Image], *, columns: int = 4, heigh
 
 
 def data_url(picture: Image.Image) -> str:
-    """Return a picture as an address that holds it: PNG if it is small, else JPEG."""
+    """Return a picture as a data URL: PNG if it is small, else JPEG."""
     lossless = picture.width * picture.height <= LOSSLESS
     written = io.BytesIO()
     kind = "png" if lossless else "jpeg"
@@ -137,7 +137,7 @@ def data_url(picture: Image.Image) -> str:
 
 
 def _fitted(caption: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Cut a caption to what fits over its picture."""
+    """Truncate a caption to the width of its picture."""
     if font.getlength(caption) <= width:
         return caption
     while caption and font.getlength(caption + "…") > width:

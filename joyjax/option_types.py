@@ -1,7 +1,7 @@
-"""Types of option values: how a value is checked in Python, read from a command line, and kept in a recipe.
+"""Types of option values: how a value is checked in Python, parsed from the command line, and stored in a recipe.
 
-Plain functions, not pydantic: its strict numbers refuse NumPy's, each of its messages would have to be replaced by one
-of ours, and importing it takes 0.14 s.
+Plain functions, not pydantic: its strict number types refuse NumPy scalars, all its messages would have to be replaced,
+and importing it takes 0.14 s.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 
 from joyjax.errors import RequestError
 
-JSONCheck = tuple[Callable[[Any], bool], str]  # whether a JSON value passes, and what is expected
+JSONCheck = tuple[Callable[[Any], bool], str]  # a predicate of a JSON value, and what it expects
 
 
 def _is_number(value: Any) -> bool:
@@ -33,7 +33,7 @@ NUMBERS: JSONCheck = lambda value: _is_number(value) or _is_list_of_numbers(valu
 
 
 def or_null(check: JSONCheck) -> JSONCheck:
-    """Let a JSON value be null, too."""
+    """Return the check that also accepts null."""
     passes, expected = check
     return lambda value: value is None or passes(value), f"{expected} or null"
 
@@ -51,16 +51,16 @@ class OptionType:
     """A type of option values.
 
     Attributes:
-        expected: what is accepted, for documentation.
-        check: takes an option's name and a value given in Python, and returns the value that a request has; raises
-            RequestError. Pictures and arrays are checked by who reads them.
+        expected: accepted values, for documentation.
+        check: takes an option's name and a value given in Python, and returns the value of the request; raises
+            RequestError. Pictures and arrays are checked where they are read.
         json: the check of the value in a recipe.
-        plain: makes the JSON value of a request's value.
-        cli: the Python type that the command line reads.
-        parse: makes the Python value of what the command line has read; raises ValueError.
-        metavar: what stands for the value in help.
+        plain: converts the value of a request to JSON.
+        cli: the Python type of the value on the command line.
+        parse: converts the value on the command line to the one in Python; raises ValueError.
+        metavar: placeholder of the value in help.
         bounds: lowest and highest whole number.
-        choices: all values that there are.
+        choices: all allowed values.
     """
 
     expected: str
@@ -137,7 +137,7 @@ def seed() -> OptionType:
 
 
 def number(expected: str, accepts: Callable[[float], bool], remedy: str = "") -> OptionType:
-    """A number that `accepts` returns True for; `remedy` is what else to do."""
+    """A number that `accepts` returns True for; `remedy` is advice for the error."""
 
     def check(name: str, value: Any) -> float:
         return _accepted(name, _number(name, value), accepts, f"{expected}{remedy and '; '}{remedy}")
@@ -146,7 +146,7 @@ def number(expected: str, accepts: Callable[[float], bool], remedy: str = "") ->
 
 
 def number_or_one_a_step(expected: str, accepts: Callable[[float], bool]) -> OptionType:
-    """A number, or a list with one for each step; a request has a tuple of them."""
+    """A number, or a list with one value per step, which is a tuple in the request."""
 
     def check(name: str, value: Any) -> float | tuple[float, ...]:
         several = _is_sequence(value)
@@ -191,12 +191,12 @@ def choice(*choices: str | int) -> OptionType:
 
 
 def files(expected: str) -> OptionType:
-    """Pictures: names of files on the command line and in rows, pictures in Python."""
+    """Pictures: file names on the command line and in rows, pictures in Python."""
     return OptionType(expected, metavar="FILE")
 
 
 def function(expected: str) -> OptionType:
-    """A function, in Python alone."""
+    """A function; only in Python."""
 
     def check(name: str, value: Any) -> Callable:
         if not callable(value):

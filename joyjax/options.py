@@ -1,8 +1,8 @@
-"""The options of an edit and of loading: one table, which Python, command line, rows, recipes and `warmup` read.
+"""The options of an edit and of loading: one table for Python, the command line, rows, recipes and `warmup`.
 
-To add an option of an edit, add its entry to `EDIT` and its line to the signature of `joyjax.edit`, with one in the
-docstring there. An option that only some families have gets `every_family=False`; then a family has it if its
-`defaults` name it, and reads it in `Request.own`. The table names no family.
+To add an option of an edit, add an entry to `EDIT`, a parameter to `joyjax.edit`, and its description to the docstring
+there. An option of some families only has `every_family=False`: a family has it if its `defaults` name it, and reads it
+from `Request.own`. The table names no family.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ BASE_SIZES = (256, 512, 768, 1024)
 DTYPES = ("bfloat16", "float32")
 EXACT = "exact"  # the form of a stored weight that is not quantized
 QUANTIZED_FORMS = ("float8",)
-CACHE_KINDS = ("taylor", "first-block")  # a threshold alone means the first: docs/speed.md has its figures
+CACHE_KINDS = ("taylor", "first-block")  # the first is the default: docs/speed.md has the measurements
 HIGHEST_CACHE_THRESHOLD = 1e6  # a threshold that no change reaches
 MOST_STEPS = 1000
 LOWEST_SIDE, HIGHEST_SIDE = 16, 8192
@@ -41,18 +41,18 @@ BASIC, SIZES, SAMPLING = "Options", "Sizes and masks", "Sampling"
 SPEED, DEVICES, RECORDS = "Speed and memory", "Devices", "Results and records"
 SUBJECTS = (BASIC, SIZES, SAMPLING, SPEED, DEVICES, RECORDS)  # headings of help, in this order
 
-REQUIRED: Any = ...  # in the place of a default
+REQUIRED: Any = ...  # marks an option without a default
 
 
 @dataclasses.dataclass(frozen=True)
 class CacheRule:
-    """When to reuse: below `threshold`, the relative change of what the first block adds (mean of absolute values)."""
+    """Reuse blocks if mean|r - r_full| / mean|r_full| < `threshold`, where r is the first block's residual."""
 
     threshold: float
     kind: str = CACHE_KINDS[0]
 
     def __str__(self) -> str:
-        """Return it as a user writes it."""
+        """Return the rule in the form that `parse` reads."""
         short = f"{self.threshold:g}"
         return f"{self.kind}:{short if float(short) == self.threshold else repr(self.threshold)}"
 
@@ -92,22 +92,21 @@ class Option:
 
     Attributes:
         name: in Python, in rows and in recipes; on the command line with `--`, and `-` for `_`.
-        type: how its values are checked and read.
-        help: what it does, for the command line and docs/options.md.
-        default: in Python, and its neutral value: a family that does not have the option still takes this one.
-            REQUIRED: there is none.
-        inherited: None means the checkpoint's own value, else the default of its family.
-        default_text: what help says in place of the default.
-        every_family: whether families have it unless they say that they do not (`Family.without`). False: only those
-            have it whose `defaults` name it.
-        in_recipe: whether a recipe keeps its value.
-        missing: what a recipe of version 1 means that lacks it: the value that gives the pictures of before. REQUIRED:
-            every recipe has it.
+        type: how its values are checked and parsed.
+        help: description for the command line and docs/options.md.
+        default: default in Python, and the neutral value that families without the option accept. REQUIRED: none.
+        inherited: None stands for the checkpoint's default, else the family's.
+        default_text: text in help in place of the default.
+        every_family: True: all families have it except those that exclude it (`Family.without`). False: only families
+            whose `defaults` name it.
+        in_recipe: whether a recipe stores its value.
+        missing: the value for a recipe of version 1 without it, which reproduces its picture. REQUIRED: every recipe
+            has it.
         compiles: whether another value may need another compiled program.
-        row, command_line: whether a row of a batch, or the command line, may give it.
+        row, command_line: whether it may be given in a row of a batch, or on the command line.
         subject: the heading in help.
-        short: its short form on the command line.
-        metavar: what stands for the value in help, where that is not its type's.
+        short: the short form on the command line.
+        metavar: placeholder of the value in help, if not that of the type.
     """
 
     name: str
@@ -133,7 +132,7 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
     def check(self, value: Any) -> Any:
-        """Return the value that a request has; None passes where it is the default.
+        """Return the value for the request; None is accepted if it is the default.
 
         Raises:
             RequestError: with the value and what is expected.
@@ -141,7 +140,7 @@ class Option:
         return None if value is None and self.default is None else self.type.check(self.name, value)
 
     def shown_default(self) -> str:
-        """Return the default as help says it; an empty text where the help itself says it, or there is none."""
+        """Return the default as shown in help; empty if the help states it, or there is none."""
         if self.default_text or self.inherited:
             return self.default_text or "the model's own"
         if self.default is None or self.default is False or self.default is REQUIRED:
@@ -205,7 +204,7 @@ EDIT = _table(
         "noise",
         OptionType("float32 array `[1, height/8, width/8, channels]`"),
         "Initial noise in place of that of the seed.",
-        in_recipe=True,  # as the name of the rule that drew it
+        in_recipe=True,  # as the name of the rule that generated it
         row=False,
         command_line=False,
     ),

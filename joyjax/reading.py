@@ -1,4 +1,4 @@
-"""Parts of a checkpoint: small json ones, and that every one of them is the checkpoint's own."""
+"""Reading a checkpoint's JSON files, and checking that its folder holds regular files and no links out of it."""
 
 import json
 import os
@@ -11,21 +11,21 @@ from joyjax.errors import CheckpointError, RequestError
 from joyjax.signatures import stand_in
 
 LONGEST_JSON = 2**24  # bytes; the largest real one, a tokenizer, has two thirds of that
-DEEPEST_JSON = 100  # far below where Python, or what prints a value, gives up
+DEEPEST_JSON = 100  # far below the recursion limits of Python and of what prints a value
 LARGEST_FLOAT = 3e38  # everything is computed in float32
 MOST_FILES = 10_000
 DEEPEST_FOLDER = 32
 LOCALE = "set LC_ALL=C.UTF-8 or PYTHONUTF8=1 in the environment"
 
 Pairs = list[tuple[str, Any]]
-Stamp = tuple[int, int, int, int]  # device, inode, size, time of change: two files that have it alike are one
+Stamp = tuple[int, int, int, int]  # device, inode, size, modification time: equal for one unchanged file
 
 
 def stamp(file: int | Path) -> Stamp:
-    """Return what tells a file, by name or descriptor, from another and from itself at another time.
+    """Return the identity and version of a file, given by path or descriptor.
 
     Raises:
-        OSError: if it is not a regular file. A pipe, say, would never come to its end.
+        OSError: if it is not a regular file. Reading a pipe, for example, might never end.
     """
     found = os.stat(file)
     if not stat.S_ISREG(found.st_mode):
@@ -34,21 +34,21 @@ def stamp(file: int | Path) -> Stamp:
 
 
 def quoted(value: object) -> str:
-    """Return a value of a checkpoint as a message shows it: no longer than a line."""
+    """Return the repr of a value for a message, truncated to 100 characters."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 def printable(text: str) -> str:
-    """Return a text of a file as a terminal may have it: what is no letter or line break is told by its number.
+    """Return a text with unprintable characters escaped, except line breaks.
 
-    What a file holds is not for the terminal to obey.
+    Text from a file may hold control sequences of the terminal.
     """
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def check_name(name: str) -> None:
-    """Check that the locale can name a file so; Python would say that there is no such file.
+    """Check that the locale can encode the name of a file; otherwise Python reports that the file does not exist.
 
     Raises:
         RequestError: naming the encoding and what to set.
@@ -56,18 +56,18 @@ def check_name(name: str) -> None:
     try:
         os.fsencode(name)
     except UnicodeEncodeError as error:
-        if error.encoding != "utf-8":  # in which only half a character has no form
+        if error.encoding != "utf-8":  # which lacks lone surrogates alone
             raise RequestError(
                 f"the file {name!r} cannot be named in {error.encoding}, the encoding of the locale; {LOCALE}"
             ) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the json object in a file.
+    """Return the JSON object in a file.
 
     Raises:
-        CheckpointError: if the file is missing or unreadable, is not json, holds something else than an object, or a
-            number that is not finite.
+        CheckpointError: if the file is missing or unreadable, is not JSON, does not hold an object, or holds a number
+            that is not finite.
     """
     try:
         size = stamp(path)[2]
@@ -98,14 +98,16 @@ def _finite(pairs: Pairs) -> dict[str, Any]:
     for name, value in pairs:
         for number in value if isinstance(value, list) else (value,):
             if isinstance(number, float) and not abs(number) <= LARGEST_FLOAT:
-                raise ValueError(f"{name[:100]!r} is {number}, which is no finite number in float32")
+                raise ValueError(f"{name[:100]!r} is {number}, which is not finite in float32")
     return _without_doubles(pairs)
 
 
 def parse_json(text: bytes, hook: Callable[[Pairs], dict[str, Any]] = _without_doubles) -> dict[str, Any]:
-    """Return the json object in UTF-8 text, whatever was sent: ValueError for no json, TypeError for no object.
+    """Return the JSON object in untrusted UTF-8 text. `hook` builds each object in it from its pairs.
 
-    `hook` makes the objects in it of their names and values.
+    Raises:
+        ValueError: if it is not valid JSON, or too deeply nested.
+        TypeError: if it is not an object.
     """
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=hook)
@@ -123,30 +125,30 @@ def parse_json(text: bytes, hook: Callable[[Pairs], dict[str, Any]] = _without_d
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a json object, making its folder."""
+    """Write a JSON object, creating its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def unfinished(target: Path) -> Path:
-    """Return the folder beside a target where `joyjax convert` makes it until it is whole."""
+    """Return the folder beside a target into which `joyjax convert` writes until the target is complete."""
     return target.with_name(f".{target.name}.unfinished")
 
 
 def check_files(folder: Path) -> None:
-    """Check that a checkpoint is made of folders and regular files, and that no link in it leads out of it.
+    """Check that a checkpoint consists of folders and regular files, and that no link leads out of it.
 
-    The hub's cache is made of links from `snapshots/<revision>/` to `blobs/`; those are its own.
+    The links of the hub's cache, from `snapshots/<revision>/` to `blobs/`, are allowed.
 
     Raises:
-        CheckpointError: for the first thing that is neither, or leads elsewhere.
+        CheckpointError: for the first entry of another type, or link that leads elsewhere.
     """
     root = folder.resolve()
     blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
     seen = 0
-    for place, folders, files in os.walk(root):
+    for parent, folders, files in os.walk(root):
         for name in sorted(folders + files):
-            path, seen = Path(place, name), seen + 1
+            path, seen = Path(parent, name), seen + 1
             if seen > MOST_FILES:
                 raise CheckpointError(f"{folder} holds more than {MOST_FILES} files; is it a checkpoint's folder?")
             if len(path.relative_to(root).parts) > DEEPEST_FOLDER:
@@ -161,5 +163,5 @@ def check_files(folder: Path) -> None:
 
 
 def _is_own(real: Path, root: Path, blobs: Path) -> bool:
-    """Say whether a link's end is the checkpoint's. A folder among the blobs is not: nobody has looked into it."""
+    """Return whether the target of a link is allowed. A folder among the blobs is not: its content is unchecked."""
     return real.is_relative_to(root) or (real.is_relative_to(blobs) and real.is_file())

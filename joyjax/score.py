@@ -1,4 +1,4 @@
-"""How often a model does what it is asked: held-out edits of the demo's world, judged from their pixels."""
+"""Success rates on held-out edits of the demo's domain, judged from the pixels of the results."""
 
 import dataclasses
 import io
@@ -52,7 +52,7 @@ class Rate:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """The verdicts of a run, by kind of edit, and how many steps an edit computed in full, on average."""
+    """The verdicts of a run by kind of edit, and the mean number of steps computed in full."""
 
     verdicts: Mapping[str, tuple[Verdict, ...]]
     computed: float | None = None
@@ -64,12 +64,12 @@ class Score:
         return Rate(passed, len(chosen))
 
     def psnr(self, kind: str | None = None) -> float:
-        """Return the mean peak signal-to-noise ratio to the expected pictures, in dB; 60 stands for more than that."""
+        """Return the mean peak signal-to-noise ratio to the expected pictures, in dB; values are capped at 60."""
         chosen = [v.psnr for name, group in self.verdicts.items() if kind in (None, name) for v in group]
         return float(np.mean(np.minimum(chosen, 60)))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the figures of each kind and of all, ready for json; intervals are of 95 %."""
+        """Return the rates and PSNR per kind and overall as JSON data, with 95 % intervals."""
         table: dict[str, Any] = {}
         for kind in (*self.verdicts, None):
             row: dict[str, Any] = {"edits": self.rate("pixel", kind).count, "psnr": self.psnr(kind)}
@@ -81,7 +81,7 @@ class Score:
 
 
 def tasks(count: int, seed: int = 0, *, held: bool = True) -> Iterator[tuple[str, Task]]:
-    """Give `count` edits, each kind as often, the same for the same seed; with `held`, of held-out combinations."""
+    """Yield `count` edits determined by the seed, the kinds in turn; with `held`, of held-out combinations."""
     streams = {}
     for number, kind in enumerate(KINDS):
         rng = np.random.default_rng((seed, number))
@@ -118,7 +118,7 @@ def score(
 
 
 def save_comparison(file: Path, task: Task, image: Image.Image) -> None:
-    """Write source, result and expected picture side by side, with the prompt in the PNG's text."""
+    """Write source, result and expected picture side by side, with the prompt in a text chunk of the PNG."""
     side = image.size
     sheet = Image.new("RGB", (3 * side[0], side[1]))
     pictures = (Image.fromarray(render(task.pair.source)), image, Image.fromarray(render(task.pair.target)))

@@ -1,10 +1,10 @@
-"""What a file is by its first bytes: the formats that people give or get in place of weights."""
+"""File formats by their first bytes: those that users have or get in place of weights."""
 
 import dataclasses
 import re
 from pathlib import Path
 
-HEAD = 2**16  # bytes that are looked at
+HEAD = 2**16  # bytes that are inspected
 
 MAGIC: tuple[tuple[int, bytes, str, str], ...] = (  # offset, bytes, kind, name of the format
     (0, b"version https://git-lfs.github.com/spec/", "git-lfs", "Git LFS"),
@@ -46,7 +46,7 @@ class Signature:
 
 
 def signature(head: bytes) -> Signature | None:
-    """Return what the first bytes of a file say it is; None if they say nothing."""
+    """Return the format of a file by its first bytes; None if it is unknown."""
     for offset, magic, kind, name in MAGIC:
         if head.startswith(magic, offset):
             return _zip(head) if name == "zip" else Signature(kind, name)
@@ -62,7 +62,7 @@ def signature(head: bytes) -> Signature | None:
 
 
 def _zip(head: bytes) -> Signature:
-    """Tell torch's and NumPy's zip files from others by the name of their first member."""
+    """Distinguish torch's and NumPy's zip files from others by the name of the first member."""
     first = head[30 : 30 + int.from_bytes(head[26:28], "little")]
     if first.endswith((b"/data.pkl", b"/byteorder", b"/version")) or b"/data/" in first:
         return Signature("pickle", "PyTorch")
@@ -70,10 +70,7 @@ def _zip(head: bytes) -> Signature:
 
 
 def stand_in(file: Path) -> str | None:
-    """Return one clause on a file that stands where another should be: a Git LFS pointer, a web page; else None.
-
-    The file is a regular one.
-    """
+    """Describe a regular file that replaces the expected one, a Git LFS pointer or a web page; None for others."""
     try:
         with file.open("rb") as opened:
             found = signature(opened.read(512))

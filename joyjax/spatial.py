@@ -1,4 +1,4 @@
-"""The public name of the prompts that JoyImage was trained on for moving, turning and viewing things."""
+"""Public import of JoyImage's spatial prompts: move an object, rotate one, or move the camera."""
 
 from joyjax.families.joyimage_spatial import camera, move, rotate
 

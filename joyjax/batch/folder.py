@@ -1,7 +1,7 @@
-"""The folder that a batch writes into: its lock, what it holds of each row, and what must not be overwritten there.
+"""The output folder of a batch: its lock, the state of each row, and the files that must not be overwritten.
 
-Beside every result, `NAME.png`, is `NAME.json`: the row, the model, and the outcome, that is `picture`, `seed`, `crops`
-and `timings`, or `error`. A note without an outcome was written before a picture that then was not finished.
+Beside every result, `NAME.png`, is a note, `NAME.json`: the row, the model, and the outcome, `picture`, `seed`, `crops`
+and `timings`, or `error`. A note without an outcome is of a picture that was not finished.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ State = Literal["new", "begun", "done", "other"]
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What makes results of the same row the same: the checkpoint, and how it is loaded."""
+    """The identity of a loaded model: equal models and rows give equal results."""
 
     source: str
     fingerprint: str
@@ -36,21 +36,21 @@ class Model:
 
     @classmethod
     def of(cls, folder: str | os.PathLike, dtype: str, linear: str) -> "Model":
-        """Describe the checkpoint in a folder; see fingerprint.py."""
-        from joyjax.provenance.fingerprint import fingerprint  # brings JAX, which a lock does without
+        """Return that of the checkpoint in a folder; see provenance/fingerprint.py."""
+        from joyjax.provenance.fingerprint import fingerprint  # imports JAX, which the lock does not need
 
         return cls(os.fspath(folder), fingerprint(Path(folder)), dtype, linear)
 
 
 @contextlib.contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder for one batch at a time.
+    """Lock a folder, so that one batch at a time writes into it.
 
-    The operating system owns the lock, so it ends with the process, however that ends. The empty hidden file stays:
-    where one process removes it while another takes it, two could hold the folder.
+    The operating system releases the lock when the process ends, however it ends. The empty lock file stays: if one
+    process removed it while another locks it, two could hold the folder.
 
     Raises:
-        RequestError: if another batch holds the folder, or nothing can be written there.
+        RequestError: if another batch holds the folder, or it is not writable.
     """
     lock = filelock.FileLock(folder / LOCK, timeout=0)
     try:
@@ -76,21 +76,21 @@ def check_folder(
     requests: Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, State]:
-    """Return what a folder holds of each row, by its name, if the rows may be run into it.
+    """Return the state of each row in a folder, by row name, after checking that the rows may be written there.
 
-    A "new" row is not done; nor is a "begun" one, whose picture, if there is one, is of an unfinished run. An "other"
-    result is of another row, model or program, and replaced where `overwrite` is given. `source` is the folder that
-    files in rows are relative to, `requests` the file that the rows came from.
+    A "new" row has no result. A "begun" one has an unfinished result or none. An "other" result is of another row,
+    model or program; `overwrite` replaces it. `source` is the folder that files in rows are relative to, `requests` the
+    file of the rows.
 
     Raises:
-        RequestError: if `folder` is not a folder, a result would replace an input of this batch, or one that is "other"
-            without `overwrite`.
+        RequestError: if `folder` is not a folder, or a result would replace an input of this batch or, without
+            `overwrite`, an "other" result.
     """
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"{folder} is not a folder; name one for the results")
     found = {row.name: _found(folder, row, model) for row in rows}
     states = {name: state for name, (state, _) in found.items()}
-    _keep_inputs(folder, rows, states, source, requests)
+    _protect_inputs(folder, rows, states, source, requests)
     faults = [fault for _, fault in found.values() if fault]
     if faults and not overwrite:
         more = f", and so with {len(faults) - 1} more" if len(faults) > 1 else ""
@@ -103,13 +103,13 @@ def targets(folder: Path, row: Row) -> tuple[Path, Path]:
     return folder / f"{row.name}.png", folder / f"{row.name}.json"
 
 
-def _keep_inputs(
+def _protect_inputs(
     folder: Path, rows: Sequence[Row], states: Mapping[str, State], source: Path, requests: Path | None
 ) -> None:
     """Raise RequestError if a result would replace a file that the batch reads, or a folder.
 
-    Parts are the same by device and inode, so through links and other spellings too. A result that is done, or that an
-    unfinished run of the same row wrote, is the batch's own: a later row may read it.
+    Files are compared by device and inode, which covers links and other spellings. A result that is done, or that an
+    unfinished run of the same row wrote, belongs to the batch: a later row may read it.
     """
     read: dict[FileKey, str] = {}
     for row in rows:
@@ -139,30 +139,30 @@ def _named_files(row: Row) -> Iterator[str]:
 
 
 def _found(folder: Path, row: Row, model: Model) -> tuple[State, str]:
-    """Return what a folder holds of a row, and of an "other" one why it is."""
+    """Return the state of a row, and for "other" the reason."""
     picture, note = targets(folder, row)
     if not note.exists():
-        return ("other", f"{picture} is there and not from these requests") if picture.exists() else ("new", "")
+        return ("other", f"{picture} exists and is not from these requests") if picture.exists() else ("new", "")
     try:
         held = parse_json(note.read_bytes())
         before = held["row"], *(held["model"][key] for key in ("fingerprint", "dtype", "linear"))
     except (OSError, ValueError, TypeError, KeyError):
-        return "other", f"{note} is there and not from `joyjax batch`"
+        return "other", f"{note} exists and is not from `joyjax batch`"
     if "picture" not in held or not picture.exists():
         return ("begun" if before[0] == row.options and "error" not in held else "new"), ""
     if before[0] != row.options:
-        return "other", f"{picture} is of a row that was another then"
+        return "other", f"{picture} is of a row that has changed since"
     if before[1:] != (model.fingerprint, model.dtype, model.linear):
-        return "other", f"{picture} was made by another model, or one loaded otherwise ({_told(held['model'])})"
+        return "other", f"{picture} was made by another model, or with other options ({_described(held['model'])})"
     return "done", ""
 
 
-def _told(model: Mapping[str, object]) -> str:
+def _described(model: Mapping[str, object]) -> str:
     return ", ".join(str(model.get(key)) for key in ("source", "dtype", "linear"))
 
 
 def sweep(folder: Path, rows: Sequence[Row]) -> None:
-    """Remove what a process that was killed had not finished writing; the folder is held, so none is being written."""
+    """Remove temporary files of killed processes. The caller holds the folder, so no process is writing one."""
     names = {target.name for row in rows for target in targets(folder, row)}
     for path in folder.glob(".*.part"):
         if re.sub(r"(\.\d+)?\.[0-9a-f]+\.part$", "", path.name[1:]) in names:

@@ -1,7 +1,7 @@
 """The rows of a batch, read from a file of requests.
 
-The file holds one JSON object in each line, or one JSON array of objects. A fault in one row is that row's error; a
-file that is something else is refused as a whole.
+The file holds one JSON object in each line, or one JSON array of objects. A faulty row keeps its error; a file of
+another kind is refused as a whole.
 """
 
 import codecs
@@ -24,7 +24,7 @@ LONGEST_NAME = 200  # bytes, as most file systems allow 255
 NOT_IN_ROWS = tuple(name for name, option in EDIT.items() if not option.row)  # what JSON cannot hold
 IN_ROWS = tuple(name for name in EDIT if name not in NOT_IN_ROWS)
 LONGEST_ROW = 2**20  # bytes
-HEAD = 2**16  # bytes that are read to tell text from a binary file
+HEAD = 2**16  # bytes that are read to detect a binary file
 WANTED = (
     'expected one JSON object in each line, such as {"image": "photo.jpg", "prompt": "make the sky red"}, '
     "or one JSON array of such objects"
@@ -37,7 +37,7 @@ BETWEEN = re.compile(r"[\s,]*")  # elements of a JSON array
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One request: its place in the file, the name of its results, and its options as written there, or its error.
+    """One request: its position in the file, the name of its results, and its options as written, or its error.
 
     `line` counts from 1, as an editor does. `element` counts from 1 in a JSON array; elsewhere it is None.
     """
@@ -57,17 +57,16 @@ class Row:
 def read_rows(file: Path) -> list[Row]:
     """Read a file of requests; a row that is not a JSON object of options is kept, with its error.
 
-    Empty lines are passed over. A row's name is its `id`, else the number of its line, or of its element, in four
-    digits.
+    Empty lines are skipped. A row's name is its `id`, else the number of its line, or of its element, in four digits.
 
     Raises:
-        RequestError: if the file cannot be read, is not a file of requests, holds none, or two rows have one name.
+        RequestError: if the file cannot be read, is not a file of requests, holds none, or two rows have equal names.
     """
     text = _read(file)
     found = _elements(file, text) if text.lstrip().startswith(b"[") else _lines(file, text)
     rows: dict[str, Row] = {}
     for row in found:
-        key = unicodedata.normalize("NFC", row.name).casefold()  # some file systems take these for one name
+        key = unicodedata.normalize("NFC", row.name).casefold()  # equal names on some file systems
         if key in rows:
             raise RequestError(f"{file}: {_places(rows[key], row)} are both named {row.name!r}; give other ids")
         rows[key] = row
@@ -82,7 +81,7 @@ def _places(one: Row, other: Row) -> str:
 
 
 def _read(file: Path) -> bytes:
-    """Return the text of a file without its byte order mark; of a binary file only the head is read."""
+    """Return the text of a file without its byte order mark; only the head of a binary file is read."""
     try:
         with file.open("rb") as opened:
             head = opened.read(HEAD)
@@ -97,7 +96,7 @@ def _read(file: Path) -> bytes:
 
 
 def _binary_kind(head: bytes) -> str | None:
-    """Say what a file is that holds no text; None for text."""
+    """Describe a binary file; None for text."""
     for magic, kind in DOCUMENTS:
         if head.startswith(magic):
             return kind
@@ -113,7 +112,7 @@ def _binary_kind(head: bytes) -> str | None:
 
 
 def _elements(file: Path, text: bytes) -> Iterator[Row]:
-    """Give the rows of a JSON array, which is valid as a whole or refused."""
+    """Yield the rows of a JSON array; an invalid array is refused as a whole."""
     try:
         decoded = text.decode("utf-8")
         values = json.loads(decoded)
@@ -140,7 +139,7 @@ def _elements(file: Path, text: bytes) -> Iterator[Row]:
 
 
 def _lines(file: Path, text: bytes) -> Iterator[Row]:
-    """Give the rows of a file with one request in each line; only a line feed ends a line."""
+    """Yield the rows of a file with one request in each line; only a line feed ends a line."""
     lines = text.split(b"\n")
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if numbered and not any(line.lstrip().startswith(b"{") for _, line in numbered):
@@ -157,7 +156,7 @@ def _lines(file: Path, text: bytes) -> Iterator[Row]:
 
 
 def _refuse_several_lines(file: Path, lines: list[bytes], number: int) -> None:
-    """Raise RequestError if a JSON object begins in a line and goes on in the next ones."""
+    """Raise RequestError if a JSON object begins in a line and continues in the next ones."""
     rest = b"\n".join(lines[number - 1 : number + 9999])[:LONGEST_ROW].decode("utf-8", "replace").lstrip()
     remedy = "write each request in one line, or all of them as a JSON array: [{…}, {…}]"
     try:

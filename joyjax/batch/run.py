@@ -1,7 +1,7 @@
-"""Many edits from a file of requests: one warm model, errors kept by row, and resuming where it was stopped.
+"""Running a file of requests: the model is loaded once, errors are kept by row, and a stopped run can be resumed.
 
 A row is a JSON object with the keyword arguments of `joyjax.edit`; `image` and `mask` are names of files, relative to
-the file of requests, or URLs, and `seed` may be "random". Pictures and notes are never there in part.
+the file of requests, or URLs, and `seed` may be "random". Pictures and notes are written atomically.
 """
 
 import dataclasses
@@ -25,16 +25,16 @@ from joyjax.runtime.job import Callback, Job
 from joyjax.runtime.load import Pipeline
 from joyjax.runtime.result import Result
 
-MOST_WAITING = 64  # rows that wait, with their pictures, for others of their shape
+MOST_WAITING = 64  # rows that wait, with their pictures in memory, for others of equal shapes
 
 Planned = tuple[Row, Job]
 
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """What came of a row: the file of its picture, or its error; `skipped`: it was there already.
+    """The outcome of a row: the file of its picture, or its error; `skipped`: an earlier run made it.
 
-    `notes` are for the user: what was done to its pictures, and where the request leaves what the model does well.
+    `notes` are for the user: crops of the pictures, the drawn seed, and advice.
     """
 
     row: Row
@@ -57,17 +57,17 @@ def run_rows(
     allow_private_urls: bool = False,
     callback: Callback | None = None,
 ) -> Iterator[Done]:
-    """Run all rows and give what came of each, in the order in which they end.
+    """Run all rows and yield the outcome of each, in the order in which they end.
 
-    `source` is the folder that files in rows are relative to. `metadata`: pictures carry their recipes. What is in
-    `folder` from an earlier run of the same rows and the same model is not done again; rows that failed are. Rows of
-    one program, up to `batch_size`, run together. `allow_private_urls`: pictures may come from addresses that are not
-    public. The caller holds `folder` (`hold_folder`).
+    `source` is the folder that files in rows are relative to. `metadata`: store the recipes in the pictures. Results in
+    `folder` from an earlier run of the same rows and model are skipped; failed rows run again. Up to `batch_size` rows
+    of equal shapes run together. `allow_private_urls`: pictures may come from addresses that are not public. The caller
+    holds `folder` (`hold_folder`).
 
     Raises:
         RequestError: before anything runs, if a result would replace an input or, without `overwrite`, another result.
-        PictureError: if a result cannot be written, as on a full disk. What is written stays.
-        Cancelled: from the callback. What is written stays.
+        PictureError: if a result cannot be written, as on a full disk. Finished results stay.
+        Cancelled: from the callback. Finished results stay.
     """
     model = Model.of(pipeline.source, pipeline.dtype, pipeline.linear)
     found = check_folder(folder, rows, model, source, overwrite=overwrite)
@@ -86,7 +86,7 @@ def run_rows(
             request = check_options(pipeline, _opened(row, source, allow_private_urls))
             job = engine.plan(request, callback)
             key = _key(job.plan) if batch_size > 1 else None
-        except Exception as error:  # whatever is wrong with one row, the others go on
+        except Exception as error:  # an error of one row does not stop the others
             yield writer.failed(row, error)
             continue
         waiting.setdefault(key, []).append((row, job))
@@ -99,18 +99,18 @@ def run_rows(
 
 
 def _key(plan: Plan) -> Hashable:
-    """Return what rows must have in common to be no slower together: their batch key and the sizes of all sequences."""
+    """Return what rows must share to gain from one batch: the batch key and the padded lengths of all sequences."""
     return plan.batch_key, plan.lengths.references[1], plan.lengths.text[1]
 
 
 def _run(engine: Engine, group: Sequence[Planned], writer: "_Writer") -> Iterator[Done]:
-    """Run rows together; if that fails, each by itself, so that the error is that of its row."""
+    """Run rows as one batch; if that fails, run each alone, so that an error belongs to its row."""
     try:
         for _ in engine.run([job for _, job in group]):
             pass
     except Cancelled:
         raise
-    except Exception as error:  # also what only the device finds, such as too little memory
+    except Exception as error:  # errors of the device too, such as out of memory
         if len(group) == 1:
             yield writer.failed(group[0][0], error)
             return
@@ -123,7 +123,7 @@ def _run(engine: Engine, group: Sequence[Planned], writer: "_Writer") -> Iterato
 
 
 def _opened(row: Row, source: Path, allow_private_urls: bool) -> dict[str, Any]:
-    """Return the options with their pictures read, and their seed drawn where the row leaves it to chance."""
+    """Return the options with their pictures read and a random seed drawn."""
     options = dict(row.options)
     if options.get("seed") == "random":
         options["seed"] = secrets.randbelow(2**32)
@@ -149,18 +149,18 @@ def _opened(row: Row, source: Path, allow_private_urls: bool) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Writer:
-    """Writes what came of rows into a folder."""
+    """Writes the outcomes of rows into a folder."""
 
     folder: Path
     model: Model
     metadata: bool
 
     def picture(self, row: Row) -> Path:
-        """Return where a row's picture goes."""
+        """Return the path of a row's picture."""
         return targets(self.folder, row)[0]
 
     def drawn(self, row: Row, result: Result) -> Done:
-        """Write a picture. The note beside it says that it is there only once it is."""
+        """Write a picture. Its note names it only after it is written."""
         picture = self.picture(row)
         self._note(row, {})
         result.save(picture, metadata=self.metadata)
@@ -172,16 +172,16 @@ class _Writer:
         return Done(row, picture, result=result, notes=result.notes + changed + drawn)
 
     def failed(self, row: Row, error: Exception) -> Done:
-        """Write an error; a picture of that name, of another row, goes."""
-        said = str(error) if isinstance(error, JoyJaxError) else f"internal error, {type(error).__name__}: {error}"
+        """Write an error, and remove an older picture of that name."""
+        message = str(error) if isinstance(error, JoyJaxError) else f"internal error, {type(error).__name__}: {error}"
         picture = self.picture(row)
-        self._note(row, {"error": said})
+        self._note(row, {"error": message})
         with writing(picture):
             picture.unlink(missing_ok=True)
-        return Done(row, picture, error=said)
+        return Done(row, picture, error=message)
 
     def _note(self, row: Row, outcome: Mapping[str, Any]) -> None:
         path = targets(self.folder, row)[1]
         held = {"id": row.name, "row": row.options, "model": dataclasses.asdict(self.model), **outcome}
-        with writing(path):  # on a full disk the run ends: no row could be written
+        with writing(path):  # a full disk ends the run: no other row could be written either
             publish(f"{json.dumps(held, indent=2)}\n".encode(), path)

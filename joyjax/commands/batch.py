@@ -1,4 +1,4 @@
-"""`joyjax batch`: many edits with one warm model."""
+"""`joyjax batch`: many edits with a model that is loaded once."""
 
 from collections import Counter
 from pathlib import Path
@@ -28,7 +28,7 @@ def command(
         Path,
         typer.Argument(
             metavar="REQUESTS.jsonl",
-            help="A JSON object in each line, or an array of them: options of edits.",
+            help="A JSON object in each line, or an array of objects: options of edits.",
         ),
     ],
     output: Annotated[Path, Option("--output", "-o", metavar="DIR", help="Folder for the results; made if missing.")],
@@ -39,12 +39,12 @@ def command(
             metavar="N",
             min=1,
             max=1024,
-            help="Most edits that are denoised together, where their shapes agree.",
+            help="Most edits of equal shapes that are denoised together.",
             rich_help_panel=SPEED,
         ),
     ] = 1,
     overwrite: Annotated[
-        bool, Option("--overwrite", help="Replace results in DIR that are of other rows or another model.")
+        bool, Option("--overwrite", help="Replace results of other rows or another model in DIR.")
     ] = False,
     allow_private_urls: AllowPrivateURLs = False,
     no_metadata: Annotated[
@@ -53,17 +53,16 @@ def command(
     debug: Debug = False,
     **options: Any,
 ) -> None:
-    """Run many edits with one warm model.
+    """Run many edits with a model that is loaded once.
 
-    A row is like {"id": "sky", "image": "photo.jpg", "prompt": "make the sky red", "seed": 3}. It needs a prompt; the
-    other names are the arguments of joyjax.edit in Python, which are the options of `joyjax edit` with _ for -. "image"
-    is a file or a list of files, "mask" a file, relative to the folder of REQUESTS.jsonl, or to the current one if that
-    is a pipe; a URL may stand for a file. "seed" may be "random". Without an id the number of the line, as in 0007, is
-    the row's name.
+    A row is like {"id": "sky", "image": "photo.jpg", "prompt": "make the sky red", "seed": 3}. The prompt is required.
+    The other names are arguments of joyjax.edit in Python: options of `joyjax edit` with _ for -. "image" is a file or
+    a list of files, "mask" a file. Files are relative to the folder of REQUESTS.jsonl, or to the current one if that is
+    a pipe, and may be URLs. "seed" may be "random". The default id is the number of the line, as in 0007.
 
-    A row gives DIR/ID.png, and DIR/ID.json with what was done. A row that fails gives its error in DIR/ID.json; the
-    others go on, and the exit status is 1. If the run is stopped, the same command does what is missing, and what
-    failed once more. A row counts as done by its text: what its files hold is not looked at again.
+    A row gives DIR/ID.png, and DIR/ID.json with a record of the edit. A row that fails gives its error in DIR/ID.json;
+    the others go on, and the exit status is 1. If the run is stopped, the same command runs the missing and the failed
+    rows. A row counts as done by its text: changes in the files that it names are not detected.
 
     Prints the path of each result.
     """
@@ -71,7 +70,7 @@ def command(
     from joyjax.batch.folder import check_folder, hold_folder
     from joyjax.batch.rows import read_rows
     from joyjax.batch.run import run_rows
-    from joyjax.commands.cancel import GOES_ON, last_words
+    from joyjax.commands.cancel import GOES_ON, message_on_interrupt
     from joyjax.commands.console import note, result
     from joyjax.commands.progress import peak, working
     from joyjax.convert.source.model import model_folder
@@ -84,7 +83,7 @@ def command(
     used = Used.of(folder, options["dtype"] or LOAD["dtype"].default, loaded_form(folder, form))
     make_folder("--output", output)
     with hold_folder(output):
-        # before a large model is loaded in vain
+        # before a large model is loaded
         found = check_folder(output, rows, used, source, requests=requests, overwrite=overwrite)
         there = Counter(found.values())["done"]
 
@@ -98,7 +97,7 @@ def command(
         def stopped() -> str:
             return f"{done} done, {there} there already, {failed} failed; {GOES_ON}"
 
-        with last_words(stopped), working(len(rows)) as (callback, advance_row):
+        with message_on_interrupt(stopped), working(len(rows)) as (callback, advance_row):
             try:
                 for one in run_rows(
                     pipeline,

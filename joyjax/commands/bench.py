@@ -1,4 +1,4 @@
-"""`joyjax bench`: how fast a model edits on this machine."""
+"""`joyjax bench`: the speed of edits on this machine."""
 
 import json
 import statistics
@@ -38,15 +38,15 @@ def command(
             "model edits pictures]",
         ),
     ] = None,
-    repeats: Annotated[int, Option("--repeats", "-n", metavar="N", min=1, help="Edits that are measured.")] = 5,
+    repeats: Annotated[int, Option("--repeats", "-n", metavar="N", min=1, help="Number of measured edits.")] = 5,
     allow_private_urls: AllowPrivateURLs = False,
     as_json: AsJSON = False,
     debug: Debug = False,
     **options: Any,
 ) -> None:
-    """Measure how fast a model edits on this machine.
+    """Measure the speed of edits on this machine.
 
-    One edit compiles and is not counted; then whole edits are timed, stage by stage. Prints the peak of memory, too.
+    A first edit compiles and is timed separately. Whole edits are then timed stage by stage. Prints peak memory, too.
     """
     from joyjax.bench import bench
     from joyjax.commands.progress import counting
@@ -68,7 +68,7 @@ def command(
 
 
 def table(found: "Bench") -> str:
-    """Return the figures as lines of text."""
+    """Return the measurements as lines of text."""
     from joyjax.commands.progress import gibibytes
 
     settings = found.settings
@@ -86,5 +86,5 @@ def table(found: "Bench") -> str:
         lines.append(f"{name:12}" + "".join(f"{pick(seconds):8.3f} s" for pick in (statistics.median, min, max)))
     lines += ["", f"a step: {found.step_seconds * 1000:.1f} ms"]
     if found.peak_bytes is not None:
-        lines.append(f"peak of memory: {gibibytes(found.peak_bytes)}")
+        lines.append(f"peak memory: {gibibytes(found.peak_bytes)}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The terminal of a command: notes and bars on standard error, results on standard output, never one over another."""
+"""Terminal output of a command: notes and progress bars on standard error, results on standard output."""
 
 import contextlib
 import functools
@@ -11,11 +11,11 @@ from rich.progress import Progress, ProgressColumn
 
 from joyjax.reading import printable
 
-PATIENCE = 1.0  # seconds in which a bar is taken off the terminal
+PATIENCE = 1.0  # timeout in seconds for removing a bar
 
 
 class Terminal:
-    """Standard error with the bar that is shown there, and standard output beside it."""
+    """Standard error, with the progress bar on it, and standard output."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False, markup=False)
@@ -23,15 +23,15 @@ class Terminal:
 
     @property
     def shows_bars(self) -> bool:
-        """Whether standard error is a terminal that can move its cursor; otherwise progress is lines."""
+        """Whether standard error is a terminal with a movable cursor; otherwise progress is printed as lines."""
         return sys.stderr.isatty() and not self.console.is_dumb_terminal
 
     def note(self, text: str) -> None:
-        """Print something that is not a result; above the bar, where there is one."""
+        """Print a note on standard error, above the bar if there is one."""
         self.console.print(printable(text), soft_wrap=True)
 
     def result(self, text: str) -> None:
-        """Print a line on standard output. The bar makes room, since both may be one terminal."""
+        """Print a line on standard output. The bar is removed meanwhile, since both may be the same terminal."""
         bar = self._bar
         if bar is not None:
             bar.stop()
@@ -42,7 +42,7 @@ class Terminal:
 
     @contextlib.contextmanager
     def bar(self, *columns: ProgressColumn) -> Iterator[Progress]:
-        """Show a bar, which is gone at the end."""
+        """Show a bar, which is removed at the end."""
         with Progress(*columns, console=self.console, transient=True, redirect_stdout=False) as bar:
             self._bar = bar
             try:
@@ -51,7 +51,7 @@ class Terminal:
                 self._bar = None
 
     def clear(self) -> None:
-        """Take the bar off the terminal, from any thread."""
+        """Remove the bar, from any thread."""
         if self._bar is not None:
             thread = threading.Thread(target=self._bar.stop, daemon=True)
             thread.start()
@@ -65,15 +65,15 @@ def terminal() -> Terminal:
 
 
 def note(text: str) -> None:
-    """Print something on standard error that is not a result; it may quote a file."""
+    """Print a note on standard error; text from files in it is escaped."""
     terminal().note(text)
 
 
 def result(text: object) -> None:
-    """Print a result on standard output: a path, or what was asked for."""
+    """Print a result on standard output."""
     terminal().result(str(text))
 
 
 def clear() -> None:
-    """Take a bar off the terminal."""
+    """Remove the bar from the terminal."""
     terminal().clear()

@@ -1,4 +1,4 @@
-"""`joyjax convert`: a Diffusers checkpoint to an Orbax one."""
+"""`joyjax convert`: convert a Diffusers checkpoint to Orbax."""
 
 import shlex
 from pathlib import Path
@@ -15,33 +15,33 @@ def command(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="Diffusers folder, or hub id such as owner/name@revision.")
     ],
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to write; it stands alone.")],
-    dtype: Annotated[DType | None, Option(help="Convert to this.  [default: as in the source]")] = None,
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to write.")],
+    dtype: Annotated[DType | None, Option(help="Dtype to convert to.  [default: as in the source]")] = None,
     quantize: Annotated[
         Form | None,
         Option(
-            help="Store the transformer's linear maps so: `float8` halves them, an approximation.  [default: exact]"
+            help="Form of the transformer's linear maps: `float8`, an approximation, halves them.  [default: exact]"
         ),
     ] = None,
-    component: Annotated[str | None, Option(help="Convert this component alone, such as vae.", metavar="NAME")] = None,
+    component: Annotated[str | None, Option(help="Convert only this component, such as vae.", metavar="NAME")] = None,
     share: Annotated[
-        Path | None, Option(help="Converted folder; link to its parts where they are equal.", metavar="FOLDER")
+        Path | None, Option(help="Converted folder, of which equal parts are linked.", metavar="FOLDER")
     ] = None,
-    overwrite: Annotated[bool, Option("--overwrite", help="Replace what is in the target already.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace existing files in the target.")] = False,
     debug: Debug = False,
 ) -> None:
     """Convert a checkpoint to Orbax.
 
-    The converted folder stands alone, with configs, tokenizer and processor. Every part is read back. If it is stopped,
-    the same command goes on from there. Prints the folder's path.
+    The converted folder is self-contained, with configs, tokenizer and processor. Every part is read back and compared.
+    The same command resumes a stopped conversion. Prints the folder's path.
     """
-    from joyjax.commands.cancel import GOES_ON, last_words
+    from joyjax.commands.cancel import GOES_ON, message_on_interrupt
     from joyjax.commands.console import note
     from joyjax.commands.progress import gibibytes, loading
     from joyjax.families.registry import family_in
     from joyjax.runtime.convert import convert_model
 
-    with last_words(lambda: GOES_ON), loading("converting") as advance:
+    with message_on_interrupt(lambda: GOES_ON), loading("converting") as advance:
         manifest = convert_model(
             source,
             target,

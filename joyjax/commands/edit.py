@@ -98,10 +98,10 @@ def command(
     debug: Debug = False,
     **options: Any,
 ) -> None:
-    """Edit a picture as the prompt says.
+    """Edit a picture by a prompt.
 
-    Prints the path of each result on standard output, and notes on what was done to the picture on standard error.
-    Ctrl-C stops the edit at once and keeps the results that are finished.
+    Prints the path of each result on standard output, and notes on the fit of the picture on standard error. Ctrl-C
+    stops the edit at once; finished results are kept.
     """
     if prompt is not None and prompt_option is not None:
         raise typer.BadParameter("given twice, as an argument and as --prompt", param_hint="prompt")
@@ -111,7 +111,7 @@ def command(
         raise typer.BadParameter(
             'missing: write what to change, as in joyjax edit "make the sky red"', param_hint="prompt"
         )
-    number = _drawn() if seed == "random" else parsed("seed", seed)
+    number = _random_seed() if seed == "random" else parsed("seed", seed)
     if [*(image or []), mask].count("-") > 1:
         raise typer.BadParameter("- is given twice, and standard input can be read once", param_hint="--image/--mask")
 
@@ -167,7 +167,7 @@ def command(
         def step(event: "StepEvent") -> None:
             advance_step(event)
             if preview_dir is not None:
-                drawn = event.preview()  # by all processes of the run
+                drawn = event.preview()  # runs on all processes
                 if first:
                     if not previews:
                         previews.append(Previews(preview_dir, targets.expected(number).stem))
@@ -178,7 +178,7 @@ def command(
     with advising(), stepping() as advance_step:
         rows = [{**request, "seed": request["seed"] + n, "callback": watch(n)} for n in range(num_images)]
         for n, result in edit_each(pipeline, rows, batch_size=1):
-            if not first:  # the first process writes and speaks
+            if not first:  # only the first process writes and prints
                 continue
             for crop in result.crops if n == 0 else ():
                 if crop.source != crop.size:
@@ -204,7 +204,7 @@ def _show_times(result: "Result") -> None:
         note(f"{stage:>12} {seconds:8.2f} s{each}")
 
 
-def _drawn() -> int:
+def _random_seed() -> int:
     import secrets
 
     return secrets.randbelow(2**32)

@@ -1,8 +1,7 @@
-"""The environment variables of JAX, XLA, CUDA and the hub: what joyjax sets, and a wrong value named before it harms.
+"""The environment variables of JAX, XLA, CUDA and the hub: defaults of joyjax, and checks of the user's values.
 
-What JAX does with a wrong value: some end the process inside XLA, some are errors without a text, and some are ignored.
-Which platform JAX may use is checked where its devices are first asked for (joyjax/sharding/devices.py), and the other
-variables of JAX by itself, when it is imported.
+Some wrong values end the process inside XLA, some raise errors without a message, and some are ignored. The platform is
+checked where JAX's devices are first used (joyjax/sharding/devices.py); JAX checks its other variables at import.
 """
 
 import math
@@ -21,7 +20,7 @@ MEMORY, OLDER_MEMORY = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTIO
 TRUE, FALSE = ("1", "on", "yes", "true"), ("0", "off", "no", "false", "")
 JAX_BOOLEANS = ("y", "yes", "t", "true", "on", "1", "n", "no", "f", "false", "off", "0")  # jax._src.config.bool_env
 GPU = re.compile(r"-?\d+|(GPU|MIG)-[\w/-]+|NoDevFiles")  # NoDevFiles: what Slurm sets for a job without GPUs
-XLA_SAYS = (
+XLA_ERRORS = (
     (re.compile(r"Unknown flags? in XLA_FLAGS: (.*)"), "XLA does not know {}"),
     (
         re.compile(r'Could not open file "(.*?)" to read flags'),
@@ -32,14 +31,14 @@ XLA_SAYS = (
 
 
 def check_environment(arguments: Sequence[str]) -> None:
-    """Set what joyjax wants of JAX, where the user did not, and check what the user set.
+    """Set joyjax's defaults of variables that the user did not set, and check the user's values.
 
-    Nothing is checked where `arguments` ask for help. To be called before JAX is imported.
+    Nothing is checked if `arguments` ask for help. Call it before JAX is imported.
 
     Raises:
         JoyJaxError: for the first variable with a wrong value.
     """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice to install torch is not for our users
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no advice to install torch
     if not arguments or {"--help", "-h", "--version"} & set(arguments):
         return
     check_memory(os.environ)
@@ -48,21 +47,21 @@ def check_environment(arguments: Sequence[str]) -> None:
     check_cache_size(os.environ.get(CACHE_SIZE))
     if os.environ.get("XLA_FLAGS", "").strip():
         _check_xla_flags(os.environ["XLA_FLAGS"])
-    # JAX takes three quarters of a GPU unless told otherwise, which is too little for the larger models.
+    # JAX's default is three quarters of a GPU's memory, which is too little for the larger models.
     if not os.environ.get(OLDER_MEMORY):
         os.environ.setdefault(MEMORY, "0.95")
     keep_compiled_programs()
 
 
 def check_memory(environment: os._Environ | dict[str, str]) -> None:
-    """Raise JoyJaxError unless the share of a GPU's memory that JAX takes is given once, as a number it takes."""
+    """Raise JoyJaxError unless JAX's share of a GPU's memory is given at most once, as a valid number."""
     given = {name: environment[name] for name in (MEMORY, OLDER_MEMORY) if environment.get(name)}
     if len(given) > 1:
         raise JoyJaxError(
             f"{MEMORY} is {given[MEMORY]!r} and {OLDER_MEMORY}, its older name, is {given[OLDER_MEMORY]!r}; JAX takes "
             f"one of them: unset {OLDER_MEMORY}"
         )
-    unified = environment.get("TF_FORCE_UNIFIED_MEMORY", "0").lower() not in FALSE  # then the host's memory counts too
+    unified = environment.get("TF_FORCE_UNIFIED_MEMORY", "0").lower() not in FALSE  # host memory may be used, too
     for name, value in given.items():
         try:
             share = float(value)
@@ -76,11 +75,11 @@ def check_memory(environment: os._Environ | dict[str, str]) -> None:
 
 
 def check_gpus(value: str | None, gpus: int) -> None:
-    """Raise JoyJaxError unless CUDA can read which GPUs are to be seen; `gpus` are here, 0 if that is not known.
+    """Raise JoyJaxError unless CUDA can parse CUDA_VISIBLE_DEVICES; `gpus` is the number of GPUs, 0 if unknown.
 
-    CUDA itself ignores a name that it cannot read and all after it, and the edit would run on the CPU.
+    CUDA itself ignores a name that it cannot parse and all after it, and the edit would run on the CPU.
     """
-    if not value:  # none is to be seen
+    if not value:  # no GPU is visible
         return
     for name in value.removesuffix(",").split(","):
         if not GPU.fullmatch(name.strip()):
@@ -99,7 +98,7 @@ def _gpus_here() -> int:
 
 
 def check_hub(environment: os._Environ | dict[str, str]) -> None:
-    """Raise JoyJaxError for a switch of the hub's that it would take for "off" because it is misspelt."""
+    """Raise JoyJaxError for a misspelt switch of the hub, which the hub would read as "off"."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         value = environment.get(name, "")
         if value.lower() not in TRUE + FALSE:
@@ -110,7 +109,7 @@ def check_hub(environment: os._Environ | dict[str, str]) -> None:
 
 
 def check_cache_size(value: str | None) -> None:
-    """Raise JoyJaxError unless JAX can read the most bytes of its cache of compiled programs."""
+    """Raise JoyJaxError unless JAX can parse the size limit of its compilation cache."""
     try:
         good = value is None or int(value) >= -1
     except ValueError:
@@ -123,20 +122,20 @@ def check_cache_size(value: str | None) -> None:
 
 
 def _check_xla_flags(flags: str) -> None:
-    """Raise JoyJaxError for flags that end the process inside XLA; another process tries them, in half a second."""
+    """Raise JoyJaxError for flags that end the process inside XLA; a subprocess tries them, in half a second."""
     tried = subprocess.run(
         [sys.executable, "-c", "import jaxlib.xla_client as client; client.make_cpu_client()"],
         capture_output=True,
         text=True,
         errors="replace",
     )
-    for pattern, reason in XLA_SAYS if tried.returncode else ():
+    for pattern, reason in XLA_ERRORS if tried.returncode else ():
         if found := pattern.search(tried.stderr):
             raise JoyJaxError(f"XLA_FLAGS is {flags!r}; {reason.format(found[1])}: correct it, or unset XLA_FLAGS")
 
 
 def refused_by_jax(error: Exception) -> str | None:
-    """Return the reason if an error is JAX's, raised at its import, about one of its variables; None for others."""
+    """Return the reason if JAX raised an error about one of its variables at import; None for other errors."""
     found = re.search(r"(?:JAX flag|environment) '?(jax_\w+)", str(error), re.IGNORECASE)
     name = "" if found is None or not isinstance(error, ValueError) else found[1].upper()
     if name not in os.environ:
@@ -146,11 +145,11 @@ def refused_by_jax(error: Exception) -> str | None:
 
 
 def keep_compiled_programs() -> None:
-    """Have JAX keep compiled programs on disk, so that a second run starts at once; the user's own settings win.
+    """Enable JAX's persistent compilation cache, unless the user has set its variables.
 
-    Where the folder cannot be used, a note says so and nothing is kept.
+    If the folder is not writable, a note is printed and the cache is off.
     """
-    os.environ.setdefault(CACHE_SIZE, str(2**31))  # bytes; what was used least goes first
+    os.environ.setdefault(CACHE_SIZE, str(2**31))  # bytes; least recently used programs are removed first
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     named, cache = CACHE_DIR, os.environ.get("XDG_CACHE_HOME", "")
     if cache and not os.path.isabs(cache):
@@ -160,7 +159,7 @@ def keep_compiled_programs() -> None:
         named = "XDG_CACHE_HOME" if cache else "HOME"
         os.environ[CACHE_DIR] = os.path.join(cache or os.path.expanduser("~/.cache"), "joyjax", "compiled")
     folder = os.environ[CACHE_DIR]
-    # Empty: the user wants no cache. JAX writes to URLs such as gs://… too.
+    # Empty: the user turned the cache off. JAX writes to URLs such as gs://… too.
     fault = _folder_fault(folder) if folder and "://" not in folder else None
     if fault is not None:
         other = "" if named == CACHE_DIR else f", or {CACHE_DIR}"
@@ -172,7 +171,7 @@ def keep_compiled_programs() -> None:
 
 
 def _folder_fault(folder: str) -> str | None:
-    """Return why files cannot be written into a folder, which is made if missing."""
+    """Return why a folder is not writable, or None; the folder is created if missing."""
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as tried:

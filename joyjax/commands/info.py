@@ -1,4 +1,4 @@
-"""`joyjax info`: what a checkpoint holds and needs, how a picture was made, or what something else is."""
+"""`joyjax info`: describe a checkpoint, the recipe of a picture, or another file or folder."""
 
 import dataclasses
 import json
@@ -22,10 +22,10 @@ def command(
         str,
         typer.Argument(
             metavar="MODEL_OR_PNG",
-            help="Diffusers folder, one of `convert`, or hub id; or a picture that joyjax wrote.",
+            help="Diffusers folder, folder of `convert`, or hub id; or a picture that joyjax wrote.",
         ),
     ],
-    verified: Annotated[bool, Option("--verify", help="Read every weight, too, and check it.")] = False,
+    verified: Annotated[bool, Option("--verify", help="Also read and check every weight.")] = False,
     mesh: Annotated[
         str | None,
         Option(help="Print what each device of a mesh would hold, as in tensor=4,sequence=2.", metavar="AXES"),
@@ -33,10 +33,10 @@ def command(
     as_json: AsJSON = False,
     debug: Debug = False,
 ) -> None:
-    """Tell what a checkpoint holds, or how a picture was made.
+    """Describe a checkpoint, or how a picture was made.
 
-    Of a checkpoint its family, networks, sizes and dtypes, and the memory to run it; no weights are read without
-    --verify. Of a picture that joyjax wrote, its recipe. Of another model or file, what it is, and what joyjax takes.
+    For a checkpoint: its family, networks, sizes and dtypes, and the memory to run it; weights are read only with
+    --verify. For a picture that joyjax wrote: its recipe. For another model or file: its kind, and what joyjax needs.
     """
     from joyjax.convert.source.identify import identify
     from joyjax.convert.source.model import model_folder
@@ -48,7 +48,7 @@ def command(
         _refuse_for(f"{model} is a file", options)
         _show_recipe(Path(model), as_json)
         return
-    fetched = model_folder(model) if known.kind == "missing" else None  # a hub id, or else an error
+    fetched = model_folder(model) if known.kind == "missing" else None  # a hub id, or an error
     known = known if fetched is None else identify(fetched)
     if known.state in ("foreign", "converts"):
         _refuse_for(str(known), options)
@@ -101,7 +101,7 @@ def command(
 
 
 def _form(linear: str, described: "ModelInfo") -> str:
-    """Say how kernels are quantized: as they are stored, or by an option."""
+    """Describe the form of the kernels, and whether it is stored or needs an option."""
     if linear == described.needs[0].linear:
         return "" if linear == "exact" else f", {linear} as stored"
     return f", with --quantize {linear}"
@@ -130,22 +130,22 @@ def _show_recipe(path: Path, as_json: bool) -> None:
 
     recipe = read_recipe(path)
     if as_json:
-        typer.echo(json.dumps(recipe, indent=2))  # in ASCII, so no letter in it has power over a terminal
+        typer.echo(json.dumps(recipe, indent=2))  # ASCII, so it holds no control sequences
         return
     made = f"{path}: made by joyjax {recipe['joyjax']} with JAX {recipe['jax']} on {recipe['device']}"
     typer.echo(_printed(made, 4))
-    for name, value in _told(recipe):
+    for name, value in _recipe_rows(recipe):
         typer.echo("  " + _printed(f"{name:16} {value}", 19).rstrip())
 
 
 def _printed(text: str, indent: int) -> str:
-    """Return a text whose further lines are set in, or one of them could pass for another row."""
+    """Return a text with continuation lines indented, so that none looks like another row."""
     from joyjax.reading import printable
 
     return printable(text).replace("\n", "\n" + " " * indent)
 
 
-def _told(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _recipe_rows(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     settings, model = dict(recipe["settings"]), recipe["model"]
     for name in ("prompt", "negative_prompt"):
         yield name, settings.pop(name)

@@ -1,4 +1,4 @@
-"""Options of the command line, declared from the table of options; and loading a model by them."""
+"""Options of the command line, declared from the table of options, and loading a model with them."""
 
 import enum
 import functools
@@ -23,7 +23,7 @@ OF_LOAD = tuple(name for name, option in LOAD.items() if option.command_line)
 
 
 def declared(name: str, **more: Any) -> Any:
-    """Return typer's declaration of an option of the table; `more` replaces what typer.Option would be given."""
+    """Return typer's declaration of an option of the table; `more` overrides arguments of typer.Option."""
     option = TABLE[name]
     default = option.shown_default()
     lowest, highest = option.type.bounds or (None, None)
@@ -38,9 +38,9 @@ def declared(name: str, **more: Any) -> Any:
 
 
 def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command options of the table, as keyword arguments: their values in Python, None where they are not given.
+    """Add options of the table to a command, as keyword arguments with their values in Python, or None.
 
-    Options that the command's signature names have their place and declaration there, and are as typer reads them.
+    Options in the command's signature keep their position and declaration, and the value that typer reads.
     """
 
     def declare(command: Callable[..., None]) -> Callable[..., None]:
@@ -73,10 +73,10 @@ def _annotation(name: str) -> Any:
 
 
 def parsed(name: str, value: Any) -> Any:
-    """Return the value in Python of an option that typer has read.
+    """Convert the value of an option from typer to Python.
 
     Raises:
-        typer.BadParameter: if it has none.
+        typer.BadParameter: if the value is invalid.
     """
     if value is None:
         return None
@@ -88,12 +88,12 @@ def parsed(name: str, value: Any) -> Any:
 
 
 def given(options: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Return those of the options that the user gave."""
+    """Return the options that the user gave."""
     return {name: options[name] for name in names if options.get(name) is not None}
 
 
 def quantized_form(options: Mapping[str, Any]) -> str | None:
-    """Return the form of the transformer's linear maps that --quantize names, or --linear; None: neither is given.
+    """Return the form given by --quantize or --linear; None if neither is given.
 
     Raises:
         typer.BadParameter: if they contradict each other.
@@ -108,7 +108,7 @@ def quantized_form(options: Mapping[str, Any]) -> str | None:
 
 
 def load_pipeline(folder: Path, *, dtype: str | None, form: str | None, mesh: str | None) -> "Pipeline":
-    """Load a model with a progress bar; None: the default of `joyjax.load`."""
+    """Load a model with a progress bar; None stands for the default of `joyjax.load`."""
     import joyjax
     from joyjax.commands.progress import loading
     from joyjax.sharding.mesh import parse_mesh
@@ -124,14 +124,14 @@ def load_pipeline(folder: Path, *, dtype: str | None, form: str | None, mesh: st
 
 
 class DType(enum.StrEnum):
-    """The dtypes of the table, for commands that say something else of them."""
+    """The dtypes of the table, for commands with another help text."""
 
     BFLOAT16 = "bfloat16"
     FLOAT32 = "float32"
 
 
 class Form(enum.StrEnum):
-    """The forms of stored kernels, for commands that say something else of them."""
+    """The forms of stored kernels, for commands with another help text."""
 
     EXACT = "exact"
     FLOAT8 = "float8"
@@ -150,10 +150,10 @@ AllowPrivateURLs = Annotated[
 
 
 def make_folder(option: str, folder: Path) -> None:
-    """Make a folder for results unless it is there.
+    """Create a folder for results if it is missing.
 
     Raises:
-        RequestError: naming the option, if it is no folder, or cannot be made or written into.
+        RequestError: naming the option, if it is not a folder, cannot be created, or is not writable.
     """
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"{option} is {folder}, which is a file; name a folder")

@@ -1,4 +1,4 @@
-"""The stages of a command on standard error: bars on a terminal; elsewhere a line at each start and each 10 seconds."""
+"""Progress of a command on standard error: bars on a terminal, else a line at the start and every 10 seconds."""
 
 import contextlib
 import threading
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from joyjax.runtime.job import StepEvent
 
 EVERY = 10.0  # seconds between lines
-NARROW = 64  # columns of a terminal, below which a bar is left out of its line
+NARROW = 64  # columns of a terminal, below which the bar is left out
 
 
 class Update(Protocol):
-    """Says how far a stage is. What is left out stays as it was."""
+    """Updates the progress of a stage. None leaves a value unchanged."""
 
     def __call__(self, *, done: int | None = None, total: int | None = None, detail: str | None = None) -> None:
-        """Change what is shown."""
+        """Update the values."""
 
 
 @contextlib.contextmanager
 def stage(title: str, total: int | None = None, *, unit: str = "", detail: str = "") -> Iterator[Update]:
-    """Show a stage of the work; yields what to call as it goes on. `unit` is "bytes", or nothing for a count."""
+    """Show a stage; yields the function that updates it. `unit` is "bytes", or empty for a count."""
     shown = _bar if terminal().shows_bars else _lines
     with shown(title, total, unit, detail) as update:
         yield update
@@ -44,14 +44,14 @@ def stage(title: str, total: int | None = None, *, unit: str = "", detail: str =
 
 @contextlib.contextmanager
 def loading(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a stage that reads or writes bytes; yields what to call with the bytes done and in all."""
+    """Show a stage that reads or writes bytes; yields a function of the bytes done and the total."""
     with stage(title, unit="bytes") as update:
         yield lambda done, total: update(done=done, total=total)
 
 
 @contextlib.contextmanager
 def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a stage of things to do one by one; yields what to call after each."""
+    """Show a stage of several items; yields a function to call after each."""
     done = 0
 
     def advance() -> None:
@@ -72,7 +72,7 @@ def stepping() -> Iterator[Callable[["StepEvent"], None]]:
 
 @contextlib.contextmanager
 def working(total: int) -> Iterator[tuple[Callable[["StepEvent"], None], Callable[[], None]]]:
-    """Show edits that are done one by one; yields the callback for each edit, and what to call after each."""
+    """Show a stage of several edits; yields the callback of each edit, and a function to call after each."""
     done = 0
 
     def step(event: "StepEvent") -> None:
@@ -89,18 +89,18 @@ def working(total: int) -> Iterator[tuple[Callable[["StepEvent"], None], Callabl
 
 @contextlib.contextmanager
 def advising() -> Iterator[None]:
-    """Print advice as notes, when it is given."""
+    """Print AdviceWarnings as notes."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", AdviceWarning)
         show = warnings.showwarning
 
-        def say(message: Warning | str, category: type[Warning], *rest: object, **more: object) -> None:
+        def print_note(message: Warning | str, category: type[Warning], *rest: object, **more: object) -> None:
             if issubclass(category, AdviceWarning):
                 note(str(message))
             else:
                 show(message, category, *rest, **more)  # type: ignore[arg-type]
 
-        warnings.showwarning = say
+        warnings.showwarning = print_note
         yield
 
 
@@ -132,7 +132,7 @@ def _lines(title: str, total: int | None, unit: str, detail: str) -> Iterator[Up
     def update(**changed: Any) -> None:
         state.update({name: value for name, value in changed.items() if value is not None})
 
-    def tell() -> None:
+    def report() -> None:
         while not ended.wait(EVERY):
             done, total = state["done"], state["total"]
             parts = [f"{title}, {time.monotonic() - started:.0f} s"]
@@ -141,7 +141,7 @@ def _lines(title: str, total: int | None, unit: str, detail: str) -> Iterator[Up
             note(", ".join([*parts, *([str(state["detail"])] if state["detail"] else [])]))
 
     note(title)
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=report, daemon=True)
     thread.start()
     try:
         yield update
@@ -151,13 +151,13 @@ def _lines(title: str, total: int | None, unit: str, detail: str) -> Iterator[Up
 
 
 def peak() -> str | None:
-    """Return the most memory that was held, as text; None where the device does not report it."""
+    """Return the peak memory as text; None if the device does not report it."""
     from joyjax.runtime.peak_memory import peak_bytes
 
     size = peak_bytes()
-    return None if size is None else f"peak of memory: {gibibytes(size)}"
+    return None if size is None else f"peak memory: {gibibytes(size)}"
 
 
 def gibibytes(size: int) -> str:
-    """Return a number of bytes to read: in GiB, or in MiB where that is little."""
+    """Format a number of bytes in GiB, or in MiB if it is below 1 GiB."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -1,4 +1,4 @@
-"""What `joyjax edit --from FILE` takes from the recipe in a PNG file."""
+"""Reading the recipe of `joyjax edit --from FILE` as options of the edit."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """Options of an edit, its pictures, and how the model is loaded; without a recipe, the defaults."""
+    """Options of an edit, its pictures, and the options of the model; the defaults are those without a recipe."""
 
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     image: tuple[Path, ...] = ()
@@ -19,10 +19,10 @@ class Replay:
 
 
 def read_replay(file: Path, model: str | None, image: Sequence[str] | None, mask: str | None) -> Replay:
-    """Read a recipe; `model`, `image` and `mask` are what the user gave in place of its own.
+    """Read a recipe; `model`, `image` and `mask` are the user's replacements, or None.
 
     Raises:
-        RequestError: if there is no recipe, one of its pictures is missing or another by now, or the model is.
+        RequestError: if there is no recipe, or its model or one of its pictures is missing or has changed.
     """
     from joyjax.commands.console import note
     from joyjax.convert.source.model import model_folder
@@ -37,11 +37,11 @@ def read_replay(file: Path, model: str | None, image: Sequence[str] | None, mask
     if model is None:
         check_model(recipe, folder)
     elif fingerprint(folder) != used["fingerprint"]:
-        note("the model is another one than the recipe's: the result will not be the same")
+        note("the model is not the one in the recipe: the result will not be the same")
     if image and not options["exact_size"]:
         last = tuple(recipe["references"][-1]["size"]) if recipe["references"] else None
         if (options["height"], options["width"]) == family_in(folder).natural_size(last, options["base_size"]):
-            del options["height"], options["width"]  # they were the picture's; another one brings its own
+            del options["height"], options["width"]  # they came from the recipe's picture; take the new one's
     return Replay(
         options=options,
         image=() if image else tuple(find_references(recipe, file.parent)),
@@ -53,7 +53,7 @@ def read_replay(file: Path, model: str | None, image: Sequence[str] | None, mask
 
 
 def overridden(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe's options without those that would contradict, or be without effect beside, what is given."""
+    """Return a recipe's options without those that the given ones contradict or leave without effect."""
     kept = dict(options)
     for name, other in (("steps", "sigmas"), ("sigmas", "steps")):  # there are as many sigmas as steps
         if name in given and kept.get(other) is not None:

@@ -1,4 +1,4 @@
-"""`joyjax score`: how often a model does what it is asked, counted."""
+"""`joyjax score`: the success rate of a model on held-out edits."""
 
 import json
 from pathlib import Path
@@ -21,9 +21,9 @@ SCORED = ("steps", "guidance_scale", "guidance_until", "cache")  # options of th
 def command(
     model: Annotated[str | None, declared("model")] = None,
     count: Annotated[
-        int, Option("--count", "-n", metavar="N", min=8, help="Edits, each of the 8 kinds as often.")
+        int, Option("--count", "-n", metavar="N", min=8, help="Number of edits, the 8 kinds in turn.")
     ] = 512,
-    seed: Annotated[int, Option(metavar="N", min=0, help="Which edits are drawn.")] = 0,
+    seed: Annotated[int, Option(metavar="N", min=0, help="Seed of the edits.")] = 0,
     seen: Annotated[bool, Option("--seen", help="New scenes with combinations that training has seen.")] = False,
     failures: Annotated[
         Path | None,
@@ -37,11 +37,10 @@ def command(
     debug: Debug = False,
     **options: Any,
 ) -> None:
-    """Count how many edits of coloured shapes succeed.
+    """Measure the success rate on held-out edits of coloured shapes.
 
-    They are held-out ones, judged from pixels by the program that made them. `pixel`: what should change came out near
-    the expected picture and the rest stayed. `strict`: every thing is nearer to its expected rendering than to any with
-    one attribute changed.
+    Results are judged from their pixels. `pixel`: the region to change is close to the expected picture, and the rest
+    is unchanged. `strict`: every object is closer to its expected rendering than to any with one attribute changed.
     """
     if failures is not None and failures.exists() and not failures.is_dir():
         raise RequestError(f"--failures is {failures}, which is a file; name a folder")

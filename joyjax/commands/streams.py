@@ -1,6 +1,6 @@
-"""Standard input, output and error of a command, when they are closed, full or broken.
+"""Handling of standard input, output and error that are closed, full or broken.
 
-One rule: the work is done all the same. What cannot be shown is dropped, and the exit status is that of the work.
+The command runs nevertheless. Output that cannot be written is dropped, and does not change the exit status.
 """
 
 import codecs
@@ -10,14 +10,14 @@ import os
 import sys
 from typing import Any
 
-ANYTHING = "joyjax.anything"  # the name of a way to encode
+ANYTHING = "joyjax.anything"  # the name of an error handler of codecs
 
 
-def mend_streams() -> None:
-    """Open standard streams that are closed, and let output and errors outlive what reads them.
+def repair_streams() -> None:
+    """Open standard streams that are closed, and make output and errors ignore a reader that has ended.
 
-    It comes before any file is opened: a closed descriptor would go to the next file, and messages into that file. It
-    becomes one that nothing can be written to, so that a picture for standard output still finds it closed.
+    Call it before any file is opened: the next file would get a closed descriptor, and then receive the messages. A
+    closed descriptor is opened read-only, so that writing a picture to standard output still fails.
     """
     for number in (0, 1, 2):
         try:
@@ -39,10 +39,10 @@ def _open_null(number: int, mode: int) -> None:
 
 
 class _Lasting(io.FileIO):
-    """A descriptor whose writes succeed when what is behind it has gone: from then on they are dropped."""
+    """A descriptor whose writes succeed after an error: from then on the bytes are dropped."""
 
     def write(self, data: Any) -> int:
-        """Write bytes; at the first error the descriptor is given to the null device."""
+        """Write bytes; at the first error the descriptor is redirected to the null device."""
         try:
             return super().write(data)
         except BlockingIOError:
@@ -62,12 +62,12 @@ def _stream(number: int, before: Any) -> io.TextIOWrapper:
 
 
 def _encode_anything(error: UnicodeError) -> tuple[bytes, int]:
-    """Encode what an encoding lacks: bytes of a file's name as they are, other characters by their numbers."""
+    """Encode what an encoding lacks: undecodable bytes of file names as they are, other characters escaped."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     characters = error.object[error.start : error.end]
-    spelled = (
+    encoded = (
         character.encode("ascii", "surrogateescape" if "\udc80" <= character <= "\udcff" else "backslashreplace")
         for character in characters
     )
-    return b"".join(spelled), error.end
+    return b"".join(encoded), error.end

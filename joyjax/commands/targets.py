@@ -1,4 +1,4 @@
-"""Where the results and previews of `joyjax edit` go: which names they may take, and that no input is replaced."""
+"""File names of the results and previews of `joyjax edit`; no input is replaced."""
 
 import dataclasses
 import errno
@@ -24,7 +24,7 @@ STANDARD_OUTPUT = Path("-")
 
 @dataclasses.dataclass(frozen=True)
 class Targets:
-    """Names of results: `output` and then numbered ones, or edit.png, edit-2.png, …; only `output` is overwritten."""
+    """Names of results: `output` and then numbered names, or edit.png, edit-2.png, …; only `output` is overwritten."""
 
     output: Path | None
     quality: int | str | None = None
@@ -32,25 +32,25 @@ class Targets:
 
     @property
     def first(self) -> Path:
-        """The name that the others are numbered by."""
+        """The name to which numbers are appended."""
         return DEFAULT if self.output in (None, STANDARD_OUTPUT) else self.output
 
     def candidates(self) -> Iterator[Path]:
-        """Give names in the order in which they are tried, taken ones among them."""
+        """Yield names in the order in which they are tried, including taken ones."""
         first = self.first
         numbered = (first.with_name(f"{first.stem}-{number}{first.suffix}") for number in itertools.count(2))
         return numbered if self.output is not None else itertools.chain([first], numbered)
 
     def expected(self, number: int) -> Path:
-        """Return the name that the result of this number, from 0, gets if no other edit takes it meanwhile."""
+        """Return the name of the result with this index, unless another process takes it meanwhile."""
         if number == 0 and self.output is not None:
             return self.first
         return next(path for path in self.candidates() if not os.path.lexists(path))
 
     def check(self, count: int, inputs: Sequence[tuple[str, str | Path]]) -> None:
-        """Refuse what cannot be written, or must not be, before the work begins.
+        """Check before the edit that the results can be written and do not replace an input.
 
-        `inputs` are what the edit reads, each with the option that names it; what is no file is passed over.
+        `inputs` are the inputs of the edit, each with its option; those that are not files are skipped.
 
         Raises:
             RequestError: naming --output or --quality.
@@ -77,7 +77,7 @@ class Targets:
             _check_folder(self.first)
 
     def save(self, result: "Result", number: int) -> Path:
-        """Write the result of this number, from 0, and return its name."""
+        """Write the result with this index, and return its name."""
         from joyjax.media.formats import format_of
 
         if self.output == STANDARD_OUTPUT:
@@ -91,7 +91,7 @@ class Targets:
 
 
 class Previews:
-    """Pictures of the steps of one result, STEM-step-001.png and so on, under a stem that no other result has there."""
+    """Previews of the steps of one result, STEM-step-001.png and so on, with a stem that is new in the folder."""
 
     def __init__(self, folder: Path, stem: str) -> None:
         self._folder = folder
@@ -99,7 +99,7 @@ class Previews:
         self._taken = False
 
     def save(self, image: "Image.Image", step: int) -> None:
-        """Write the preview of a step. The first one takes the stem; no file that was there is replaced."""
+        """Write the preview of a step. The first one claims a stem; existing files are not replaced."""
         from joyjax.media.formats import PNG, encode, writing
 
         data = encode(image, PNG)
@@ -122,16 +122,16 @@ def _preview(stem: str, step: int) -> str:
 
 
 def _check_folder(output: Path) -> None:
-    """Raise RequestError unless a file's folder can be written into, or be made."""
-    there = next(path for path in output.parents if path.exists())
-    if not there.is_dir():
-        raise RequestError(f"--output is {output}, but {there} is a file; name another place")
-    if not os.access(there, os.W_OK):
-        raise RequestError(f"{there.absolute()} is not writable; name another place with --output")
+    """Raise RequestError unless a file's folder is writable, or can be created."""
+    existing = next(path for path in output.parents if path.exists())
+    if not existing.is_dir():
+        raise RequestError(f"--output is {output}, but {existing} is a file; name another folder")
+    if not os.access(existing, os.W_OK):
+        raise RequestError(f"{existing.absolute()} is not writable; name another folder with --output")
 
 
 def _write_all(data: bytes) -> None:
-    """Write to standard output itself; here, unlike for messages, a reader that has gone is an error."""
+    """Write to the descriptor of standard output. Unlike for messages, a closed pipe is an error."""
     sys.stdout.flush()
     try:
         with open(1, "wb", closefd=False) as output:

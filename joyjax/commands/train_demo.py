@@ -1,4 +1,4 @@
-"""`joyjax train-demo`: make the bundled demo model again, or train it further."""
+"""`joyjax train-demo`: train the bundled demo model from scratch, or train it further."""
 
 import dataclasses
 from pathlib import Path
@@ -15,7 +15,7 @@ Option = typer.Option
 def command(
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to write the checkpoint to.")],
     work: Annotated[
-        Path, Option(metavar="DIR", help="Where states, metrics and plots go; the same command goes on from there.")
+        Path, Option(metavar="DIR", help="Folder for states, metrics and plots; the same command resumes from it.")
     ] = Path("demo-training"),
     start: Annotated[
         Path | None, Option(metavar="FOLDER", help="A demo checkpoint to train further, in place of random weights.")
@@ -32,7 +32,7 @@ def command(
     mesh: Annotated[str | None, Option(help="Split over devices, as in data=8.", metavar="AXES")] = None,
     debug: Debug = False,
 ) -> None:
-    """Make the demo model again, or train it further.
+    """Train the demo model from scratch, or train it further.
 
     Takes minutes on a GPU and hours on two CPU cores, and needs the packages of joyjax[train].
     """
@@ -47,7 +47,7 @@ def command(
     except ImportError as error:
         raise RequestError(f"training needs {error.name}; install it with: pip install 'joyjax[train]'") from None
 
-    from joyjax.commands.cancel import GOES_ON, last_words
+    from joyjax.commands.cancel import GOES_ON, message_on_interrupt
     from joyjax.commands.console import note
     from joyjax.convert.source.model import model_folder
     from joyjax.sharding.mesh import parse_mesh
@@ -61,6 +61,6 @@ def command(
     )
     devices = None if mesh is None else parse_mesh(mesh)
     folder = None if start is None else model_folder(start)
-    with last_words(lambda: GOES_ON):
+    with message_on_interrupt(lambda: GOES_ON):
         train_demo(recipe, work, target, start=folder, mesh=devices, report=note)
     typer.echo(target)

@@ -1,6 +1,6 @@
-"""How the command line is used: help by subject, and what to write instead of what was written.
+"""Help grouped by subject, and usage errors with a remedy.
 
-Usage errors of click and typer are caught here and said again with the remedy; they end with status 2, as theirs do.
+Usage errors of click and typer are caught here and raised again with a remedy; the exit status is 2, as usual.
 """
 
 import codecs
@@ -16,7 +16,7 @@ from joyjax.errors import RequestError
 from joyjax.options import BASIC, EDIT, SUBJECTS
 from joyjax.reading import LOCALE, printable
 
-UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # click's own, which newer typers bring with them
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # click's class, which newer versions of typer bundle
 
 MANY = 12
 TEXTS = ("prompt", "prompt_option", "negative_prompt")
@@ -24,9 +24,9 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 
 
 class Command(TyperCommand):
-    """A command whose help is grouped by subject, and whose usage errors say what to write instead."""
+    """A command whose help is grouped by subject, and whose usage errors have a remedy."""
 
-    allow_extra_args = True  # they are refused below, in words of our own
+    allow_extra_args = True  # they are refused below, with a message of our own
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments.
@@ -38,7 +38,7 @@ class Command(TyperCommand):
         check_decoded(written)
         long = {option for param in self.params for option in param.opts if option.startswith("--")}
         for argument in written[: written.index("--")] if "--" in written else written:
-            if len(argument) > 2 and f"-{argument}" in long:  # click takes -image for -i mage
+            if len(argument) > 2 and f"-{argument}" in long:  # click parses -image as -i mage
                 raise _usage(f"No such option: {argument}; use -{argument}", ctx)
         try:
             super().parse_args(ctx, args)
@@ -56,17 +56,17 @@ class Command(TyperCommand):
         return ctx.args
 
     def _unknown(self, option: str, written: list[str], ctx: Any, error: Any) -> str:
-        """Say what to write in place of an option that the command does not have."""
+        """Return the message for an unknown option, with a remedy."""
         full = next((argument for argument in written if argument.startswith(option)), option)
         if self._has("prompt") and (" " in full.partition("=")[0].strip() or full[1:2].isdigit()):
             return _with_dash(full)
         names = [full.partition("=")[0], option]  # of -steps, click reports -s
         remedies = (instead for name in names if (instead := remedy(name, self, _others(ctx))))
-        said = f"No such option: {names[0] if full.startswith('-') else option}"
-        return f"{said}; {found}" if (found := next(remedies, "")) else error.format_message()
+        message = f"No such option: {names[0] if full.startswith('-') else option}"
+        return f"{message}; {found}" if (found := next(remedies, "")) else error.format_message()
 
     def _extra(self, ctx: Any) -> str:
-        """Say what to do with arguments that are too many."""
+        """Return the message for extra arguments."""
         extra = [str(argument) for argument in ctx.args]
         if self._has("prompt"):
             words = [*filter(None, [ctx.params.get("prompt")]), *extra]
@@ -96,10 +96,10 @@ class Command(TyperCommand):
 
 
 class Program(TyperGroup):
-    """The commands; what names none of them is told what to write."""
+    """The group of commands, whose usage errors have a remedy."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read what stands before the command."""
+        """Parse the arguments before the command."""
         check_decoded(args)
         try:
             return super().parse_args(ctx, args)
@@ -112,11 +112,11 @@ class Program(TyperGroup):
             raise
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """Find the command, or say which one is meant."""
+        """Find the command; the error for an unknown one suggests another."""
         name = args[0]
         if name in self.commands or name.startswith("-"):
             return super().resolve_command(ctx, args)
-        from joyjax.names import COMMANDS  # needed after a mistake alone
+        from joyjax.names import COMMANDS  # only needed for errors
 
         if meant := COMMANDS.get(name.lower()):
             raise _usage(f"No such command {name!r}; use joyjax {meant}", ctx)
@@ -135,10 +135,7 @@ class Program(TyperGroup):
 
 
 def remedy(option: str, command: Any, others: Mapping[str, Any]) -> str:
-    """Say what to write instead of an option that a command does not have; nothing where that is not known.
-
-    `others` are the other commands by name.
-    """
+    """Return what to write instead of an unknown option; empty if there is no suggestion. `others`: other commands."""
     from joyjax.names import INSTEAD, normalized
 
     plain = normalized(option)
@@ -158,7 +155,7 @@ def remedy(option: str, command: Any, others: Mapping[str, Any]) -> str:
 
 
 def _elsewhere(option: str, command: Any, others: Mapping[str, Any]) -> str:
-    """Say where an option is that this command does not have."""
+    """Return where an option exists that this command does not have; empty if nowhere."""
     from joyjax.names import normalized
 
     argument = normalized(option)
@@ -185,7 +182,7 @@ def _dashed(name: str) -> str:
 
 
 def _is_lost_prompt(argument: str) -> bool:
-    """Whether click takes a prompt that begins with "-" for a short option: `-make it red` for `-m "ake it red"`."""
+    """Whether click parses a prompt that begins with "-" as a short option: `-make it red` as `-m "ake it red"`."""
     return argument[:1] == "-" and argument[1:2].isalpha() and " " in argument and not Path(argument[2:1000]).exists()
 
 
@@ -203,12 +200,12 @@ def _usage(message: str, ctx: Any) -> Exception:
 
 
 def check_decoded(texts: Iterable[object], *, names: bool = True) -> None:
-    """Check that the locale could decode what was written.
+    """Check that the locale could decode the arguments.
 
-    With `names`, files may be among it, whose names may hold any bytes where the locale is UTF-8.
+    With `names`, they may be file names, which may hold any bytes in a UTF-8 locale.
 
     Raises:
-        RequestError: naming the encoding and what to set.
+        RequestError: naming the encoding and the variable to set.
     """
     encoding = codecs.lookup(sys.getfilesystemencoding()).name
     if names and encoding == "utf-8":

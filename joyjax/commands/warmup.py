@@ -1,4 +1,4 @@
-"""`joyjax warmup`: compiled programs, made before they are needed."""
+"""`joyjax warmup`: compile programs before they are needed."""
 
 import os
 from typing import Annotated, Any
@@ -31,11 +31,11 @@ def command(
     debug: Debug = False,
     **options: Any,
 ) -> None:
-    """Compile what edits need, so that later runs start at once.
+    """Compile the programs of edits, so that later runs start at once.
 
-    Edits with this model then run without compiling, for every size of the base size, any seed, number of steps and
-    strength of guidance, prompts of up to 240 tokens (about 180 words), masks, padding and previews. Options listed
-    here need other programs; give them as for edit. Sizes of --exact-size compile when they are first used.
+    Edits with this model then run without compiling: all sizes of the base size, any seed, number of steps and guidance
+    scale, prompts of up to 240 tokens (about 180 words), masks, padding and previews. Options listed here need other
+    programs; give them as for edit. Sizes of --exact-size compile when they are first used.
 
     Prints the folder of the compile cache. Delete it to clear the cache; JAX_COMPILATION_CACHE_DIR sets another
     folder, and JAX_COMPILATION_CACHE_MAX_SIZE its largest size in bytes (2 GiB).
@@ -53,13 +53,13 @@ def command(
     pipeline = load_pipeline(model_folder(model), dtype=options["dtype"], form=form, mesh=options["mesh"])
     chosen = given(options, COMPILING)
     if isinstance(scales := chosen.get("guidance_scale"), list):
-        chosen["guidance_scale"] = [max(scales), min(scales)]  # for the two steps below, with and without guidance
-    chosen["steps"] = 2  # a step cache does not act before the second, nor does the end of guidance
+        chosen["guidance_scale"] = [max(scales), min(scales)]  # for the two steps, with and without guidance
+    chosen["steps"] = 2  # the step cache and the end of guidance take effect in the second
     several = [1] if batch_size is None else [1, batch_size]
     requests = list(pipeline.family.warmup(pipeline.parts, references, long_prompts))
     runs = [[{**request, **chosen}] * together for together in several for request in requests]
     with counting("compiling", len(runs)) as advance_by_one, warnings.catch_warnings():
-        warnings.simplefilter("ignore", AdviceWarning)  # nobody looks at the results
+        warnings.simplefilter("ignore", AdviceWarning)  # the results are not used
         for batch in runs:
             joyjax.edit_batch(pipeline, batch)
             advance_by_one()

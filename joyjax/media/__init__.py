@@ -1,1 +1,1 @@
-"""Pictures as files: formats, and the texts that they carry."""
+"""Pictures: reading, fitting, masks, and the formats and metadata of files."""

@@ -1,4 +1,4 @@
-"""What of a user's pictures an edit does not use: transparency, and further frames."""
+"""Notes on parts of the references that an edit does not use: transparency and further frames."""
 
 import os
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from joyjax.media.image import alpha_channel, upright
 
 
 def dropped(pictures: Sequence[Image.Image], *, last_keeps_alpha: bool) -> list[str]:
-    """Return a line for each thing of the references of an edit that is not used.
+    """Return a line for each unused part of the references.
 
-    `last_keeps_alpha`: the result goes back into the last reference, which then keeps its transparency.
+    `last_keeps_alpha`: the result is pasted back into the last reference, which keeps its transparency.
     """
     lines = []
     for number, picture in enumerate(pictures, 1):
@@ -29,7 +29,7 @@ def _name(picture: Image.Image) -> str:
 
 
 def _transparent(picture: Image.Image) -> str:
-    """Return "partly" or "wholly"; empty if nothing of a picture is transparent."""
+    """Return "partly" or "wholly" for a transparent picture; empty for an opaque one."""
     if not picture.has_transparency_data:
         return ""
     alpha = alpha_channel(upright(picture))

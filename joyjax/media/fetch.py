@@ -1,8 +1,8 @@
 """Downloading a picture from a URL: bounded in bytes, time and redirects, and from public addresses only.
 
-A URL may be a stranger's, as in a file of requests. A host's addresses are resolved once, checked, and connected to as
-they were checked, so a name that resolves otherwise the next time changes nothing; each redirect is checked in the same
-way. Proxies of the environment are not used: a proxy resolves names itself, so the check could not hold.
+URLs are untrusted, as in a file of requests. A host name is resolved once, and the connection goes to an address that
+was checked, so DNS rebinding has no effect; each redirect is checked likewise. Proxies of the environment are not used:
+a proxy resolves names itself, which would bypass the check.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from joyjax.errors import PictureError
 from joyjax.version import VERSION
 
 MOST_BYTES = 64 * 2**20
-SECONDS = 120.0  # for the whole download: names, redirects and all
+SECONDS = 120.0  # for the whole download, including DNS and redirects
 CONNECT_SECONDS = 15.0  # for one address of several
 MOST_REDIRECTS = 5
 LONGEST_URL = 8192
@@ -34,7 +34,7 @@ BY_HAND = "download it, and give the file"
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
 UNICAST = ipaddress.IPv6Network("2000::/3")  # all that is allocated for the public internet
-# IANA's special-purpose registries, multicast and what is reserved; older Pythons know a part of them only.
+# IANA's special-purpose registries, multicast and reserved blocks; older Pythons have only some of them.
 SPECIAL = tuple(
     map(
         ipaddress.ip_network,
@@ -50,7 +50,7 @@ SocketAddress = tuple[socket.AddressFamily, Any]  # as connect takes it
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A checked URL: what to connect to, what to ask for, and how messages show it, without its query."""
+    """A checked URL: its host and port, the path to request, and `shown`, the form for messages, without the query."""
 
     url: str
     scheme: str
@@ -61,16 +61,16 @@ class Target:
 
 
 def is_url(location: str) -> bool:
-    """Say whether a text is meant as a URL, of any scheme, rather than as the name of a file."""
+    """Return whether a location is a URL, of any scheme, rather than a file name."""
     return LIKE_URL.match(location) is not None
 
 
 def fetch(
     url: str, *, allow_private: bool = False, seconds: float = SECONDS, most_bytes: int = MOST_BYTES
 ) -> tuple[bytes, str]:
-    """Return what a URL holds, and the URL as messages show it.
+    """Return the body at a URL, and the URL for messages.
 
-    `allow_private`: private, loopback and other addresses that are not public are allowed, also after a redirect.
+    `allow_private`: addresses that are not public, such as private and loopback ones, are allowed, also in redirects.
 
     Raises:
         PictureError: naming the URL and the reason.
@@ -94,15 +94,15 @@ def fetch(
         except PictureError as error:
             raise PictureError(f"{first.shown} redirects to a URL that is refused: {error}") from None
         except ValueError:
-            raise PictureError(f"{first.shown} redirects to what is not a URL; {BY_HAND}") from None
+            raise PictureError(f"{first.shown} redirects to an invalid URL; {BY_HAND}") from None
     raise PictureError(f"{first.shown} redirects more than {MOST_REDIRECTS} times; {BY_HAND}")
 
 
 def parse_url(url: str) -> Target:
-    """Check a URL and take it apart.
+    """Parse and check a URL.
 
     Raises:
-        PictureError: unless it is a whole http or https URL without a user name or password in it.
+        PictureError: unless it is a complete http or https URL without a user name or password.
     """
     scheme = url.partition(":")[0].lower()
     if scheme not in ("http", "https"):
@@ -117,7 +117,7 @@ def parse_url(url: str) -> Target:
         host = (parts.hostname or "").rstrip(".")
         host = host if ":" in host else host.encode("idna").decode()
         port = parts.port if parts.port is not None else (443 if scheme == "https" else 80)
-    except ValueError:  # not to be shown: what is no URL may be a password
+    except ValueError:  # the text is not shown: it may hold a password
         raise PictureError(f"a URL ({scheme}://…) is not valid; expected one like {scheme}://host/photo.jpg") from None
     if parts.username is not None or parts.password is not None:
         raise PictureError(
@@ -141,7 +141,7 @@ def parse_url(url: str) -> Target:
 
 
 def is_public(address: str) -> bool:
-    """Say whether an IP address is one of the public internet; an IPv6 one that holds an IPv4 one is judged by that."""
+    """Return whether an IP address is public; an IPv6 address that embeds an IPv4 address counts as the latter."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else ip.ipv4_mapped or ip.sixtofour
@@ -152,7 +152,7 @@ def is_public(address: str) -> bool:
 
 
 def _get(target: Target, allow_private: bool, deadline: float, most_bytes: int) -> bytes | str:
-    """Return the body of a target, or where it redirects to."""
+    """Return the body of a target as bytes, or the location of a redirect as a string."""
     with _connected(target, _addresses(target, allow_private, deadline), deadline) as connection:
         default = target.port == (443 if target.scheme == "https" else 80)
         host = f"[{target.host}]" if ":" in target.host else target.host
@@ -165,13 +165,13 @@ def _get(target: Target, allow_private: bool, deadline: float, most_bytes: int) 
         connection.request("GET", target.path, headers=headers)
         response = connection.getresponse()
         if response.status in REDIRECTS:
-            return response.getheader("Location") or _fail(f"redirects to nowhere; {BY_HAND}")
+            return response.getheader("Location") or _fail(f"redirects without a target; {BY_HAND}")
         if response.status != 200:
             _fail(f"was answered with {response.status} {response.reason[:60]}; {_remedy(response.status)}")
         if response.getheader("Content-Encoding", "identity") != "identity":
             _fail(f"was sent compressed, which was not asked for; {BY_HAND}")
         body = _read(response, most_bytes)
-        if time.monotonic() >= deadline:  # the end of the body may be where it was broken off
+        if time.monotonic() >= deadline:  # the connection may have been shut down before the end of the body
             raise TimeoutError
         return body
 
@@ -191,7 +191,7 @@ def _read(response: http.client.HTTPResponse, most_bytes: int) -> bytes:
 
 
 def _addresses(target: Target, allow_private: bool, deadline: float) -> list[SocketAddress]:
-    """Resolve a host, once, and return its addresses that may be connected to."""
+    """Resolve a host once, and return its allowed addresses."""
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def look_up() -> None:
@@ -200,7 +200,7 @@ def _addresses(target: Target, allow_private: bool, deadline: float) -> list[Soc
         except Exception as error:
             answers.put(error)
 
-    threading.Thread(target=look_up, daemon=True).start()  # it has no time limit of its own
+    threading.Thread(target=look_up, daemon=True).start()  # getaddrinfo has no timeout
     try:
         found = answers.get(timeout=max(0.0, deadline - time.monotonic()))
     except queue.Empty:
@@ -217,11 +217,11 @@ def _addresses(target: Target, allow_private: bool, deadline: float) -> list[Soc
 
 @contextlib.contextmanager
 def _connected(target: Target, addresses: list[SocketAddress], deadline: float) -> Iterator[http.client.HTTPConnection]:
-    """Give a connection to the first address that answers; it breaks off at the deadline, whatever it is doing."""
+    """Yield a connection to the first address that answers; it is shut down at the deadline."""
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(_first_of(addresses, deadline))
-        guard = stack.enter_context(sock.dup())  # stays usable where TLS takes the socket over
-        watch = threading.Timer(max(0.0, deadline - time.monotonic()), _break_off, [guard])
+        guard = stack.enter_context(sock.dup())  # stays valid when TLS wraps the socket
+        watch = threading.Timer(max(0.0, deadline - time.monotonic()), _shut_down, [guard])
         watch.daemon = True
         watch.start()
         stack.callback(watch.cancel)
@@ -231,7 +231,7 @@ def _connected(target: Target, addresses: list[SocketAddress], deadline: float) 
         connection = http.client.HTTPConnection(target.host, target.port)
         stack.callback(connection.close)
         connection.sock = sock
-        connection.auto_open = 0  # never resolves or connects by itself
+        connection.auto_open = 0  # never resolve or connect again
         yield connection
 
 
@@ -255,7 +255,7 @@ def _first_of(addresses: list[SocketAddress], deadline: float) -> socket.socket:
     raise error
 
 
-def _break_off(guard: socket.socket) -> None:
+def _shut_down(guard: socket.socket) -> None:
     with contextlib.suppress(OSError):
         guard.shutdown(socket.SHUT_RDWR)
 
@@ -271,21 +271,21 @@ def _remedy(status: int) -> str:
 
 
 def _reason(error: Exception, target: Target) -> str:
-    """Say why a download failed, as the end of a sentence."""
+    """Return why a download failed, as the end of a sentence."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"has a certificate that is not valid ({error.verify_message}); {BY_HAND} if you trust it"
     if isinstance(error, ssl.SSLError):
         return f"did not answer with TLS ({error.reason or 'broken off'}); is it http:// in place of https://?"
     if isinstance(error, http.client.IncompleteRead):
         rest = "" if error.expected is None else f", with {error.expected:,} missing"
-        return f"broke off after {len(error.partial):,} bytes{rest}; try again"
+        return f"ended after {len(error.partial):,} bytes{rest}; try again"
     if isinstance(error, http.client.HTTPException | ValueError):
         return f"did not answer as a web server does ({type(error).__name__}); check the address"
     if isinstance(error, socket.gaierror):
         reason = f"cannot be fetched: there is no address of {target.host}; check the name and the connection"
     else:
-        said = "no answer" if isinstance(error, TimeoutError) else getattr(error, "strerror", None) or str(error)
-        reason = f"cannot be fetched: {said}; check the address and the connection"
+        cause = "no answer" if isinstance(error, TimeoutError) else getattr(error, "strerror", None) or str(error)
+        reason = f"cannot be fetched: {cause}; check the address and the connection"
     if urllib.request.getproxies().get(target.scheme):
         reason += f". joyjax does not use the proxy of the environment: {BY_HAND}, or pipe it in with --image -"
     return reason

@@ -1,4 +1,4 @@
-"""The formats of result files, by suffix: what each can hold, and a picture as the bytes of one."""
+"""The formats of result files, by suffix, and the encoding of a picture in one."""
 
 import contextlib
 import dataclasses
@@ -22,10 +22,7 @@ Quality = int | str | None
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A file format: Pillow's name, the suffixes of its files, and the quality of a file where none is asked for.
-
-    `lossless` and `lossy` say which of the two it can be.
-    """
+    """A file format: Pillow's name, the suffixes, the default quality, and whether it can be lossless or lossy."""
 
     name: str
     suffixes: tuple[str, ...]
@@ -46,10 +43,10 @@ SUFFIXES = {suffix: each for each in FORMATS for suffix in each.suffixes}
 
 
 def format_of(path: str | os.PathLike) -> Format:
-    """Return the format that the suffix of a result's name asks for.
+    """Return the format of a result by the suffix of its name.
 
     Raises:
-        RequestError: for no suffix, one of another format, or a format that this Pillow cannot write.
+        RequestError: for a missing or unknown suffix, or a format that the installed Pillow cannot write.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
@@ -83,13 +80,13 @@ def check_quality(quality: Any, form: Format) -> int | str:
 
 
 def encode(image: Image.Image, form: Format, *, texts: Texts | None = None, quality: Quality = None) -> bytes:
-    """Return a picture as the bytes of a file, with its colour profile, and texts if there are any.
+    """Return a picture as the bytes of a file, with its colour profile and optional texts.
 
-    Lossy files keep their colours at full resolution (4:4:4).
+    Lossy files keep colours at full resolution (4:4:4).
 
     Raises:
-        RequestError: for a quality or texts that the format cannot have.
-        PictureError: for a picture that the format cannot hold.
+        RequestError: for a quality or texts that the format does not support.
+        PictureError: for a picture that the format does not support.
     """
     chosen = check_quality(quality, form)
     most = MOST_SIDE.get(form.name)
@@ -110,7 +107,7 @@ def encode(image: Image.Image, form: Format, *, texts: Texts | None = None, qual
     written = io.BytesIO()
     try:
         image.save(written, form.name, **options)
-    except (OSError, ValueError, RuntimeError) as error:  # of libraries below Pillow
+    except (OSError, ValueError, RuntimeError) as error:  # from the codec libraries
         raise PictureError(f"the picture cannot be written as {form.suffixes[0]}: {error}; name a .png") from error
     return written.getvalue()
 

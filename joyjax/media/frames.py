@@ -1,20 +1,19 @@
-"""How many frames or pages a picture file has, of which joyjax uses one."""
+"""Counting the frames or pages of a picture file, of which joyjax uses one."""
 
 import os
 from io import BytesIO
 
 from PIL import Image
 
-MOST_PAGES = 1000  # what has more is said to have several
+MOST_PAGES = 1000  # larger counts are reported as "several"
 LARGEST_GIF = 2**24  # bytes: Pillow reads all of a GIF to count its frames
 NOUNS = {"TIFF": "page", "MPO": "picture", "HEIF": "picture"}
 
 
 def frames_note(image: Image.Image) -> str:
-    """Say which frame of a file a picture is, as in "frame 1 of 3 is used"; empty where there is one.
+    """Return which frame of its file a picture is, as in "frame 1 of 3 is used"; empty if there is only one.
 
-    The picture is one that `Image.open` returned, and stays as it is, changes made to it included; or one that
-    `open_picture` returned, which carries the note of its file.
+    The picture comes from `Image.open`, and is not modified, or from `open_picture`, which has stored the note.
     """
     known = getattr(image, "frames_note", None)
     if known is not None:
@@ -27,7 +26,7 @@ def frames_note(image: Image.Image) -> str:
         if kind == "MPO" and b"hdrgm:" in image.info.get("xmp", b""):
             return "its HDR gain map is not used"
         current = image.tell() + 1
-    except Exception:  # a count that fails takes nothing away: the frame that is used was read
+    except Exception:  # a failed count is harmless: the frame in use has been read
         return ""
     return f"{NOUNS.get(kind, 'frame')} {current} of {count or 'several'} is used"
 
@@ -38,7 +37,7 @@ def _count(image: Image.Image, kind: str) -> int | None:
         return int(getattr(image, "n_frames", 1))
     if kind == "TIFF" and not image.is_animated:  # type: ignore[attr-defined] # of its reader
         return 1
-    # These two seek to count, which would undo changes that were made to the picture: another reader counts.
+    # Counting seeks in these two formats, which would discard changes to the picture: use a second reader.
     with Image.open(_source(image)) as again:
         return _count_pages(again) if kind == "TIFF" else _count_gif(again)
 
@@ -47,7 +46,7 @@ def _source(image: Image.Image) -> str | BytesIO:
     name = getattr(image, "filename", "")
     if name:
         return name
-    file = image.fp or image._fp  # type: ignore[attr-defined] # of its reader; once decoded it has the second alone
+    file = image.fp or image._fp  # type: ignore[attr-defined] # of its reader; `_fp` remains after decoding
     before = file.tell()
     try:
         file.seek(0)

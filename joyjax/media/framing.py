@@ -1,6 +1,6 @@
-"""From the user's picture to the size that the networks work at, and from their result back into the picture.
+"""Fitting a picture to the size of the networks, by cropping or padding, and pasting their result back into it.
 
-Sizes are (height, width); boxes are (left, top, right, bottom), the last two beyond the end.
+Sizes are (height, width); boxes are (left, top, right, bottom), right and bottom exclusive.
 """
 
 import dataclasses
@@ -13,17 +13,16 @@ from joyjax.errors import PictureError
 from joyjax.media.image import MAX_PIXELS, Size, alpha_channel, as_rgb, rgb_profile, upright
 from joyjax.options import Fit
 
-MUCH = 0.1  # of a picture, cut off: time to say that it need not be
+MUCH = 0.1  # a larger cropped share of a picture brings the advice to use --fit pad
 
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """What a fit made of a picture; `str` says it in one line.
+    """How a picture was fitted; `str` describes it in one line.
 
-    `source` is the picture's size, `scale` the enlargement, and `box` what is left, in pixels of the source and not
-    always whole; `lost` is the share of the area that is gone, from 0 to 1. `size` is what the picture was fitted to
-    and `inner` the whole pixels of it that show the picture: all of them for the fit "crop", all but the padding for
-    "pad".
+    `source` is the size of the picture, `scale` the enlargement, and `box` the part that is kept, in possibly
+    fractional pixels of the source. `lost` is the share of the area that is cropped, from 0 to 1. `size` is the fitted
+    size. `inner` is the box of it that shows the picture: everything for the fit "crop", all but the padding for "pad".
     """
 
     source: Size
@@ -73,25 +72,25 @@ def _padding(crop: Crop) -> str:
 
 
 def plan_fit(source: Size, size: Size, fit: Fit) -> Crop:
-    """Return what `fit_picture` makes of a picture of the size `source`, without its pixels.
+    """Return the crop of `fit_picture` for a picture of the size `source`.
 
     Raises:
-        PictureError: if the picture is too thin for it.
+        PictureError: if the picture is too thin.
     """
     return _cover(source, size) if fit == "crop" else _contain(source, size)
 
 
 def fit_picture(image: Image.Image, size: Size, fit: Fit) -> tuple[Image.Image, Crop]:
-    """Scale a picture in RGB or grey to `size`: "crop" fills it and loses what sticks out, "pad" keeps the whole.
+    """Scale a picture in RGB or grey to `size`: "crop" covers it and cuts off the rest, "pad" keeps the whole picture.
 
     Raises:
-        PictureError: if the picture is too thin for it.
+        PictureError: if the picture is too thin.
     """
     return cover_crop(image, size) if fit == "crop" else contain_pad(image, size)
 
 
 def cover_crop(image: Image.Image, size: Size) -> tuple[Image.Image, Crop]:
-    """Scale a picture in RGB or grey until it covers `size`, bilinearly, and cut off what sticks out, centred.
+    """Scale a picture in RGB or grey bilinearly until it covers `size`, and crop it about the centre.
 
     Source: resize_center_crop in Diffusers' image_processor.py.
 
@@ -108,7 +107,7 @@ def cover_crop(image: Image.Image, size: Size) -> tuple[Image.Image, Crop]:
 
 
 def contain_pad(image: Image.Image, size: Size) -> tuple[Image.Image, Crop]:
-    """Scale a picture in RGB or grey until it fits inside `size`, bilinearly, centred; its border fills the rest.
+    """Scale a picture in RGB or grey bilinearly until it fits inside `size`, centre it, and pad by edge replication.
 
     Raises:
         PictureError: if the picture is so thin that less than a pixel of it would be left.
@@ -172,20 +171,20 @@ def _check_mode(image: Image.Image) -> None:
 
 
 def unpad(image: Image.Image, crop: Crop) -> Image.Image:
-    """Return the part of a picture of the fitted size that shows the source, without what `contain_pad` put around."""
+    """Remove the padding of `contain_pad` from a picture of the fitted size."""
     if (image.height, image.width) != crop.size:
         raise ValueError(f"the picture is {image.height} × {image.width} (height × width); expected {crop.size}")
     return image.crop(crop.inner)
 
 
 def pasted_region(crop: Crop, mask: Image.Image | None = None) -> tuple[int, int, int, int]:
-    """Return the box of the source's pixels that a result can replace: the whole ones inside `crop.box`.
+    """Return the box of the source's pixels that a result can replace: those entirely inside `crop.box`.
 
     Raises:
-        PictureError: if that is none, or the mask (see `check_mask`) lets none of them change.
+        PictureError: if there are none, or the mask (see `check_mask`) is black in all of them.
     """
     left, top, right, bottom = crop.box
-    # Sides are products of fractions: one that should be whole may lie a hair beside it.
+    # Sides are products of fractions, so an integer may be off by a rounding error.
     region = math.ceil(left - 1e-6), math.ceil(top - 1e-6), math.floor(right + 1e-6), math.floor(bottom + 1e-6)
     height, width = crop.source
     if region[0] >= region[2] or region[1] >= region[3]:
@@ -201,16 +200,15 @@ def pasted_region(crop: Crop, mask: Image.Image | None = None) -> tuple[int, int
 
 
 def paste_back(edited: Image.Image, original: Image.Image, crop: Crop, mask: Image.Image | None = None) -> Image.Image:
-    """Return the original with what was edited in its place, at the original's own size.
+    """Return the original, at its own size, with the edited region pasted in.
 
-    `edited` is the network's result at the fitted size, padding and all; `mask`, as `check_mask` returns it, is 255
-    where the picture may change and 0 where it must not, and between them both are mixed. All other pixels, and those
-    that the crop cut off, are `as_rgb(original)`'s bit by bit. Where picture and result have pixels of one size, the
-    edited ones are not resampled either; else by Lanczos. Transparency (the result is then RGBA) and an ICC profile of
-    RGB data are the original's.
+    `edited` is the network's result at the fitted size, with padding. `mask`, as `check_mask` returns it, is 255 where
+    the picture may change and 0 where it must not; values between blend. All other pixels, including the cropped ones,
+    equal `as_rgb(original)` bit by bit. The edited pixels are resampled by Lanczos, or not at all if the scale is 1.
+    Transparency (the result is then RGBA) and an ICC profile of RGB data are taken from the original.
 
     Raises:
-        PictureError: if nothing of the picture can change; see `pasted_region`.
+        PictureError: if no pixel can change; see `pasted_region`.
     """
     original = upright(original)
     if (original.height, original.width) != crop.source:
@@ -229,7 +227,7 @@ def paste_back(edited: Image.Image, original: Image.Image, crop: Crop, mask: Ima
 
 
 def _shown_in(region: tuple[int, int, int, int], edited: Image.Image, crop: Crop) -> Image.Image:
-    """Return what the result shows in a region of the source, in the source's pixels."""
+    """Return the result in a region of the source, at the source's resolution."""
     shown = unpad(edited, crop)
     left, top, right, bottom = crop.box
     per_column, per_row = shown.width / (right - left), shown.height / (bottom - top)
@@ -239,5 +237,5 @@ def _shown_in(region: tuple[int, int, int, int], edited: Image.Image, crop: Crop
         min(float(shown.width), (region[2] - left) * per_column),
         min(float(shown.height), (region[3] - top) * per_row),
     )
-    # Where both have pixels of one size, Lanczos weighs a pixel by 1 and its neighbours by 0: it changes nothing.
+    # At scale 1, Lanczos weighs a pixel by 1 and its neighbours by 0: it changes nothing.
     return shown.resize((region[2] - region[0], region[3] - region[1]), Image.Resampling.LANCZOS, box=box)

@@ -1,4 +1,4 @@
-"""Pictures: reading them, making them upright and RGB, the sizes they are fitted to, and the way to arrays and back.
+"""Pictures: reading files, conversion to upright RGB, and conversion to arrays and back.
 
 Sizes are (height, width) here and everywhere else; only Pillow's own calls have the width first.
 """
@@ -19,8 +19,8 @@ from joyjax.media.not_pictures import describe, describe_raw, is_heif, read_head
 
 Size = tuple[int, int]
 
-MAX_PIXELS = 178_956_970  # where Pillow's own guard against decompression bombs refuses
-TURNS = {  # EXIF orientation → what makes the picture upright
+MAX_PIXELS = 178_956_970  # the limit of Pillow's own check for decompression bombs
+TURNS = {  # EXIF orientation → transposition to upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -34,23 +34,23 @@ FORMATS = frozenset("AVIF BMP DIB GIF HEIF ICO JPEG JPEG2000 MPO PNG PPM QOI TGA
 
 
 def open_picture(path: str | os.PathLike) -> Image.Image:
-    """Read a picture file: upright, in the mode that it was stored in; of several frames the first.
+    """Read a picture file: upright, in the mode that it is stored in; of several frames the first.
 
-    What is not a regular file is refused: `load_image` in load.py reads pipes and URLs that a user names.
+    Only regular files are read; `load_image` in load.py reads pipes and URLs.
 
     Raises:
-        PictureError: if there is no such file, it is no picture, broken, or of more than `MAX_PIXELS` pixels.
+        PictureError: if the file does not exist, is not a picture, is broken, or has more than `MAX_PIXELS` pixels.
     """
     if not os.path.isfile(path):
         raise PictureError(f"{path} is not a file" if os.path.exists(path) else f"{path} does not exist")
     picture = decode_picture(path, str(path))
-    # As `Image.open` has it, but absolute: a recipe names the file, and the folder may change until then.
+    # As from `Image.open`, but absolute: a recipe names the file, and the current folder may change until then.
     picture.filename = os.path.abspath(path)  # type: ignore[attr-defined]
     return picture
 
 
 def decode_picture(file: str | os.PathLike | BytesIO, name: str) -> Image.Image:
-    """Return the picture in a file as `open_picture` does, with a note of its frames; errors call the file `name`.
+    """Return the picture in a file as `open_picture` does, with a note on its frames; `name` is for messages.
 
     Raises:
         PictureError: as `open_picture` does.
@@ -66,9 +66,9 @@ def decode_picture(file: str | os.PathLike | BytesIO, name: str) -> Image.Image:
     except UnidentifiedImageError as error:
         unknown = "cannot be read as a picture: it is broken, or of another format; save it as PNG or JPEG"
         raise PictureError(f"{name} {describe(head, Image.OPEN) or unknown}") from error
-    except Exception as error:  # each of Pillow's readers fails in its own way
-        said = getattr(error, "strerror", None) or error
-        raise PictureError(f"{name} cannot be read as a picture: {said}") from error
+    except Exception as error:  # Pillow's readers raise many types
+        reason = getattr(error, "strerror", None) or error
+        raise PictureError(f"{name} cannot be read as a picture: {reason}") from error
     with image:
         if image.format not in FORMATS:
             known = describe(head, Image.OPEN) or f"is in format {image.format}; save it as PNG or JPEG"
@@ -81,7 +81,7 @@ def decode_picture(file: str | os.PathLike | BytesIO, name: str) -> Image.Image:
 
 
 def _register_heif() -> None:
-    """Have Pillow read HEIC where the extra is installed, unless it does already."""
+    """Register the HEIC reader with Pillow if the extra is installed."""
     if "HEIF" not in Image.OPEN:
         with contextlib.suppress(ImportError):
             import pillow_heif
@@ -92,11 +92,11 @@ def _register_heif() -> None:
 def as_rgb(image: object) -> Image.Image:
     """Return any Pillow picture upright and in RGB.
 
-    Pillow converts what RGB can hold, palette, CMYK or 1 bit; grey of 16 bits is scaled to 8. Transparency is dropped
-    and the colours beneath it show.
+    Pillow converts palettes, CMYK and 1 bit; grey of 16 bits is scaled to 8. Transparency is dropped, and the colours
+    beneath it show.
 
     Raises:
-        PictureError: if it is no Pillow picture, broken, empty or too large, or its values have no known range.
+        PictureError: if it is not a Pillow picture, broken, empty or too large, or its values have no known range.
     """
     if not isinstance(image, Image.Image):
         raise PictureError(f"a picture is a {type(image).__name__}; expected a PIL.Image")
@@ -114,12 +114,12 @@ def as_rgb(image: object) -> Image.Image:
 
 
 def upright(image: Image.Image, name: str = "") -> Image.Image:
-    """Decode a picture and turn it as its EXIF or XMP data says, which are then left out: it is never turned twice.
+    """Decode a picture and rotate it by the orientation in EXIF or XMP, which is then removed.
 
-    The result is a copy in the same mode. Errors call it `name`, or else as its file.
+    The result is a copy in the same mode. Messages use `name`, or else the file name.
 
     Raises:
-        PictureError: if it is broken, empty, too large, or a TIFF whose grey Pillow would read wrongly.
+        PictureError: if it is broken, empty, too large, or a TIFF whose grey Pillow misreads.
     """
     name = name or getattr(image, "filename", "") or "the picture"
     if image.width * image.height > MAX_PIXELS:
@@ -129,35 +129,35 @@ def upright(image: Image.Image, name: str = "") -> Image.Image:
     try:
         with _silence():
             image.load()
-    except Exception as error:  # each of Pillow's decoders fails in its own way
+    except Exception as error:  # Pillow's decoders raise many types
         raise PictureError(f"{name} is broken or cut off: {error}") from error
-    tags = getattr(image, "tag_v2", {})  # a TIFF's: bits of a value, and which of its ends is white
+    tags = getattr(image, "tag_v2", {})  # of a TIFF: 258 bits per sample, 262 photometric interpretation
     if image.mode.startswith("I;16") and (tags.get(258, (16,))[0] != 16 or tags.get(262, 1) == 0):
         raise PictureError(f"{name} is grey of other than 16 bits, or with white as 0; save it with 8 bits, or as PNG")
     try:
         with _silence():
             turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # EXIF data that nobody can read rotates nothing; the pixels are good
+    except Exception:  # unreadable EXIF data is ignored; the pixels are valid
         turn = None
-    turned = image.copy() if turn is None else image.transpose(turn)
+    rotated = image.copy() if turn is None else image.transpose(turn)
     for key in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):
-        turned.info.pop(key, None)
-    return turned
+        rotated.info.pop(key, None)
+    return rotated
 
 
 def alpha_channel(image: Image.Image) -> Image.Image | None:
-    """Return a picture's transparency as grey, 255 where it is opaque; None if its mode and file have none.
+    """Return the alpha channel of a picture as grey, 255 where it is opaque; None if there is none.
 
-    The picture is `upright`'s, in any mode that `as_rgb` takes.
+    The picture comes from `upright` and has any mode that `as_rgb` accepts.
     """
     if not image.has_transparency_data:
         return None
-    clear = image.info.get("transparency")  # the value that is transparent, or a palette's table
+    clear = image.info.get("transparency")  # the transparent value, or the table of a palette
     if image.mode.startswith("I;16"):
         return Image.fromarray(np.where(np.asarray(image) == clear, 0, 255).astype(np.uint8))
     if (
         image.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255
-    ):  # of a file with 16 bits a colour: Pillow keeps the high 8 of a pixel
+    ):  # of a file with 16 bits per channel, of which Pillow keeps the high 8
         image = image.copy()
         image.info["transparency"] = tuple(value >> 8 for value in clear)
     return image.convert("RGBA").getchannel("A")
@@ -166,7 +166,7 @@ def alpha_channel(image: Image.Image) -> Image.Image | None:
 def rgb_profile(image: Image.Image) -> bytes | None:
     """Return a picture's ICC profile if it is one for RGB data.
 
-    Profiles of CMYK or grey say nothing about a picture that `as_rgb` has converted.
+    Profiles of CMYK or grey do not apply to a picture that `as_rgb` has converted.
     """
     profile = image.info.get("icc_profile")
     known = isinstance(profile, bytes) and profile[16:20] == b"RGB " and profile[36:40] == b"acsp"
@@ -175,14 +175,14 @@ def rgb_profile(image: Image.Image) -> bytes | None:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep Pillow's warnings from the user: sizes are checked here, and broken metadata does no harm."""
+    """Suppress Pillow's warnings: sizes are checked here, and broken metadata is harmless."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def _grey_of_16_bits(image: Image.Image) -> Image.Image:
-    """Return 0 … 65535 as 0 … 255, rounded to nearest. Pillow itself would clip."""
+    """Scale 0 … 65535 to 0 … 255, rounded to nearest. Pillow itself would clip."""
     grey = np.asarray(image)
     low, high = int(grey.min()), int(grey.max())
     if low < 0 or high > 65535:
@@ -191,12 +191,12 @@ def _grey_of_16_bits(image: Image.Image) -> Image.Image:
 
 
 def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """Return the numbers of an RGB picture."""
+    """Return the pixels of an RGB picture."""
     if image.mode != "RGB":
         raise ValueError(f"the picture is in mode {image.mode}; expected RGB, see as_rgb")
     return np.asarray(image)
 
 
 def from_pixels(pixels: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
-    """Return an RGB picture of these numbers."""
+    """Return an RGB picture with these pixels."""
     return Image.fromarray(pixels)

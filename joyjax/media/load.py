@@ -1,4 +1,4 @@
-"""The picture that a user names: a file, a URL, a pipe, or `-` for standard input."""
+"""Reading a picture from a file, a URL, a pipe, or `-` for standard input."""
 
 import os
 import stat
@@ -20,11 +20,11 @@ def load_image(
 ) -> Image.Image:
     """Read the picture at a location, as `open_picture` does.
 
-    `folder` is what names of files are relative to. Without `pipes`, standard input and pipes are refused, as for a
-    row of a batch. A picture that came from no file has no `filename` but a `location`, which messages show.
+    File names are relative to `folder`. Without `pipes`, standard input and pipes are refused, as for a row of a batch.
+    A picture that is not from a file has a `location`, which messages show, and no `filename`.
 
     Raises:
-        PictureError: if there is none, it cannot be read, or it is too large.
+        PictureError: if it does not exist, cannot be read, or is too large.
     """
     if not location:
         raise PictureError("the name of a picture is empty; expected a file, a URL, or - for standard input")

@@ -6,17 +6,17 @@ from PIL import Image, ImageChops
 from joyjax.errors import PictureError, RequestError
 from joyjax.media.image import alpha_channel, as_rgb, upright
 
-COLOURFUL = 32  # difference of a pixel's colours, beyond what JPEG does to grey
+COLOURFUL = 32  # difference between a pixel's channels, larger than JPEG's error on grey
 MEANING = "in a mask white is where the picture may change and black where it must not"
 
 
 def check_mask(mask: object, picture: Image.Image) -> Image.Image:
-    """Return a mask for a picture as grey: 255 where the picture may change, 0 where it must not, mixed between.
+    """Return a mask for a picture as grey: 255 where the picture may change, 0 where it must not; values between blend.
 
-    Both are made upright first, and must then have one size. Any mode of black, white and greys will do.
+    Both are made upright first, and must then have equal sizes. Any mode with black, white and grey only is accepted.
 
     Raises:
-        RequestError: if it is no such picture, or says something else than the user can mean.
+        RequestError: if it is not such a picture: transparent, coloured, all black, or of another size.
         PictureError: if the picture itself cannot be used.
     """
     if not isinstance(mask, Image.Image):
@@ -34,7 +34,7 @@ def check_mask(mask: object, picture: Image.Image) -> Image.Image:
         raise RequestError(f"the mask is {mask_size} and the picture {picture_size}; draw it over the picture{turned}")
     if alpha is not None and np.asarray(alpha).min() < 255:
         raise RequestError(
-            f"the mask is partly transparent, which says nothing here: {MEANING}; save it in black and white, opaque"
+            f"the mask is partly transparent, which has no meaning here: {MEANING}; save it in black and white, opaque"
         )
     red, green, blue = rgb.split()
     high = ImageChops.lighter(ImageChops.lighter(red, green), blue)
@@ -46,5 +46,5 @@ def check_mask(mask: object, picture: Image.Image) -> Image.Image:
     if not brightest:
         raise RequestError(f"the mask is black all over, so nothing may change; {MEANING}")
     if brightest == 1:
-        raise RequestError(f"the brightest value of the mask is 1 of 255, which is black; {MEANING}: make 255 of it")
+        raise RequestError(f"the brightest value of the mask is 1 of 255, which is black; {MEANING}: use 255")
     return grey

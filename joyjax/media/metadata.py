@@ -1,8 +1,8 @@
-"""A recipe inside a picture file: a text chunk of a PNG, XMP in the other formats.
+"""Storage of a recipe in a picture file: a text chunk of a PNG, XMP in the other formats.
 
-PNG: an iTXt chunk `joyjax` holds the recipe, and `parameters` what other programs show, which began with
-AUTOMATIC1111's web UI. JPEG, WebP, AVIF and TIFF: the attribute `joyjax:recipe` of an XMP packet holds the recipe. In
-the first three, EXIF's UserComment holds `parameters`, in UTF-16 as those programs read it.
+PNG: an iTXt chunk `joyjax` holds the recipe, and a chunk `parameters` the text that other programs show, in the format
+of AUTOMATIC1111's web UI. JPEG, WebP, AVIF and TIFF: the attribute `joyjax:recipe` of an XMP packet holds the recipe.
+In the first three, EXIF's UserComment holds `parameters`, in UTF-16 as those programs read it.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ READ = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF")  # Pillow's names of the formats 
 MOST_IN_JPEG = 65_000  # bytes of a segment, less its header
 USER_COMMENT, XMP_TAG, UNDEFINED = 0x9286, 700, 7
 RECIPE_IN_XMP = re.compile(r"""joyjax:recipe(?:="([^"]*)"|='([^']*)'|>([^<]*)<)""")
-NOT_IN_XML = re.compile("[\x7f-\x9f\ufffe\uffff]")  # JSON has escaped the other characters that XML forbids
+NOT_IN_XML = re.compile("[\x7f-\x9f\ufffe\uffff]")  # JSON escapes the other characters that XML forbids
 PACKET = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
     '<rdf:Description rdf:about="" xmlns:joyjax="https://github.com/joyjax/joyjax/ns/1/" joyjax:recipe="{}"/>'
@@ -33,14 +33,14 @@ PACKET = (
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """What a picture file says of itself: the recipe, as JSON, and `parameters` for other programs."""
+    """The texts in a picture file: the recipe, as JSON, and `parameters` for other programs."""
 
     recipe: str
     parameters: str
 
 
 def save_options(texts: Texts, name: str) -> dict[str, Any]:
-    """Return the arguments of `Image.save` that put texts into a file of Pillow's format `name`.
+    """Return the arguments of `Image.save` that store texts in a file of Pillow's format `name`.
 
     Raises:
         RequestError: if they are too long for a JPEG file.
@@ -79,15 +79,15 @@ def read_recipe_text(path: str | os.PathLike) -> str:
         raise PictureError(f"{path} is not a file" if os.path.exists(path) else f"{path} does not exist")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes and of broken metadata; neither matters here
+            warnings.simplefilter("ignore")  # about sizes and broken metadata; neither matters here
             with Image.open(path, formats=list(READ)) as image:
                 text = image.info.get(CHUNK) if image.format == "PNG" else _in_xmp(image.info.get("xmp"))
     except UnidentifiedImageError:
         raise RequestError(
-            f"{path} is no picture in a format that joyjax writes; a recipe is in the PNG, JPEG, WebP, AVIF and TIFF "
-            "files of `joyjax edit`"
+            f"{path} is not a picture in a format that joyjax writes; a recipe is in the PNG, JPEG, WebP, AVIF and "
+            "TIFF files of `joyjax edit`"
         ) from None
-    except Exception as error:  # Pillow fails in many ways over what a file may hold
+    except Exception as error:  # Pillow raises many types for malformed files
         raise PictureError(f"{path} cannot be read as a picture: {error}") from error
     if not isinstance(text, str):
         raise RequestError(
@@ -98,7 +98,7 @@ def read_recipe_text(path: str | os.PathLike) -> str:
 
 
 def _in_xmp(packet: Any) -> str | None:
-    """Find the recipe in XMP. The packet is searched, not parsed: a stranger's XML is not expanded."""
+    """Return the recipe in XMP. The packet is searched, not parsed, so no entity of untrusted XML is expanded."""
     if not isinstance(packet, bytes):
         return None
     found = RECIPE_IN_XMP.search(packet.decode("utf-8", errors="replace"))

@@ -1,4 +1,4 @@
-"""What a file is that Pillow does not read as a picture, known by its first bytes, and what to save it as instead."""
+"""Identification, by its first bytes, of a file that Pillow does not read, and the format to save it in instead."""
 
 import os
 import re
@@ -8,12 +8,12 @@ from typing import Any
 
 import PIL
 
-HEAD = 4096  # bytes; enough to know every kind below
+HEAD = 4096  # bytes; enough to identify every kind below
 ONE_FRAME = "save one frame of it as PNG"
 AS_PNG = "export the picture as PNG"
 AS_PHOTO = "develop it, that is, save it as JPEG, PNG or TIFF from your RAW converter"
 
-# Signatures: where they are, the bytes, what the file is, and the remedy.
+# Offset, bytes, description of the file, and remedy.
 SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"8BPS", "a Photoshop document", AS_PNG),
     (0, b"gimp xcf", "a GIMP document", AS_PNG),
@@ -39,7 +39,7 @@ SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
     (4, b"moov", "a video (QuickTime)", ONE_FRAME),
     (4, b"mdat", "a video (QuickTime)", ONE_FRAME),
     (4, b"wide", "a video (QuickTime)", ONE_FRAME),
-    (0, b"\0\5\x16\7", "what macOS keeps beside a file, not the file itself", "name the file without ._ before it"),
+    (0, b"\0\5\x16\7", "a file of macOS metadata, not the picture itself", "name the file without ._ before it"),
     (0, b"PK\3\4", "a ZIP archive, as several painting programs write", AS_PNG),
     (0, b"\x1f\x8b", "compressed by gzip", "unpack it first"),
     (0, b"version https://git-lfs", "a Git LFS pointer in place of the file", "fetch the file with `git lfs pull`"),
@@ -59,9 +59,9 @@ def read_head(file: str | os.PathLike | BytesIO) -> bytes:
 
 
 def describe(head: bytes, readers: Container[str]) -> str | None:
-    """Say what a file is by its first bytes, and what to do: the end of a sentence. None where they say nothing.
+    """Describe a file by its first bytes, with a remedy, as the end of a sentence; None if they are unknown.
 
-    `readers` are the formats that Pillow reads here.
+    `readers` are the formats that the installed Pillow reads.
     """
     if not head:
         return "is empty"
@@ -84,7 +84,7 @@ def describe(head: bytes, readers: Container[str]) -> str | None:
 def iso_brand(head: bytes) -> str:
     """Return the major brand of an ISO media file (HEIC, AVIF, MP4 and others); empty for another file.
 
-    Of a HEIF whose major brand does not say the codec, a compatible brand that does.
+    If the major brand of a HEIF does not name the codec, a compatible brand that does.
     """
     if head[4:8] != b"ftyp":
         return ""
@@ -96,13 +96,13 @@ def iso_brand(head: bytes) -> str:
 
 
 def is_heif(head: bytes) -> bool:
-    """Say whether a file is a HEIC or HEIF picture, as phones write; not an AVIF one."""
+    """Return whether a file is a HEIC or HEIF picture, but not AVIF."""
     return iso_brand(head) in HEIF
 
 
 def _of_brand(brand: str, readers: Container[str]) -> str | None:
     if brand in AVIF:
-        if "AVIF" in readers:  # so the file itself is broken
+        if "AVIF" in readers:  # then the file is broken
             return None
         return (
             f"is an AVIF picture, which Pillow {PIL.__version__} cannot read here; install one that can with "
@@ -121,10 +121,10 @@ def _of_brand(brand: str, readers: Container[str]) -> str | None:
 
 
 def describe_raw(head: bytes, tag: Callable[[int, Any], Any]) -> str | None:
-    """Say that a TIFF is a RAW photo: its first picture is then a small preview. None where it is none.
+    """Describe a TIFF that is a RAW photo, whose first picture is a small preview; None for other TIFFs.
 
-    `tag` returns the value of a tag of the first directory, or what is given beside it. Sources: the DNG specification
-    and TIFF 6.0 (NewSubfileType).
+    `tag` returns the value of a tag of the first directory, or the given default. Sources: the DNG specification and
+    TIFF 6.0 (NewSubfileType).
     """
     if head[8:12] == b"CR\2\0":
         return f"is a RAW photo (Canon CR2); {AS_PHOTO}"

@@ -1,4 +1,4 @@
-"""The pictures that went into an edit, described so that a recipe can find and recognise them."""
+"""Descriptions of an edit's input pictures, by which a recipe finds and recognises them."""
 
 import dataclasses
 import hashlib
@@ -15,25 +15,25 @@ from joyjax.media.image import Size, alpha_channel, as_rgb, open_picture, uprigh
 
 
 def digest(picture: Image.Image) -> str:
-    """Return the SHA-256 of a picture's size and RGB pixels, and of its transparency where it has any.
+    """Return the SHA-256 of a picture's size and RGB pixels, and of its alpha channel unless it is opaque.
 
-    It does not depend on the file: the same picture stored by another lossless way has the same.
+    It does not depend on the file format: lossless copies of a picture have equal digests.
 
     Raises:
-        PictureError: if it is no picture that joyjax takes.
+        PictureError: if joyjax does not accept the picture.
     """
     rgb = as_rgb(picture)
     found = hashlib.sha256(f"{rgb.height} × {rgb.width} RGB".encode())
     found.update(rgb.tobytes())
     alpha = alpha_channel(upright(picture))
-    if alpha is not None and alpha.getextrema() != (255, 255):  # what hides nothing is not there
+    if alpha is not None and alpha.getextrema() != (255, 255):  # an opaque alpha channel counts as none
         found.update(alpha.tobytes())
     return f"sha256:{found.hexdigest()}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A picture that went into an edit: the absolute path of its file, or its URL, its digest and its size."""
+    """An input picture of an edit: the absolute path of its file, or its URL, its digest and its size."""
 
     file: Path | None
     digest: str
@@ -42,15 +42,15 @@ class Source:
 
     @classmethod
     def of(cls, picture: Image.Image, file: str | os.PathLike | None = None) -> "Source":
-        """Describe a picture as it was given; `file` is where it came from, unless the picture says so itself."""
+        """Describe a picture; `file` is its path, by default the picture's `filename`."""
         found = _absolute(picture, file or getattr(picture, "filename", None))
         rgb = as_rgb(picture)
-        location = getattr(picture, "location", None)  # see inputs/load.py
+        location = getattr(picture, "location", None)  # see media/load.py
         url = location if isinstance(location, str) and location.startswith(("http://", "https://")) else None
         return cls(found, digest(picture), (rgb.height, rgb.width), url)
 
     def plain(self, folder: Path) -> dict[str, Any]:
-        """Return it as JSON has it, the file's name relative to `folder`."""
+        """Return it as a JSON object, with the file name relative to `folder`."""
         file = None if self.file is None else _relative(self.file, folder)
         url = {} if self.url is None else {"url": self.url}
         return {"file": file, **url, "digest": self.digest, "size": list(self.size)}
@@ -59,10 +59,10 @@ class Source:
 def find_references(recipe: Mapping[str, Any], folder: Path) -> list[Path]:
     """Return the files of a recipe's references, for a picture file in `folder`.
 
-    Each is looked for where it was, relative to the result, and then beside it.
+    Each is searched at its path relative to the result, and then in the result's folder.
 
     Raises:
-        RequestError: naming the first reference that is missing, has changed, or came from no file.
+        RequestError: naming the first reference that is missing, has changed, or did not come from a file.
     """
     several = len(recipe["references"]) > 1
     return [
@@ -72,16 +72,15 @@ def find_references(recipe: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def find_mask(recipe: Mapping[str, Any], folder: Path) -> Path | None:
-    """Return the file of a recipe's mask, or None where there was none; see `find_references`."""
+    """Return the file of a recipe's mask, or None if it has none; see `find_references`."""
     return None if recipe["mask"] is None else _find(recipe["mask"], folder, "the mask", "--mask")
 
 
 def _absolute(picture: Image.Image, name: str | os.PathLike | None) -> Path | None:
     """Return the absolute path of a picture's file; None where the name no longer leads to that file.
 
-    `Image.open` keeps the name that it was given. If that is relative and the current folder has changed since, it may
-    lead nowhere, or to another file: as long as Pillow holds the file open, which it does until the pixels are read,
-    that shows.
+    `Image.open` keeps the name that it was given. If it is relative and the current folder has changed since, it may
+    lead to another file or none. This is detected while Pillow holds the file open, which is until the pixels are read.
     """
     if not name:
         return None
@@ -120,5 +119,5 @@ def _find(source: Mapping[str, Any], folder: Path, what: str, option: str) -> Pa
         if seen == source["digest"]:
             return path
         faults.append(f"{what}, {path}, has changed: its digest is {seen[:15]}… and was {source['digest'][:15]}…")
-    missing = f"{what}, {file}, is missing: it is neither there, seen from {folder.absolute()}, nor in that folder"
+    missing = f"{what}, {file}, is missing: there is no such file relative to {folder.absolute()}, nor in that folder"
     raise RequestError(f"{faults[0] if faults else missing}; name the picture to use with {option}")

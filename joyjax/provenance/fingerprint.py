@@ -1,4 +1,4 @@
-"""Telling one checkpoint from another without reading it whole."""
+"""Fingerprints that distinguish checkpoints without reading all bytes."""
 
 import hashlib
 import json
@@ -22,20 +22,20 @@ SMALL = (".jinja", ".json", ".txt")
 
 
 def fingerprint(folder: Path) -> str:
-    """Return what tells a checkpoint's weights and settings from others': "sha256:" and 64 digits.
+    """Return the fingerprint of a checkpoint's weights and settings: "sha256:" and 64 digits.
 
-    It covers the configurations, every file of tokenizer, processor and scheduler, and of each tensor name, shape,
-    dtype and its first 4 KiB; in a folder that `joyjax convert` wrote, the SHA-256 that the manifest has for all of it.
-    So a training of any kind shows, as does another dtype. Two things do not: in a Diffusers folder, a change to a
-    tensor behind its first 4 KiB, and in a converted one, damage since it was written (`joyjax info --verify` sees
-    that). How tensors are put into files does not matter. A Diffusers folder and what was converted of it differ.
+    It covers the configurations, every file of tokenizer, processor and scheduler, and the name, shape, dtype and first
+    4 KiB of each tensor; for a folder of `joyjax convert`, the SHA-256 of each parameter in the manifest. Training and
+    casting change it. Two things do not: in a Diffusers folder, a change behind the first 4 KiB of a tensor; in a
+    converted one, damage since it was written (`joyjax info --verify` finds that). The distribution of tensors over
+    files does not matter. A Diffusers folder and its conversion have different fingerprints.
 
     Raises:
         CheckpointError: if the folder is not a whole checkpoint of a known family.
     """
     found = hashlib.sha256(b"joyjax fingerprint 1\n")
-    for told in _contents(folder):
-        found.update(json.dumps(told).encode() + b"\n")
+    for entry in _contents(folder):
+        found.update(json.dumps(entry).encode() + b"\n")
     return f"sha256:{found.hexdigest()}"
 
 
@@ -47,12 +47,12 @@ def check_model(recipe: Mapping[str, Any], folder: Path) -> None:
         was = "the bundled demo of another version of joyjax" if source is None else source
         raise RequestError(
             f"the model in {folder} is not the one that made the picture ({was}): its fingerprint is {now[:15]}… and "
-            f"was {then[:15]}…; name the right one with --model. A converted folder and its source count as two"
+            f"was {then[:15]}…; name the right one with --model. A converted folder and its source differ"
         )
 
 
 def _contents(folder: Path) -> Iterator[list[Any]]:
-    """Tell a checkpoint line by line."""
+    """Yield the entries that the fingerprint covers."""
     components = sorted(family_in(folder).components, key=lambda component: component.folder)
     converted = manifest.is_converted(folder)
     files = [folder / "model_index.json", *(folder / component.folder / "config.json" for component in components)]

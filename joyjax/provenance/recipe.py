@@ -1,4 +1,4 @@
-"""Recipes: how a picture was made, kept in its own file, so that it can be read there and made again.
+"""Recipes: the settings of a picture, stored in its file so that the picture can be reproduced.
 
 A recipe is a JSON object; media/metadata.py says where each format of picture files holds it.
 
@@ -7,11 +7,11 @@ A recipe is a JSON object; media/metadata.py says where each format of picture f
      "settings": {"prompt": "…", "steps": 40, …},
      "references": [{"file": "photo.jpg", "digest": "sha256:…", "size": [1024, 768]}], "mask": null}
 
-A file's name is relative to the picture's folder, and a size is height and width. A setting that a recipe lacks is the
-default of its recipe version, so that recipes written before an option existed are read for ever.
+File names are relative to the picture's folder; sizes are height and width. A missing setting has the default of the
+recipe version, so recipes that are older than an option stay readable.
 
-A recipe that is read may be a stranger's. It is data: its size, depth and every type in it are checked, nothing in it
-is run, and the files it names are opened as pictures alone and used only if their digests match.
+A recipe is untrusted data. Its size, depth and types are checked, nothing in it is run, and the files that it names are
+opened only as pictures and used only if their digests match.
 """
 
 import dataclasses
@@ -47,12 +47,12 @@ TEXT_OR_NOT = or_null(TEXT)
 OBJECT: JSONCheck = lambda value: isinstance(value, dict), "an object"
 DIGEST: JSONCheck = _is_digest, "sha256: and 64 digits"
 
-# Every setting has the name of an option of `joyjax.edit`; the noise's is a rule that draws it.
+# Every setting has the name of an option of `joyjax.edit`. The setting `noise` is the rule that generates it.
 KEPT = {name: option for name, option in EDIT.items() if option.in_recipe}
 SETTINGS: Mapping[str, JSONCheck] = {
     name: or_null(option.type.json) if option.missing is None else option.type.json for name, option in KEPT.items()
 }
-# What a recipe of version 1 means where it lacks a setting.
+# Values of the settings that a recipe of version 1 may lack.
 SETTING_DEFAULTS: Mapping[str, Any] = {
     name: option.missing for name, option in KEPT.items() if option.missing is not REQUIRED
 }
@@ -85,7 +85,7 @@ TOP: Mapping[str, JSONCheck] = {
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a picture was made. `model` and `settings` have the keys of MODEL and SETTINGS."""
+    """A recipe. `model` and `settings` have the keys of MODEL and SETTINGS."""
 
     jax: str
     device: str
@@ -95,7 +95,7 @@ class Recipe:
     mask: Source | None = None
 
     def plain(self, folder: Path) -> dict[str, Any]:
-        """Return it as JSON has it, for a picture file in `folder`."""
+        """Return the JSON object for a picture file in `folder`."""
         return {
             "recipe": RECIPE,
             "joyjax": VERSION,
@@ -117,14 +117,13 @@ def make_recipe(
     references: Sequence[Source] = (),
     mask: Source | None = None,
 ) -> Recipe:
-    """Make the recipe of an edit of its `Result.settings`, the model's fingerprint, and the kind of device it ran on.
+    """Build the recipe of an edit from `Result.settings`, the model's fingerprint, and the kind of device.
 
-    Where the model is the bundled demo or came from the hub, the recipe says that and not where it lies on this
-    machine.
+    The bundled demo and models of the hub are recorded as such, not by their path on this machine.
 
     Raises:
-        ValueError: unless `settings` has every key of SETTINGS, "model", "family", "dtype" and "linear", and no other;
-            options that only some families have may be missing.
+        ValueError: unless `settings` has the keys of SETTINGS, "model", "family", "dtype" and "linear" only. Options
+            of some families only may be missing.
     """
     known = SETTINGS.keys() | {"model", "family", "dtype", "linear"}
     odd = {name for name in settings.keys() ^ known if name in settings or name not in KEPT or KEPT[name].every_family}
@@ -140,14 +139,16 @@ def make_recipe(
 
 
 def recipe_texts(recipe: Recipe, folder: Path) -> Texts:
-    """Return what a picture file in `folder` says of itself.
+    """Return the texts to store in a picture file in `folder`.
 
     Raises:
         RequestError: if the recipe is too long.
     """
     plain = recipe.plain(folder)
     text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
-    text = re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)  # UTF-8 has no form for these
+    text = re.sub(
+        "[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text
+    )  # lone surrogates, which UTF-8 cannot encode
     if len(text) > LONGEST:
         raise RequestError(
             f"the recipe has {len(text)} characters, and {LONGEST} at most fit; write the picture without one, with "
@@ -157,7 +158,7 @@ def recipe_texts(recipe: Recipe, folder: Path) -> Texts:
 
 
 def parameters(recipe: Mapping[str, Any]) -> str:
-    """Return the main part in the form that other programs show: both prompts, and a line of names and values.
+    """Return the main settings in the text format of other programs: both prompts, and a line of names and values.
 
     Values with a comma, colon, quote or line break in them are quoted as in JSON.
     """
@@ -180,9 +181,9 @@ def parameters(recipe: Mapping[str, Any]) -> str:
 
 
 def read_recipe(path: str | os.PathLike) -> dict[str, Any]:
-    """Return the recipe in a picture file, every type in it checked and every setting filled in.
+    """Return the recipe in a picture file, with types checked and defaults filled in.
 
-    Settings of a newer version may be among those that are known; `edit_arguments` refuses them.
+    It may have unknown settings of a newer version; `edit_arguments` refuses them.
 
     Raises:
         PictureError: if the file is missing or broken.
@@ -218,12 +219,12 @@ def read_recipe(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def edit_arguments(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keyword arguments of `joyjax.edit`, with its prompt, that make the picture again.
+    """Return the keyword arguments of `joyjax.edit`, with its prompt, that reproduce the picture.
 
-    Pictures are not among them: see `find_references` and `find_mask` in sources.py.
+    Pictures are not among them: see `find_references` and `find_mask` in media/references.py.
 
     Raises:
-        RequestError: for a setting that this version does not know, or noise that it cannot draw.
+        RequestError: for an unknown setting, or noise that cannot be generated.
     """
     settings = recipe["settings"]
     if unknown := sorted(settings.keys() - SETTINGS.keys()):
@@ -233,8 +234,8 @@ def edit_arguments(recipe: Mapping[str, Any]) -> dict[str, Any]:
         )
     if settings["noise"] == "given":
         raise RequestError(
-            "the picture was made from noise that was given to joyjax.edit, and no recipe holds that: give the noise "
-            "again, in Python, with the recipe's settings"
+            "the picture was made from noise that was given to joyjax.edit, which a recipe does not hold: give the "
+            "noise again, in Python, with the recipe's settings"
         )
     if settings["noise"] != f"rule {NOISE_RULE}":
         raise RequestError(
@@ -243,13 +244,13 @@ def edit_arguments(recipe: Mapping[str, Any]) -> dict[str, Any]:
         )
     scale = settings["guidance_scale"]
     guided = max(scale if isinstance(scale, list) else [scale], default=0) > 1
-    # `edit` refuses a negative prompt that would do nothing; so without guidance it was the model's own
+    # `edit` refuses a negative prompt without effect; so without guidance it was the default
     left_out = {"noise"} if guided else {"noise", "negative_prompt"}
     return {name: value for name, value in settings.items() if name not in left_out}
 
 
 def _check(found: Any, checks: Mapping[str, JSONCheck], where: str, others: Collection[str] | None = ()) -> None:
-    """Raise RequestError unless an object has these keys with values that pass, and `others`; None: any others."""
+    """Raise RequestError unless an object has these keys with valid values, and no keys but `others`; None: any."""
     if not isinstance(found, dict):
         raise RequestError(f"{where} is {quoted(found)}; expected an object")
     for name, (passes, expected) in checks.items():
@@ -262,7 +263,7 @@ def _check(found: Any, checks: Mapping[str, JSONCheck], where: str, others: Coll
 
 
 def _check_source(found: Any, where: str) -> None:
-    """Check a picture of a recipe. It may have a URL, which nothing is taken from unless the user gives it again."""
+    """Check a picture of a recipe. It may have a URL, which is never fetched unless the user gives it again."""
     _check(found, SOURCE, where, others=["url"])
     url = found.get("url")
     if url is not None and not (isinstance(url, str) and len(url) <= LONGEST_FILE):

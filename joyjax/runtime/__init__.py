@@ -1,1 +1,1 @@
-"""Loading a model and running requests on it: the engine and what it needs."""
+"""Loading a model and running requests on it."""

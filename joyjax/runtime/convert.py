@@ -1,4 +1,4 @@
-"""`joyjax convert` as a function: any source of a known family to a converted folder."""
+"""Conversion of any source of a known family to a converted folder, as `joyjax convert` does it."""
 
 import functools
 import os
@@ -32,19 +32,19 @@ def convert_model(
     """
     folder = model_folder(source)
     shared = None if share is None else model_folder(share)
-    number = None if dtype is None else dtypes.by_name(dtype)
+    target_dtype = None if dtype is None else dtypes.by_name(dtype)
     form = check_options(quantize)
     with tempfile.TemporaryDirectory() as skeleton:
-        place, tensors = folder, None
+        diffusers, tensors = folder, None
         if (layout := layout_of(folder)) is not None:
-            place, tensors = Path(skeleton), functools.partial(layout.open_tensors, folder)
-            layout.write_skeleton(folder, place)
-        components = family_in(place).components
+            diffusers, tensors = Path(skeleton), functools.partial(layout.open_tensors, folder)
+            layout.write_skeleton(folder, diffusers)
+        components = family_in(diffusers).components
         return convert_checkpoint(
-            place,
+            diffusers,
             Path(target),
             components,
-            dtype=number,
+            dtype=target_dtype,
             quantize=None if form == EXACT else form,
             component=component,
             overwrite=overwrite,

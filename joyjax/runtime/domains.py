@@ -1,4 +1,4 @@
-"""Domains: the small worlds that demo checkpoints know, named in their joyjax.json."""
+"""Domains of demo checkpoints: the inputs that they were trained on, named in joyjax.json."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from PIL import Image
 
 @dataclasses.dataclass(frozen=True)
 class Domain:
-    """`about` says in one line what the model can do; `advice` gives notes on a prompt and pictures that leave it."""
+    """`about`: one line on what the model can do. `advice`: notes on a prompt and pictures outside the domain."""
 
     about: str
     advice: Callable[[str, tuple[Image.Image, ...]], list[str]]

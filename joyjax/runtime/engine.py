@@ -38,8 +38,8 @@ from joyjax.sharding.place import replicate
 class Engine:
     """Runs requests on a pipeline.
 
-    `batch_size`: the most edits that are denoised together; None: as many as agree. `isolate`: an error ends its own
-    job alone and is kept there; otherwise it ends the run and is raised.
+    `batch_size`: the most edits that are denoised together; None: no limit. `isolate`: an error ends only its own job
+    and is stored there; otherwise it ends the run and is raised.
     """
 
     def __init__(self, pipeline: Pipeline, *, batch_size: int | None = None, isolate: bool = False):
@@ -61,7 +61,7 @@ class Engine:
         """Return a request as a job, without running it.
 
         Raises:
-            JoyJaxError: for every error of the request's that needs no pixels.
+            JoyJaxError: for every error of the request that shows without its pixels.
         """
         started = time.perf_counter()
         if (guard := self.pipeline.parts.guard) is not None:
@@ -73,7 +73,7 @@ class Engine:
         return Job(next(self._numbers), plan, time.perf_counter() - started, (*notes, *plan.notes), callback)
 
     def run(self, jobs: Sequence[Job] | None = None) -> Iterator[Job]:
-        """Run these jobs, or all that wait, and give each when it is done: those of one batch key together."""
+        """Run these jobs, or all waiting ones, and yield each when it is done. Jobs of one batch key run together."""
         if jobs is None:
             jobs, self.waiting = self.waiting, []
         for group in together(jobs, self.batch_size or max(1, len(jobs))):
@@ -110,7 +110,7 @@ class Engine:
                 job.finished(make_result(self.pipeline, job.plan, media[job.number], seconds, steps, job.notes))
 
     def _encode(self, arrays: Sequence[Arrays], clock: Clock) -> list[Any]:
-        """Return the condition of each request; of those with one encode key, the first alone is encoded."""
+        """Return the condition of each request; requests with equal encode keys are encoded once."""
         found: list[tuple[Any, Any]] = [] if self._encoded is None else [self._encoded]
         fresh: list[Arrays] = []
         for each in arrays:
@@ -142,7 +142,7 @@ class Engine:
                 np.concatenate([each.noise for each in arrays]),
                 conditions[0] if len(group) == 1 else stack_conditions(list(conditions)),
                 place=functools.partial(replicate, mesh=pipeline.mesh),
-                watch=functools.partial(self._tell, group) if watched else None,
+                watch=functools.partial(self._call_back, group) if watched else None,
             )
         for job, row in zip(group, latents, strict=True):
             with self._errors_of(job):
@@ -150,8 +150,8 @@ class Engine:
                     raise not_finite(pipeline, f"the latents after {steps} steps")
         return latents, [int(count) for count in predictor.computed()]
 
-    def _tell(self, group: Sequence[Job], step: Step) -> None:
-        """Call the callbacks of the jobs that go on; end the loop if none does."""
+    def _call_back(self, group: Sequence[Job], step: Step) -> None:
+        """Call the callbacks of the unfinished jobs; end the loop if there are none."""
         for row, job in enumerate(group):
             if job.callback is None or job.done:
                 continue
@@ -170,7 +170,7 @@ class Engine:
         after: Float[np.ndarray, "1 T P"],
         sigmas: tuple[float, float],
     ) -> Image.Image:
-        """Decode what a step points at."""
+        """Decode the estimate of the clean latents at a step."""
         clean = self.pipeline.parts.solver.clean(before, after, *sigmas)
         return from_pixels(self._finish(plan, clean, Clock()).pixels[0])
 
@@ -190,7 +190,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _errors_of(self, job: Job) -> Iterator[None]:
-        """Keep an error of one job where jobs are isolated."""
+        """Store an error in its job if jobs are isolated."""
         try:
             yield
         except Exception as error:
@@ -205,13 +205,13 @@ class _NoJobLeft(Exception):  # noqa: N818 - not an error: ends the loop over st
 
 @contextlib.contextmanager
 def on_devices(pipeline: Pipeline) -> Iterator[None]:
-    """Put the pipeline's mesh in force, and tell the user if another process of the run is gone."""
+    """Set the pipeline's mesh, and convert the loss of another process of the run to a JoyJaxError."""
     with peer_loss_as_error(), jax.set_mesh(pipeline.mesh) if pipeline.mesh is not None else contextlib.nullcontext():
         yield
 
 
 def together(jobs: Sequence[Job], batch_size: int) -> Iterator[list[Job]]:
-    """Give groups of jobs that have one batch key, no more than `batch_size`, in the order of their first jobs."""
+    """Yield groups of at most `batch_size` jobs with equal batch keys, in the order of their first jobs."""
     groups: dict[Hashable, list[Job]] = {}
     for job in jobs:
         groups.setdefault(job.plan.batch_key, []).append(job)
@@ -221,7 +221,7 @@ def together(jobs: Sequence[Job], batch_size: int) -> Iterator[list[Job]]:
 
 
 def check_return(plan: Plan) -> None:
-    """Raise an error now, not after the last step, if the result cannot be put back into the original."""
+    """Raise an error before the first step if the result cannot be pasted back into the original."""
     request = plan.request
     if not request.returned or plan.base is None:
         return
@@ -229,7 +229,7 @@ def check_return(plan: Plan) -> None:
     if crop.size != (height, width):
         name = "mask" if request.mask is not None else "paste_back"
         raise RequestError(
-            f"{name} needs a result of the last reference's own size, {crop.size[1]} × {crop.size[0]}, and it is to be "
+            f"{name} needs a result of the last reference's own size, {crop.size[1]} × {crop.size[0]}, not "
             f"{width} × {height}; leave out height and width"
         )
     pasted_region(crop, request.mask)

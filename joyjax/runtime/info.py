@@ -1,4 +1,4 @@
-"""What a checkpoint holds and what it needs to run, from headers, manifests and configurations alone."""
+"""Contents and memory requirements of a checkpoint, from headers, manifests and configurations alone."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ from joyjax.storage.forms import EXACT, FORMS
 
 @dataclasses.dataclass(frozen=True)
 class ComponentInfo:
-    """One network as it is stored. A Diffusers folder may hold tensors that joyjax has no use for; they count here."""
+    """One network as it is stored. Tensors of a Diffusers folder that joyjax does not use are counted, too."""
 
     folder: str
     class_name: str
@@ -40,9 +40,9 @@ class ComponentInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Requirement:
-    """Bytes of parameters on the device(s): all networks together, or one after the other, the largest alone.
+    """Bytes of parameters on the devices: `resident_bytes` of all networks, `staged_bytes` of the largest alone.
 
-    `linear` is the form of the kernels that may be quantized.
+    `linear` is the form of the kernels that can be quantized.
     """
 
     dtype: str
@@ -53,10 +53,9 @@ class Requirement:
 
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
-    """A checkpoint, as plain data: `dataclasses.asdict` of it can be written as json.
+    """A checkpoint, as plain data: `dataclasses.asdict` of it can be written as JSON.
 
-    `needs` is what it takes as it is loaded without an option, and `needs_quantized` with each form that its kernels
-    are not in yet.
+    `needs` is the memory when it is loaded without options, `needs_quantized` that in each further form of the kernels.
     """
 
     family: str
@@ -72,11 +71,10 @@ class ModelInfo:
 
 @dataclasses.dataclass(frozen=True)
 class MeshInfo:
-    """What one device of a mesh holds: bytes of parameters, heads, and image tokens of a usual request.
+    """The share of one device of a mesh: bytes of parameters, heads, and image tokens of a typical request.
 
-    `linear` is the form of the kernels that may be quantized.
-
-    `ring` groups of `ulysses` devices share a sequence (sharding/attention.py).
+    `linear` is the form of the kernels that can be quantized. `ring` groups of `ulysses` devices share a sequence
+    (sharding/attention.py).
     """
 
     devices: int
@@ -91,10 +89,10 @@ class MeshInfo:
 
 
 def describe(folder: Path) -> ModelInfo:
-    """Look into a Diffusers folder or a converted one; no array is read.
+    """Describe a Diffusers folder or a converted one; no array is read.
 
     Raises:
-        CheckpointError: if it is neither, is not whole, or is of no known family.
+        CheckpointError: if it is neither, incomplete, or of an unknown family.
     """
     family = family_in(folder)
     configs = {component.folder: component.read_config(folder) for component in family.components}
@@ -119,10 +117,10 @@ def describe(folder: Path) -> ModelInfo:
 
 
 def verify(folder: Path, progress: Progress | None = None) -> None:
-    """Read every weight of a checkpoint: those of a converted folder must have their SHA-256, all must be finite.
+    """Read every weight of a checkpoint, and check that it is finite and, in a converted folder, has its SHA-256.
 
     Raises:
-        CheckpointError: naming the first tensor or parameter that is otherwise.
+        CheckpointError: naming the first tensor or parameter that fails.
     """
     family = family_in(folder)
     configs = {component.folder: component.read_config(folder) for component in family.components}
@@ -151,7 +149,7 @@ def verify(folder: Path, progress: Progress | None = None) -> None:
 def parameter_requirement(
     components: Iterable[Component], configs: Mapping[str, Any], dtype: str, linear: str = EXACT
 ) -> Requirement:
-    """Return what the parameters take at run time if the networks compute in `dtype`; the arithmetic of all plans."""
+    """Return the memory of the parameters at run time if the networks compute in `dtype`."""
     each = [nbytes(_abstract(component, configs[component.folder], dtype, linear).state) for component in components]
     return Requirement(dtype, resident_bytes=sum(each), staged_bytes=max(each), linear=linear)
 
@@ -161,7 +159,7 @@ def _abstract(component: Component, config: Any, dtype: str, linear: str) -> Wei
 
 
 def on_mesh(folder: Path, sizes: Mapping[str, int], dtype: str, quantize: str | None = None) -> MeshInfo:
-    """Return what each device of a mesh would hold; the devices need not be here. `quantize` as in `joyjax.load`.
+    """Return the share of each device of a mesh, which need not exist here. `quantize` is as in `joyjax.load`.
 
     Raises:
         CheckpointError: as `describe` does.
@@ -173,11 +171,11 @@ def on_mesh(folder: Path, sizes: Mapping[str, int], dtype: str, quantize: str | 
     linear, held = loaded_form(folder, quantize), {}
     for component in family.components:
         state = _abstract(component, configs[component.folder], dtype, linear).state
-        places, held[component.folder] = shardings(state, mesh), 0
+        sharding_of, held[component.folder] = shardings(state, mesh), 0
         for path, array in array_leaves(state).items():
-            place = places[path]
-            assert place is not None
-            size = math.prod(place.shard_shape(tuple(array.value.shape)))
+            sharding = sharding_of[path]
+            assert sharding is not None
+            size = math.prod(sharding.shard_shape(tuple(array.value.shape)))
             held[component.folder] += size * array.value.dtype.itemsize
     base_size = GenerationDefaults.read(folder).base_size or family.defaults["base_size"]
     lengths = family.usual(configs, base_size)

@@ -1,4 +1,4 @@
-"""A request on its way through the engine, and what its callback is given."""
+"""A request in the engine, and the event that its callback receives."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ from joyjax.runtime.result import Result
 
 @dataclasses.dataclass(frozen=True)
 class StepEvent:
-    """What a callback is given after each step: `step` of `steps` is done and took `seconds`."""
+    """The argument of a callback after each step: `step` of `steps` is done and took `seconds`."""
 
     step: int
     steps: int
@@ -24,14 +24,14 @@ class StepEvent:
     latents: Float[np.ndarray, "1 T P"] = dataclasses.field(repr=False)
     """The target's latent tokens after the step."""
     preview: Callable[[], Image.Image] = dataclasses.field(repr=False)
-    """Decodes the picture that the latents point at now; costs a decoding only when it is called."""
+    """Decodes the current estimate of the final picture; each call takes one decoding."""
 
 
 Callback = Callable[[StepEvent], None]
 
 
 class Clock:
-    """The seconds of each stage."""
+    """Accumulates the seconds of each stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -46,10 +46,7 @@ class Clock:
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """A planned request, and what came of it: `result` or `error` once it has run.
-
-    `seconds` is what planning took.
-    """
+    """A planned request, with its `result` or `error` once it has run. `seconds` is the time of planning."""
 
     number: int
     plan: Plan

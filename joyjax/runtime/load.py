@@ -31,9 +31,9 @@ from joyjax.storage.forms import EXACT
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Pipeline:
-    """A loaded model. `weights` are its networks by folder name, `generation_defaults` the checkpoint's own.
+    """A loaded model. `weights` are its networks by folder name, `generation_defaults` those of the checkpoint.
 
-    `fingerprint` is that of the checkpoint when it was read; empty where there was none.
+    `fingerprint` is that of the checkpoint when it was read; empty if there was none.
     """
 
     family: Family
@@ -48,22 +48,22 @@ class Pipeline:
 
     @property
     def base_size(self) -> int:
-        """The default of the option `base_size`; 0 for a family that does not have it."""
+        """The default of the option `base_size`; 0 for a family without it."""
         return self.generation_defaults.base_size or self.family.defaults.get("base_size", 0)
 
     @property
     def domain(self) -> Domain | None:
-        """The small world that a demo model knows; None for others."""
+        """The domain of a demo model; None for others."""
         return domain_of(self.generation_defaults.domain)
 
     @property
     def device_kind(self) -> str:
-        """The kind of device that it runs on, as JAX calls it."""
+        """JAX's name of the kind of device that it runs on."""
         device = devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
         return device.device_kind
 
     def advice(self, request: Request) -> list[str]:
-        """Return notes where a request leaves the domain."""
+        """Return notes on a request outside the domain."""
         return [] if self.domain is None else self.domain.advice(request.prompt, request.pictures)
 
     def __repr__(self) -> str:
@@ -76,11 +76,11 @@ class Pipeline:
         )
 
     def __call__(self, *_: object, **__: object) -> NoReturn:
-        """Refuse to be called, as a pipeline of Diffusers is."""
+        """Raise an error: unlike a pipeline of Diffusers, this one is not callable."""
         raise RequestError("a pipeline is not called; write joyjax.edit(pipeline, image, prompt)")
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        """Refuse to be pickled or copied: weights are on devices, and may be all that fits."""
+        """Raise an error on pickling or deep copies: weights are on devices, and two copies may not fit."""
         raise JoyJaxError(
             f"a pipeline cannot be pickled or copied; load it in each process, with joyjax.load({self.source!r})"
         )
@@ -92,14 +92,14 @@ class Pipeline:
 
 @functools.cache
 def _first_process() -> int:
-    """Return the process that asked first, which is the one that JAX's threads run in."""
+    """Return the id of the process that called this first, in which JAX's threads run."""
     return os.getpid()
 
 
 def check_process() -> None:
-    """Raise JoyJaxError in a process that was forked after a model was loaded: JAX would wait for its threads forever.
+    """Raise JoyJaxError in a process that was forked after a model was loaded, where JAX would deadlock.
 
-    A fork copies the memory of a process and none of its threads.
+    A fork copies the memory of a process, but not the threads that JAX waits for.
     """
     if os.getpid() != _first_process():
         raise JoyJaxError(
@@ -122,20 +122,20 @@ def load(
     """Load a Diffusers folder, one that `joyjax convert` wrote, or a hub id; without `model`, the bundled demo.
 
     `dtype` is that of parameters and matrix products, "bfloat16" or "float32". `mesh` places the networks on several
-    devices; None takes one. `quantize` is "float8" to quantize the linear maps of the transformer's blocks while they
-    are read, an approximation that halves their memory (docs/speed.md has its price). None keeps what the folder holds,
-    which is float8 where `joyjax convert --quantize float8` wrote it; "exact" refuses such a folder. `linear` is an
-    older name of the same. `progress` is called with the bytes read so far and in all.
+    devices; None uses one. `quantize="float8"` quantizes the linear maps of the transformer's blocks while they are
+    read; this approximation halves their memory (docs/speed.md has the error). None keeps the form in the folder, which
+    may be one of `joyjax convert --quantize float8`; "exact" refuses such a folder. `linear` is the older name of
+    `quantize`. `progress` is called with the bytes read so far and the total.
 
     Raises:
-        CheckpointError: if the folder is not a whole checkpoint of a known family; ConfigError, a kind of it, for a
+        CheckpointError: if the folder is not a complete checkpoint of a known family; its subclass ConfigError for a
             configuration value that joyjax does not implement.
         RequestError: for an unknown dtype, a form that the family does not have, or "exact" for a quantized folder.
-        JoyJaxError: for a device that cannot run it, or in a process that was forked after another `load`.
+        JoyJaxError: for an unsupported device, or in a process that was forked after another `load`.
         MeshError: for a mesh that does not fit.
     """
     check_process()
-    number = dtypes.by_name(dtype)
+    param_dtype = dtypes.by_name(dtype)
     if mesh is not None:
         mesh = check_mesh(mesh)
     form = check_options(quantize, linear)
@@ -148,17 +148,17 @@ def load(
     if mesh is not None:
         share_out(dict(mesh.shape), configs[family.denoiser].num_attention_heads)
 
-    # Everything is planned, and so checked, before the first byte is read.
+    # All components are planned, and thereby checked, before the first weight is read.
     plans: dict[str, stream.ReadPlan | checkpoint.ReadPlan] = {}
     defaults = GenerationDefaults.read(folder)
     converted, storage = manifest.is_converted(folder), None if form == EXACT else form
     for component in family.components:
         config = configs[component.folder]
         if converted:
-            plans[component.folder] = checkpoint.plan(folder, component, config, number, storage)
+            plans[component.folder] = checkpoint.plan(folder, component, config, param_dtype, storage)
         else:
             tensors = Tensors.open(folder / component.folder)
-            plans[component.folder] = stream.plan(component, config, tensors, number, storage)
+            plans[component.folder] = stream.plan(component, config, tensors, param_dtype, storage)
     total, before = sum(plan.nbytes for plan in plans.values()), 0
     weights = {}
     for name, plan in plans.items():

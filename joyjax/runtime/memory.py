@@ -1,4 +1,4 @@
-"""What fits on the machine at hand: the parameters of a model and a stated working memory, against what there is."""
+"""Memory check: the parameters and working memory of a model, compared with the memory of a device."""
 
 import dataclasses
 import os
@@ -16,7 +16,7 @@ from joyjax.sharding.devices import devices
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """The memory that arrays may take: of one device, or of the host where JAX has a CPU alone; None: not told."""
+    """The memory for arrays, of one device, or of the host if JAX has a CPU only. `bytes` None: not reported."""
 
     device: str
     host: bool
@@ -25,7 +25,7 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryCheck:
-    """What a model needs to run with all its networks in memory, beside the room for it; `str` says it in words."""
+    """The memory that a model needs with all its networks resident, and the budget; `str` is a report."""
 
     model: str
     requirement: Requirement
@@ -39,7 +39,7 @@ class MemoryCheck:
 
     @property
     def fits(self) -> bool:
-        """Whether there is room; where that is not told, nothing is said against it."""
+        """Whether the model fits; True if the budget is not reported."""
         return self.budget.bytes is None or self.bytes <= self.budget.bytes
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class MemoryCheck:
         )
         where = "This machine's host memory" if self.budget.host else f"The {self.budget.device} of this machine"
         if self.budget.bytes is None:
-            return f"{needed} {where} does not say how much it has."
+            return f"{needed} {where} does not report its size."
         has = f"{where} has {_read(self.budget.bytes)}" + ("" if self.budget.host else " for JAX")
         if self.fits:
             return f"{needed} {has}: it fits."
@@ -58,9 +58,9 @@ class MemoryCheck:
 
 
 def budget() -> Budget:
-    """Return the room on JAX's first device, or on the host if that is a CPU.
+    """Return the memory of JAX's first device, or of the host if that is a CPU.
 
-    Of a GPU it is what JAX takes of it: three quarters, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+    Of a GPU, the share that JAX allocates: three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION sets another.
     """
     device = devices()[0]
     if device.platform != "cpu":
@@ -69,7 +69,7 @@ def budget() -> Budget:
 
 
 def host_bytes() -> int | None:
-    """Return the memory of the host; None where the system does not tell."""
+    """Return the memory of the host; None if the system does not report it."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -78,10 +78,10 @@ def host_bytes() -> int | None:
 def what_fits(
     model: str | os.PathLike | None = None, *, dtype: str = "bfloat16", budget_here: Budget | None = None
 ) -> MemoryCheck:
-    """Hold a model against the room on this machine, or another's; of a hub id its configurations alone are fetched.
+    """Compare a model with the memory of this machine, or another; for a hub id, only configurations are downloaded.
 
     Raises:
-        CheckpointError: as `joyjax.load` does for what is wrong with the configurations.
+        CheckpointError: as `joyjax.load` does for faulty configurations.
         RequestError: for an unknown dtype.
     """
     folder = model_folder(model, weights=False)
@@ -94,12 +94,12 @@ def what_fits(
 
 
 def working_bytes(family: Family, configs: Mapping[str, Any], base_size: int) -> int:
-    """Return the most that a stage of a usual request needs besides parameters."""
+    """Return the largest working memory of a stage, besides parameters, for a typical request."""
     return max(stage.working_bytes for stage in family.cost(configs, family.usual(configs, base_size)))
 
 
 def real_fit(budget_here: Budget | None = None) -> MemoryCheck:
-    """Compare the published model in bfloat16 with the memory here, or of another machine; nothing is fetched."""
+    """Compare the published model in bfloat16 with the memory of this machine, or another; nothing is downloaded."""
     real = DEFAULT.published
     requirement = Requirement("bfloat16", real.resident_bytes, real.staged_bytes)
     return MemoryCheck(real.name, requirement, real.working_bytes, budget_here or budget())

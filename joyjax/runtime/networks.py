@@ -1,4 +1,4 @@
-"""The one place through which stages use networks."""
+"""Access to the networks for all stages of an edit."""
 
 import contextlib
 import dataclasses
@@ -29,14 +29,14 @@ class Networks:
 
     @contextlib.contextmanager
     def use(self, part: str) -> Iterator[Weights]:
-        """Give a network's weights, on the devices for as long as the context lasts."""
+        """Yield a network's weights, which stay on the devices within the context."""
         yield self.weights[part]
 
     @contextlib.contextmanager
     def predictor(self, part: str, edits: int, rule: CacheRule | None) -> Iterator[Predictor]:
-        """Give what predicts velocities for a batch of so many edits, with a step cache if there is a rule."""
+        """Yield the velocity predictor for a batch of `edits`; with a `rule`, it has a step cache."""
         with self.use(part) as weights:
             if rule is None:
                 yield Whole(weights, edits)
-            else:  # without a mesh, a cache made of shapes alone is bound to no device yet, as a step's results are
+            else:  # without a mesh, a new cache is not committed to a device, as the results of a step are
                 yield Cached(weights, edits, rule, lambda cache: replicate(cache, None) if self.mesh is None else cache)

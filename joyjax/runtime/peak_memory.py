@@ -1,4 +1,4 @@
-"""How much memory a run has needed."""
+"""Peak memory of this process."""
 
 import sys
 
@@ -6,7 +6,7 @@ import jax
 
 
 def peak_bytes() -> int | None:
-    """Return the most memory that this process has held so far, on its fullest device, or on the host for a CPU."""
+    """Return the peak memory so far, of the fullest device or, for a CPU, of the host; None if it is not reported."""
     if jax.default_backend() == "cpu":
         if sys.platform == "win32":
             return None
@@ -14,5 +14,5 @@ def peak_bytes() -> int | None:
 
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    told = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
-    return max((size for size in told if size is not None), default=None)
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    return max((size for size in peaks if size is not None), default=None)

@@ -1,7 +1,7 @@
-"""Checking the arguments of an edit, all in one place and before anything is compiled.
+"""Checking the arguments of an edit, before anything is compiled.
 
-Types, bounds and choices are those of the table of options; here is what depends on the family, the model, or two
-options together.
+The table of options checks types, bounds and choices; this module checks what depends on the family, the model, or
+several options together.
 """
 
 import dataclasses
@@ -24,16 +24,16 @@ from joyjax.options import BASE_SIZES, EDIT, REQUIRED, Option
 from joyjax.runtime.load import Pipeline, check_process
 
 NOT_FIELDS = ("image", "mask", "callback")  # a request has pictures, a checked mask, and no callback
-# What a request has of an inherited option that its family does not have.
+# Values in a request of inherited options that its family does not have.
 ABSENT: Mapping[str, Any] = {"negative_prompt": "", "guidance_scale": 1.0, "base_size": 0}
 
 
 def check_request(
     pipeline: Pipeline, image: Picture | Sequence[Picture] | None, prompt: str, **options: Any
 ) -> Request:
-    """Fill in the defaults, the checkpoint's own or else the family's, and check every value.
+    """Fill in the defaults, the checkpoint's or else the family's, and check every value.
 
-    The arguments are those of `joyjax.edit`. What would be without effect is refused, too.
+    The arguments are those of `joyjax.edit`. An option that would have no effect is refused.
 
     Raises:
         RequestError: naming the argument, its value and what is accepted.
@@ -54,7 +54,7 @@ def check_request(
     _check_steps(values)
     _check_cache(given.get("cache"), pipeline)
     originals = _pictures(image, family)
-    sources = tuple(map(Source.of, originals))  # before pixels are read: see Source
+    sources = tuple(map(Source.of, originals))  # before pixels are read: see media/references.py
     values["noise"] = _noise(values["noise"])
     mask = None if values["mask"] is None else as_picture(values["mask"], "mask")
     fields = {option.name: values[option.name] for option in EDIT.values() if option.every_family}
@@ -72,7 +72,7 @@ def check_request(
 
 
 def _base_sizes(pipeline: Pipeline) -> Option:
-    """Return the option with the checkpoint's own size among its choices."""
+    """Return the option with the checkpoint's default added to its choices."""
     sizes = sorted({*BASE_SIZES, pipeline.base_size} - {0})
     return dataclasses.replace(EDIT["base_size"], type=choice(*sizes))
 
@@ -89,7 +89,7 @@ def _check_has(family: Family, option: Option, value: Any) -> None:
 
 
 def _fill_in(values: dict[str, Any], pipeline: Pipeline) -> None:
-    """Put defaults in the place of None: the checkpoint's own, or else the family's."""
+    """Replace None by defaults: the checkpoint's, or else the family's."""
     if values["steps"] is None and values["sigmas"] is not None:
         values["steps"] = len(values["sigmas"])
     for name, option in EDIT.items():
@@ -113,11 +113,11 @@ def _check_steps(values: Mapping[str, Any]) -> None:
     if sigmas is not None and len(sigmas) != steps:
         raise RequestError(f"steps is {steps}, but there are {len(sigmas)} sigmas; leave steps out")
     if isinstance(scale, tuple) and len(scale) != steps:
-        raise RequestError(f"guidance_scale has {len(scale)} numbers; expected one, or one for each of {steps} steps")
+        raise RequestError(f"guidance_scale has {len(scale)} values; expected one, or one for each of {steps} steps")
 
 
 def _check_guidance(request: Request, steered: bool) -> None:
-    """Refuse what has no effect without guidance; `steered`: the negative prompt is not the family's own."""
+    """Refuse options without effect if guidance is off; `steered`: the negative prompt is not the family's default."""
     unguided = f"but guidance_scale is {request.guidance_scale}: there is no guidance; give a scale above 1"
     if request.guidance_until < 1 and not request.guided:
         raise RequestError(f"guidance_until is {request.guidance_until}, {unguided}")
@@ -126,7 +126,7 @@ def _check_guidance(request: Request, steered: bool) -> None:
 
 
 def _check_pictures_are_there(request: Request) -> None:
-    """Refuse what has no effect without a picture."""
+    """Refuse options that have no effect without a picture."""
     if request.originals:
         return
     for name, given in (("mask", request.mask is not None), ("paste_back", request.paste_back)):
@@ -137,7 +137,7 @@ def _check_pictures_are_there(request: Request) -> None:
 
 
 def _check_cache(cache: object, pipeline: Pipeline) -> None:
-    """Refuse a step cache where the transformer cannot be run in the two parts that it needs."""
+    """Refuse a step cache if the transformer has no blocks to skip."""
     if cache is None:
         return
     layers = pipeline.parts.configs[pipeline.family.denoiser].num_layers
@@ -181,5 +181,5 @@ def _noise(noise: Any) -> np.ndarray | None:
         )
     array = array.astype(np.float32)
     if not np.isfinite(array).all():
-        raise RequestError("noise holds NaN or Inf; expected finite numbers, drawn from a standard normal distribution")
+        raise RequestError("noise holds NaN or Inf; expected finite values, drawn from a standard normal distribution")
     return array

@@ -1,4 +1,4 @@
-"""What an edit gives: the picture, and everything that it depends on."""
+"""The result of an edit: the picture, and everything that it depends on."""
 
 import dataclasses
 import itertools
@@ -31,11 +31,11 @@ from joyjax.sampling.noise import NOISE_RULE
 class Result:
     """A finished edit.
 
-    `crop` says what was kept of the picture that decided the size (the last reference; None without references) and
-    `crops` of each; `settings` is every value that the picture depends on, `timings` the seconds of each stage, and
-    `computed_steps` how many steps ran the whole transformer: all of them without a step cache. Edits that ran as one
-    batch share timings. `references` and `mask` tell the pictures that went in. `notes` are lines for the user: advice,
-    and what of the pictures was not used. `fingerprint` is that of the model.
+    `crop` is the fit of the last reference, which decides the size; None without references. `crops` has the fit of
+    each. `settings` has every value that the picture depends on. `timings` are the seconds of each stage; edits of one
+    batch share them. `computed_steps` is the number of steps that ran the whole transformer: all, unless there is a
+    step cache. `references` and `mask` describe the input pictures. `notes` are lines for the user: advice, and parts
+    of the pictures that were not used. `fingerprint` is that of the model.
     """
 
     image: Image.Image
@@ -52,18 +52,17 @@ class Result:
     fingerprint: str = ""
 
     def save(self, path: str | os.PathLike, *, metadata: bool = True, quality: Quality = None) -> None:
-        """Write the picture as a file of the format that the suffix names, with the recipe that makes it again.
+        """Write the picture in the format of the suffix, with the recipe that reproduces it.
 
-        The file appears under its name only when it is whole, and replaces one of that name.
+        The file appears under its name only when it is complete, and replaces one of that name.
 
         Args:
             path: ends in .png, .jpg, .jpeg, .webp, .avif, .tif or .tiff.
-            metadata: whether the file holds the recipe.
+            metadata: whether to store the recipe in the file.
             quality: from 1 to 100, or "lossless"; None: 95 for JPEG, 90 for AVIF, lossless for the others.
 
         Raises:
-            RequestError: for another suffix, a quality that the format does not have, or the path of a picture that
-                the edit was made from.
+            RequestError: for another suffix, a quality that the format does not have, or the path of an input picture.
             PictureError: if the picture cannot be written there.
         """
         form = format_of(path)
@@ -73,7 +72,7 @@ class Result:
             publish(data, Path(path))
 
     def save_free(self, candidates: Iterable[Path], *, metadata: bool = True, quality: Quality = None) -> Path:
-        """Write the picture like `save`, but under the first name that is free; return the name.
+        """Write the picture like `save`, but under the first free name; return the name.
 
         All candidates are in one folder and have one suffix. Nothing is replaced.
         """
@@ -88,7 +87,7 @@ class Result:
         return encode(self.image, form, texts=self._texts(folder) if metadata else None, quality=quality)
 
     def _check_target(self, path: str | os.PathLike) -> None:
-        """Raise RequestError if a file is one of the pictures that the edit was made from."""
+        """Raise RequestError if a file is one of the input pictures."""
         for source in (*self.references, *([] if self.mask is None else [self.mask])):
             if source.file is not None and same_file(path, source.file):
                 raise RequestError(
@@ -118,7 +117,7 @@ def settings(pipeline: Pipeline, plan: Plan) -> dict[str, Any]:
         if option.in_recipe and (option.every_family or family.has(option)):
             value = getattr(request, name) if option.every_family else request.own[name]
             kept[name] = option.type.plain(value if family.has(option) else option.default)
-    kept |= {"height": plan.size[1], "width": plan.size[2]}  # as they became
+    kept |= {"height": plan.size[1], "width": plan.size[2]}  # after rounding
     kept["noise"] = f"rule {NOISE_RULE}" if request.noise is None else "given"
     return {
         "model": pipeline.source,
@@ -132,7 +131,7 @@ def settings(pipeline: Pipeline, plan: Plan) -> dict[str, Any]:
 def make_result(
     pipeline: Pipeline, plan: Plan, media: Media, seconds: Mapping[str, float], steps: int, notes: tuple[str, ...]
 ) -> Result:
-    """Put the result of a finished edit together; `steps` is how many ran the whole transformer."""
+    """Build the result of a finished edit; `steps` is the number of steps that ran the whole transformer."""
     return Result(
         image=picture(media.pixels[0], plan),
         crop=None if plan.base is None else plan.crops[plan.base],
@@ -150,7 +149,7 @@ def make_result(
 
 
 def picture(pixels: UInt8[np.ndarray, "h w c"], plan: Plan) -> Image.Image:
-    """Return the result as the user wants it: without padding, or put back into the original."""
+    """Return the final picture: without padding, or pasted back into the original."""
     drawn, request = from_pixels(pixels), plan.request
     if plan.base is None:
         return drawn

@@ -1,4 +1,4 @@
-"""The form that a model's kernels get: what is asked for, what the folder holds, and whether that can be had."""
+"""The storage form of a model's kernels: as requested, as stored, and whether the device supports it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ AS_STORED = "as stored"  # `linear` where it is not given
 
 
 def check_options(quantize: object, linear: object = AS_STORED) -> str | None:
-    """Return the form that the two options of `joyjax.load` name, of which `linear` is the older; None: neither does.
+    """Return the form given by `quantize`, or by its older name `linear`; None if neither is given.
 
     Raises:
         RequestError: for a form that does not exist, or two that differ.
@@ -31,10 +31,10 @@ def check_options(quantize: object, linear: object = AS_STORED) -> str | None:
 
 
 def stored_form(folder: Path) -> str:
-    """Return the form of the kernels in a checkpoint's folder, which is "exact" in every Diffusers folder.
+    """Return the form of the kernels in a checkpoint's folder; "exact" for every Diffusers folder.
 
     Raises:
-        CheckpointError: if the manifest of a converted folder is damaged, or has a form that is unknown.
+        CheckpointError: if the manifest of a converted folder is damaged, or has an unknown form.
     """
     if not manifest.is_converted(folder):
         return EXACT
@@ -44,34 +44,31 @@ def stored_form(folder: Path) -> str:
             if form not in FORMS:
                 known = ", ".join(FORMS)
                 raise CheckpointError(
-                    f"{folder / name}: parameter {path} has the form {form!r:.100}; this joyjax knows {known}"
+                    f"{folder / name}: parameter {path} has the form {form!r:.100}; this joyjax supports {known}"
                 )
             found.add(form)
     return ", ".join(sorted(found)) or EXACT
 
 
 def loaded_form(folder: Path, form: str | None) -> str:
-    """Return the form that the kernels have once the folder is loaded with this option."""
+    """Return the form of the kernels after loading the folder with this option."""
     return form or stored_form(folder)
 
 
 def check_form(
     form: str | None, folder: Path, family: Family, configs: Mapping[str, Any], device: Any, option: str = "quantize"
 ) -> None:
-    """Raise an error if the networks of a folder cannot be loaded in a form, or not run on a device.
-
-    `option` is what named the form.
+    """Check that the networks of a folder can be loaded in a form and run on a device; `option` is named in messages.
 
     Raises:
-        RequestError: if the family has no such form, or the folder's kernels are quantized already and "exact" was
-            asked for.
-        JoyJaxError: for a device that cannot multiply it.
+        RequestError: if the family has no such form, or "exact" is requested of quantized kernels.
+        JoyJaxError: for a device that does not support the form.
     """
     held = stored_form(folder)
     if form == EXACT != held:
         raise RequestError(
-            f"{option} is {form!r}, but {folder} holds its kernels as {held}, from which the exact ones cannot be had "
-            "again; leave the option out, or name the checkpoint that the folder was converted from"
+            f"{option} is {form!r}, but {folder} holds its kernels as {held}, from which the exact ones cannot be "
+            "recovered; leave the option out, or name the checkpoint that the folder was converted from"
         )
     used = form or held
     if used in FORMS:
@@ -81,7 +78,7 @@ def check_form(
 
 
 def has_storable(family: Family, configs: Mapping[str, Any]) -> bool:
-    """Say whether any network of a family has kernels that may be stored in another form."""
+    """Return whether any network of a family has kernels that can be quantized."""
     return any(
         storable(component.abstract(configs[component.folder], "float32").state) for component in family.components
     )

@@ -69,7 +69,7 @@ BAD = {
     "long": (b'{"prompt": "' + b"x" * 2**21 + b'"}', "it has 2097166 bytes; 1048576 at most"),
     "deep": (b'{"prompt": ' + b"[" * 5000 + b"]" * 5000 + b"}", "nested too deeply"),
     "no prompt": (b'{"image": "shapes.png"}', "prompt is missing"),
-    "unknown": (b'{"prompt": "x", "cfg": 4}', "'cfg' is no argument of edit: use guidance_scale"),
+    "unknown": (b'{"prompt": "x", "cfg": 4}', "'cfg' is not an argument of edit: use guidance_scale"),
     "their dtype": (b'{"prompt": "x", "torch_dtype": "x"}', "use dtype of joyjax.load (--dtype on the command line)"),
     "output": (b'{"prompt": "x", "output": "x.png"}', "a row of `joyjax batch` names its result by id"),
     "steps": (b'{"prompt": "x", "steps": 0}', "steps is 0; expected a number from 1"),
@@ -160,12 +160,12 @@ def test_resuming_and_refusing(folder):
     refused(says="b.png was made by another model")
     (output / "b.json").write_text(json.dumps(held))
     write(requests, {"id": "a", **ROW, "seed": 5}, {"id": "b", **ROW, "image": "later.png"})
-    refused(says="a.png is of a row that was another then; name another folder")
+    refused(says="a.png is of a row that has changed since; name another folder")
     (output / "c.png").write_bytes(b"mine")
     write(requests, {"id": "a", **ROW}, {"id": "c", **ROW})
-    refused(says="c.png is there and not from these requests")
+    refused(says="c.png exists and is not from these requests")
     (output / "c.json").write_text("mine")
-    refused(says="c.json is there and not from `joyjax batch`")
+    refused(says="c.json exists and is not from `joyjax batch`")
 
     write(requests, {"id": "a", **ROW, "seed": 5}, {"id": "c", **ROW, "steps": 0})
     assert invoke(*batch, "--overwrite").exit_code == 1
@@ -287,7 +287,7 @@ def test_rows_with_pictures_by_url(folder):
     assert [Path(line).stem for line in done.stdout.split()] == ["url", "file"]
     np.testing.assert_array_equal(pixels(folder / "all" / "url.png"), pixels(folder / "all" / "file.png"))
     assert "answered with 404" in told(folder / "all", "none")["error"]
-    assert "'allow_private_urls' is no argument of edit" in told(folder / "all", "asks")["error"]
+    assert "'allow_private_urls' is not an argument of edit" in told(folder / "all", "asks")["error"]
     assert "standard input, which a row cannot read" in told(folder / "all", "stdin")["error"]
 
 

@@ -136,7 +136,7 @@ def test_a_recipe_with_another_model(here):
     config = Path("model/processor/preprocessor_config.json")
     config.write_text(config.read_text() + "\n")
     done = succeed("edit", "--from", "edit.png", "--model", "model", "-o", "other.png")
-    assert "the model is another one than the recipe's: the result will not be the same" in done.stderr
+    assert "the model is not the one in the recipe: the result will not be the same" in done.stderr
     made, other = (read_recipe(path)["model"] for path in ("edit.png", "other.png"))
     assert other["source"] == "model"
     assert other["fingerprint"] != made["fingerprint"]
@@ -262,7 +262,7 @@ def test_previews_and_timings(here):
     assert [row[0] for row in rows] == stages
     assert all(float(row[1]) >= 0 and row[2].startswith("s") for row in rows)
     assert any("s a step" in " ".join(row) for row in rows)
-    assert done.stderr.splitlines()[-1].startswith("peak of memory: ")
+    assert done.stderr.splitlines()[-1].startswith("peak memory: ")
     fails(PROMPT, "--preview-dir", "shapes.png", says="which is a file")
     fails(PROMPT, "--preview-dir", "shapes.png/in", says="cannot be made: Not a directory")
     fails(PROMPT, "-i", "shapes.png", "--sigmas", "0.2,0.7", *FAST, says="falling levels")
@@ -353,7 +353,7 @@ def test_the_suffix_decides_the_format(here):
         ("edit.jpg", ("--quality", "best"), "quality is 'best'; expected"),
         ("edit.jpg", ("--quality", "lossless"), "but .jpg files lose detail"),
         ("new", (), "new has no suffix"),
-        ("shapes.png/in/edit.png", (), "but shapes.png is a file; name another place"),
+        ("shapes.png/in/edit.png", (), "but shapes.png is a file; name another folder"),
     ):
         fails(*edit, "-o", output, *more, "--model", "not-there", says=says, error=RequestError)
 

@@ -168,7 +168,7 @@ def test_files_without_a_recipe(tmp_path):
     with pytest.raises(PictureError, match="none.jpg does not exist"):
         read_recipe_text(tmp_path / "none.jpg")
     noise().save(tmp_path / "a.bmp")
-    with pytest.raises(RequestError, match="a.bmp is no picture in a format that joyjax writes"):
+    with pytest.raises(RequestError, match="a.bmp is not a picture in a format that joyjax writes"):
         read_recipe_text(tmp_path / "a.bmp")
 
 

@@ -48,7 +48,7 @@ def test_the_real_model_fits_where_it_does():
     assert not memory.real_fit(Budget("a device", host=True, bytes=large.bytes - 1)).fits
     untold = memory.real_fit(Budget("a device", host=False, bytes=None))
     assert untold.fits
-    assert str(untold).endswith("does not say how much it has.")
+    assert str(untold).endswith("does not report its size.")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

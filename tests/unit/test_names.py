@@ -79,7 +79,7 @@ def test_every_argument_of_diffusers_pipelines_is_known():
         (
             "generator",
             "edit",
-            "'generator' is no argument of edit: use seed, a whole number; joyjax draws its own noise",
+            "'generator' is not an argument of edit: use seed, a whole number; joyjax draws its own noise",
         ),
         ("strength", "edit", "every edit starts from noise, so there is no strength; leave it out"),
         ("size", "edit", "use height and width"),
@@ -87,13 +87,13 @@ def test_every_argument_of_diffusers_pipelines_is_known():
         ("n", "edit", "call edit once for each seed, or edit_batch with one request for each seed"),
         ("num_outputs", "edit", "call edit once for each seed"),
         ("image_path", "edit", "use image"),
-        ("Guidance-Scale", "edit", "'Guidance-Scale' is no argument of edit: use guidance_scale"),
+        ("Guidance-Scale", "edit", "'Guidance-Scale' is not an argument of edit: use guidance_scale"),
         ("dtype", "edit", "use dtype of joyjax.load (--dtype on the command line)"),
         ("batch_size", "edit", "use batch_size of joyjax.edit_batch"),
-        ("stepz", "edit", "'stepz' is no argument of edit: did you mean steps?; choose from: image, prompt, "),
-        ("frobnicate", "edit", "'frobnicate' is no argument of edit; choose from: image, prompt, "),
-        ("x" * 5000, "edit", "'" + "x" * 100 + "' is no argument of edit; choose from: "),
-        (7, "edit", "'7' is no argument of edit; choose from: "),
+        ("stepz", "edit", "'stepz' is not an argument of edit: did you mean steps?; choose from: image, prompt, "),
+        ("frobnicate", "edit", "'frobnicate' is not an argument of edit; choose from: image, prompt, "),
+        ("x" * 5000, "edit", "'" + "x" * 100 + "' is not an argument of edit; choose from: "),
+        (7, "edit", "'7' is not an argument of edit; choose from: "),
         ("revision", "load", 'write it into the hub id of the model, as in "owner/name@main"'),
         ("device", "load", "JAX_PLATFORMS"),
         ("pretrained_model_name_or_path", "load", "use model"),
@@ -117,7 +117,7 @@ def test_a_function_that_checks_names_keeps_its_signature():
     assert (checked.__doc__, checked.__name__) == (plain.__doc__, "plain")
     assert checked("p", steps=3) == 3
     for arguments, options, says in (
-        (("p",), {"num_steps": 3}, "'num_steps' is no argument of plain: use steps"),
+        (("p",), {"num_steps": 3}, "'num_steps' is not an argument of plain: use steps"),
         ((), {}, "joyjax.plain: missing a required argument: 'pipeline'; call it as joyjax.plain"),
         (("p", 3), {}, "joyjax.plain: too many positional arguments"),
     ):

@@ -305,7 +305,7 @@ def test_settings_keep_the_neutral_value_of_an_option_that_the_family_lacks(demo
 
 @pytest.mark.usefixtures("as_users_run_it")
 def test_an_unknown_argument_of_a_request(demo):
-    with pytest.raises(RequestError, match="'sharpness' is no argument of edit"):
+    with pytest.raises(RequestError, match="'sharpness' is not an argument of edit"):
         check(demo, sharpness=3)
 
 

@@ -168,7 +168,11 @@ def test_a_negative_prompt_goes_with_guidance(tmp_path, scale, steered):
 
 @pytest.mark.parametrize(
     ("noise", "says"),
-    [("given", "no recipe holds that"), ("rule 2", "'rule 2'; joyjax .* draws it by rule 1"), ("", "has the noise ''")],
+    [
+        ("given", "a recipe does not hold"),
+        ("rule 2", "'rule 2'; joyjax .* draws it by rule 1"),
+        ("", "has the noise ''"),
+    ],
 )
 def test_noise_that_cannot_be_drawn(tmp_path, noise, says):
     save(picture(), tmp_path / "edit.png", recipe_of(noise=noise))
@@ -562,7 +566,7 @@ def test_files_that_are_no_png(saved, tmp_path):
     (tmp_path / "half.png").write_bytes(saved.read_bytes()[:100])
     (tmp_path / "empty.png").touch()
     for name in ("half.png", "empty.png"):
-        with pytest.raises(JoyJaxError, match=f"{name} (is no picture|holds no recipe|cannot be read as a)"):
+        with pytest.raises(JoyJaxError, match=f"{name} (is not a picture|holds no recipe|cannot be read as a)"):
             read_recipe(tmp_path / name)
     pixels = saved.read_bytes()
     for place in range(0, len(pixels), 7):  # a flipped bit anywhere: refused, or as it was

@@ -82,11 +82,11 @@ def prepare(pipeline, image=PICTURE, prompt=PROMPT, **options):
         ("image", PIXELS[None], r"\[1, 40, 50, 3\]; .* this is a batch; .* array\[0\]"),
         ("image", PIXELS.transpose(2, 0, 1), r"\[3, 40, 50\]; .* give array.transpose\(1, 2, 0\)$"),
         ("image", PIXELS[..., :1], r"\[40, 50, 1\]; .* give array\[..., 0\]"),
-        ("image", PIXELS[..., :2], r"\[40, 50, 2\]; .* make RGB of it"),
+        ("image", PIXELS[..., :2], r"\[40, 50, 2\]; .* convert it to RGB"),
         ("image", PIXELS[0, :, 0], r"\[50\]; .* it has 1 axes"),
         ("image", PIXELS[:0], r"\[0, 50, 3\]; .* it is empty"),
         ("image", [PIXELS, PIXELS.astype(object)], r"image\[1\] is an array object"),
-        ("image", jnp.asarray(PIXELS), "make one with numpy.asarray"),
+        ("image", jnp.asarray(PIXELS), "convert it with numpy.asarray"),
         ("mask", "mask.png", r"mask is a str; .* PIL.Image.open"),
         ("mask", PIXELS[..., 0] > 9, r"mask is an array bool \[40, 50\]; .* \* 255"),
         ("image", {"image": PICTURE}, "image is a dict; expected a PIL.Image or a NumPy array"),
@@ -100,7 +100,7 @@ def prepare(pipeline, image=PICTURE, prompt=PROMPT, **options):
         ("steps", "2", "steps is '2'; expected a whole number"),
         ("steps", True, "steps is True; expected a whole number"),
         ("guidance_scale", "4", "guidance_scale is '4'; expected a number"),
-        ("guidance_scale", [4.0], r"guidance_scale has 1 numbers; expected one, or one for each of 2 steps"),
+        ("guidance_scale", [4.0], r"guidance_scale has 1 values; expected one, or one for each of 2 steps"),
         ("guidance_scale", [4.0, "x"], r"guidance_scale is 'x'; expected a number"),
         ("guidance_scale", [4.0, float("nan")], r"guidance_scale is nan; expected a number up to 1000"),
         ("sigmas", 0.5, "sigmas is 0.5; expected a list of numbers"),
@@ -299,9 +299,9 @@ def test_names_of_other_programs(loaded, checkpoint):
     """In Python and in requests, with what to use; all of them at once."""
     theirs = {"num_inference_steps": 4, "true_cfg_scale": 4.0, "torch_dtype": "bfloat16"}
     says = (
-        "'num_inference_steps' is no argument of edit: use steps; 'true_cfg_scale' is no argument of edit: use "
-        "guidance_scale; 'torch_dtype' is no argument of edit: use dtype of joyjax.load (--dtype on the command line), "
-        '"bfloat16" or "float32"'
+        "'num_inference_steps' is not an argument of edit: use steps; 'true_cfg_scale' is not an argument of edit: use "
+        "guidance_scale; 'torch_dtype' is not an argument of edit: use dtype of joyjax.load (--dtype on the command "
+        'line), "bfloat16" or "float32"'
     )
     for call in (
         lambda: joyjax.edit(loaded, PICTURE, PROMPT, **theirs),
@@ -310,9 +310,9 @@ def test_names_of_other_programs(loaded, checkpoint):
         with pytest.raises(RequestError) as error:
             call()
         assert str(error.value) == says
-    with pytest.raises(RequestError, match="^'torch_dtype' is no argument of load: use dtype, \"bfloat16\""):
+    with pytest.raises(RequestError, match="^'torch_dtype' is not an argument of load: use dtype, \"bfloat16\""):
         joyjax.load(checkpoint, torch_dtype="float16")
-    with pytest.raises(RequestError, match="^'steps' is no argument of edit_batch: use steps of joyjax.edit$"):
+    with pytest.raises(RequestError, match="^'steps' is not an argument of edit_batch: use steps of joyjax.edit$"):
         joyjax.edit_batch(loaded, [], steps=4)
     with pytest.raises(
         RequestError, match="^joyjax.edit: missing a required argument: 'prompt'; call it as joyjax.edit"

@@ -48,7 +48,7 @@ def test_a_bad_element_has_its_error_and_the_others_stay(tmp_path):
     assert rows[2].error.startswith("element 3 (line 5) is not valid JSON: Out of range")
     assert rows[3].error == "element 4 (line 6) is not valid JSON: 'prompt' is there twice"
     assert rows[4].error == "noise cannot be given in a file of requests"
-    assert rows[5].error == "'cfg' is no argument of edit: use guidance_scale"
+    assert rows[5].error == "'cfg' is not an argument of edit: use guidance_scale"
 
 
 def test_an_array_that_is_not_json_is_refused_whole(tmp_path):
