@@ -17,8 +17,8 @@ from joyjax.layers.patch import patchify, unpatchify
 from joyjax.layers.weights import Weights
 from joyjax.models.qwen_image import image_positions, text_start
 from joyjax.reading import read_json
-from joyjax.sampling.euler import ScheduleConfig, even_levels, sigmas
 from joyjax.sampling.guided_step import decode_latents, denoise_step, encode_prompt
+from joyjax.sampling.schedule import ScheduleConfig, even_levels, sigmas
 
 pytestmark = [pytest.mark.jax, pytest.mark.parity]
 torch = pytest.importorskip("torch")
