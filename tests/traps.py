@@ -467,7 +467,7 @@ def corners_not_aligned(patch):
         weights = shares[:, None, :, 0] * shares[None, :, :, 1]
         return positions, taps.reshape(4, -1).T, weights.reshape(4, -1).T
 
-    patch.around(qwen_vl, "place_patches", wrong)
+    patch.around(qwen_vl, "patch_positions", wrong)
 
 
 @trap("vision tower", "RoPE's axes are column, row, for row, column", "vision tokens")

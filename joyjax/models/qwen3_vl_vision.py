@@ -89,7 +89,7 @@ class VisionConfig:
         return self.spatial_merge_size**2
 
     @property
-    def patch_numbers(self) -> int:
+    def patch_values(self) -> int:
         """Numbers in one patch: channels, frames, rows, columns."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
@@ -125,7 +125,7 @@ class VisionInputs:
     """Pictures as patches, padded at the end to one number of patches, a multiple of the block.
 
     `patches` hold 1536 numbers each: (channel, frame, row, column), in [-1, 1]. `positions`, `taps` and `weights` are
-    those of `place_patches`, any valid numbers where padded. `lengths`: patches of each picture, at least one block.
+    those of `patch_positions`, any valid numbers where padded. `lengths`: patches of each picture, at least one block.
     """
 
     patches: Float[Any, "I L P"]
@@ -135,7 +135,7 @@ class VisionInputs:
     lengths: Int[Any, " I"]
 
 
-def place_patches(
+def patch_positions(
     grid_height: int, grid_width: int, config: VisionConfig
 ) -> tuple[Int[np.ndarray, "L 2"], Int[np.ndarray, "L 4"], Float[np.ndarray, "L 4"]]:
     """Return where the patches of a picture lie, in the order of blocks, and how to interpolate their embeddings.
@@ -224,7 +224,7 @@ class VisionTower(nnx.Module):
     def __init__(self, config: VisionConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
         self.config = config
         self.patch = Linear(
-            (config.patch_numbers,),
+            (config.patch_values,),
             (config.hidden_size,),
             axes_in=("patch",),
             axes_out=("embed",),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from joyjax.layers.decoder import TextInputs
 from joyjax.media.image import Size
-from joyjax.models.qwen3_vl_vision import VisionConfig, VisionInputs, place_patches
+from joyjax.models.qwen3_vl_vision import VisionConfig, VisionInputs, patch_positions
 from joyjax.processors.text import image_token_indices, length_bucket, multimodal_positions, pad_rows
 from joyjax.processors.vision import VisionProcessorConfig, smart_resize, vision_patches
 
@@ -40,7 +40,7 @@ def vision_inputs(
         return None
     size = tokens * config.spatial_merge_size**2
     patched = [vision_patches(picture, processor) for picture in pictures]
-    placed = [place_patches(*grid, config) for _, grid in patched]
+    placed = [patch_positions(*grid, config) for _, grid in patched]
 
     def stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
         return np.stack([np.pad(array, ((0, size - len(array)), (0, 0))) for array in arrays])
