@@ -15,8 +15,8 @@ from joyjax.sampling.solver import Levels
 class Euler:
     """The solver of FlowMatchEulerDiscreteScheduler in Diffusers. Its state is the latents.
 
-    `time` says what the network is given: the level times 1000, or the level. `even`: the levels before the shift are
-    1, …, 1/steps, as pipelines give them; otherwise they are the scheduler's own.
+    `time` is the network's input: "timestep", the level times 1000, or "sigma", the level. `even`: the levels before
+    the shift are 1, …, 1/steps, as some pipelines pass them; otherwise they are the scheduler's own.
     """
 
     schedule: ScheduleConfig
@@ -51,5 +51,5 @@ class Euler:
     def clean(
         self, before: Float[np.ndarray, "1 T P"], after: Float[np.ndarray, "1 T P"], sigma: float, sigma_next: float
     ) -> Float[np.ndarray, "1 T P"]:
-        """Return what lies at level 0 on the straight line through the latents of two levels."""
+        """Extrapolate the line through the latents of two levels to level 0."""
         return before + (after - before) * (sigma / (sigma - sigma_next))

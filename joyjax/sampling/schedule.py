@@ -1,7 +1,7 @@
 """The noise levels of flow matching and the Euler step between them.
 
 A latent at level sigma is `(1 - sigma)·data + sigma·noise`; the network predicts `noise - data` (Lipman et al., 2023).
-Levels are worked out on the host, in the reference's precision, so that they agree to the last bit.
+Levels are computed on the host, in the reference's precision, so that they agree bit by bit.
 Source: FlowMatchEulerDiscreteScheduler in Diffusers.
 """
 
@@ -16,18 +16,18 @@ from jaxtyping import Array, Float
 from joyjax.config import read_config
 from joyjax.errors import ConfigError
 
-# The keys that count where `use_dynamic_shifting` is true.
+# The keys that apply only where `use_dynamic_shifting` is true.
 DYNAMIC = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type")
 LARGEST_SHIFT = 20.0
-LARGEST_MU = 80.0  # e^80 is near the largest float32, and levels have been 1 alone, or 1 and 0, since long before
+LARGEST_MU = 80.0  # e^80 is near the largest float32; levels saturate at 0 and 1 far below it
 
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """What joyjax reads of scheduler_config.json.
+    """The keys of scheduler_config.json that joyjax reads.
 
-    `shift` is that of every picture, unless shifting is dynamic: then the number of the target's tokens decides (`mu`).
-    `shift_terminal` is the lowest level before 0, to which the others are stretched; 0: they are not.
+    `shift` is used for every picture, unless shifting is dynamic: then it depends on the number of target tokens
+    (`mu`). `shift_terminal` is the lowest level before 0, to which the others are stretched; 0: no stretch.
     """
 
     shift: float
@@ -46,7 +46,7 @@ class ScheduleConfig:
     ) -> "ScheduleConfig":
         """Read the json object; raises ConfigError for another kind of schedule.
 
-        `dynamic`: the family has a `mu` for every picture; for the others `use_dynamic_shifting` must be off.
+        `dynamic`: the family supports dynamic shifting; otherwise `use_dynamic_shifting` must be off.
         """
         off = (False, None)
         switches = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas")
@@ -90,7 +90,7 @@ class ScheduleConfig:
             )
 
     def mu(self, tokens: int) -> float | None:
-        """Return the shift for so many target tokens, on the line through the two of the config and beyond them.
+        """Return the shift for a number of target tokens, linear in it through the two points of the config.
 
         None where shifting is not dynamic. Source: calculate_shift in Diffusers' pipeline_qwenimage.py.
         """
@@ -101,18 +101,17 @@ class ScheduleConfig:
 
 
 def even_levels(steps: int) -> np.ndarray:
-    """Return levels from 1 to 1/steps, not shifted: what Qwen-Image's pipelines start from."""
+    """Return even levels 1, …, 1/steps before the shift, as Qwen-Image's pipelines use."""
     return np.linspace(1.0, 1 / steps, steps)
 
 
 def sigmas(
     steps: int, config: ScheduleConfig, given: Sequence[float] | np.ndarray | None = None, *, mu: float | None = None
 ) -> np.ndarray:
-    """Return `steps` falling levels from 1 and a final 0, float32; or `given` ones, shifted, and a final 0.
+    """Return `steps` descending levels from 1 and a final 0, float32; or the `given` ones, shifted, and a final 0.
 
     Where none are given and shifting is not dynamic, the lowest level is shifted twice, once when the range is set and
-    once with all the others; the model was trained and is used that way. A dynamic schedule takes `mu`, the shift that
-    `ScheduleConfig.mu` gives for the number of tokens.
+    once with all the others, as in the reference. A dynamic schedule needs `mu`, the result of `ScheduleConfig.mu`.
     """
     lowest = np.float32(1) / np.float32(config.num_train_timesteps)
     if not config.use_dynamic_shifting:
@@ -141,7 +140,7 @@ def _shifted(levels: Any, shift: Any) -> Any:
 
 
 def timesteps(levels: np.ndarray, config: ScheduleConfig) -> np.ndarray:
-    """Return the time that the network is told at each level, float32: the level times 1000."""
+    """Return the network's timestep at each level, float32: the level times `num_train_timesteps`."""
     return levels * np.float32(config.num_train_timesteps)
 
 
@@ -151,5 +150,5 @@ def euler_step(
     sigma: Float[Array, "..."],
     sigma_next: Float[Array, "..."],
 ) -> Float[Array, "b T P"]:
-    """Move the latents from `sigma` to `sigma_next` along the predicted velocity; everything is float32."""
+    """Return x + (sigma_next - sigma)·v, in float32."""
     return latents + (sigma_next - sigma) * velocity
