@@ -1,8 +1,8 @@
 """Scaled dot-product attention over the first `lengths` keys of each row.
 
-`implementation`: "reference", in plain JAX; "cudnn", the fused kernel of NVIDIA's library, which keeps no scores in
-memory. None: cuDNN on GPUs from Ampere on, for the dtypes and head widths that it takes, else the reference. There is
-no kernel in Pallas: cuDNN's is what one would have to beat.
+`implementation`: "reference", in plain JAX; "cudnn", NVIDIA's fused kernel, which never materialises the scores. None:
+cuDNN on GPUs from Ampere on, for the dtypes and head widths that it supports, else the reference. There is no Pallas
+kernel; one would have to be faster than cuDNN's.
 """
 
 from typing import Literal
@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int
 from joyjax.dtypes import FLOAT32
 from joyjax.kernels.dispatch import AMPERE, HOPPER, check_name, target
 
-# Scores above this many numbers are computed a block of queries at a time, so that they never lie in memory as a whole.
-# Measured on CPU: blocks of 128 queries stay in cache and reach two to six times the speed of one large product.
+# Above this many scores, queries are processed in blocks, so the full score matrix is never in memory. Measured on CPU:
+# blocks of 128 queries stay in cache and reach two to six times the speed of one large product.
 QUERY_BLOCK = 128
 SCORES_AT_ONCE = 2**20
 
@@ -36,11 +36,11 @@ def attention(
     """Attend from every query to the first `lengths` keys of its row; scores and softmax in float32.
 
     Grouped queries: key head j serves the query heads j·N/K up to (j+1)·N/K. With `causal`, query t sees keys up to
-    S - T + t: the queries are those of the last keys. `scale` multiplies the scores, 1/√H unless given. Rows of `query`
-    beyond the length give numbers without meaning, and so does a row of length 0.
+    S - T + t: the queries belong to the last keys. `scale` multiplies the scores, 1/√H unless given. The output is
+    undefined for queries beyond the length, and in a row of length 0.
 
     Raises:
-        ValueError: for an implementation that there is not, or that does not take these arrays on this device.
+        ValueError: for an unknown implementation, or one that does not support these arrays on this device.
     """
     check_name("attention", implementation, ("reference", "cudnn"))
     refusal = None if implementation == "reference" else _refused_by_cudnn(query, key, value, causal)
@@ -60,11 +60,11 @@ def attention_and_sum(
     scale: float | None = None,
     implementation: Literal["reference"] | None = None,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-    """Return what `attention` does, in float32, and the logarithm of the sum of exponentials of every query's scores.
+    """Return the attention in float32, and the log-sum-exp of each query's scores.
 
-    With these, attention to one part of the keys is put together with that to another (`merge`). A row of length 0
-    gives zeros and -∞. cuDNN's sums are no use here: JAX rounds them to the dtype of the results, so that a bfloat16
-    one is wrong by up to 3 % of what it weighs, and drops their gradient.
+    `merge` combines the results of two parts of the keys. A row of length 0 gives zeros and -∞. cuDNN's log-sum-exp is
+    not used: JAX rounds it to the dtype of the results, which puts bfloat16 weights off by up to 3 %, and drops its
+    gradient.
     """
     check_name("attention_and_sum", implementation, ("reference",))
     return _attend(query, key, value, lengths, False, scale, FLOAT32)
@@ -95,9 +95,9 @@ def _attend(
         if lengths is not None:
             scores = jnp.where(position < limit[:, None, None, None, None], scores, -jnp.inf)
         if causal:
-            seen = position <= keys - queries + first + jnp.arange(block.shape[3])[:, None]
-            scores = jnp.where(seen, scores, -jnp.inf)
-        top = jnp.maximum(jnp.max(scores, axis=-1), jnp.finfo(FLOAT32).min)  # a number also where no key is seen
+            visible = position <= keys - queries + first + jnp.arange(block.shape[3])[:, None]
+            scores = jnp.where(visible, scores, -jnp.inf)
+        top = jnp.maximum(jnp.max(scores, axis=-1), jnp.finfo(FLOAT32).min)  # finite also where no key is visible
         weights = jnp.exp(scores - top[..., None])
         total = jnp.sum(weights, axis=-1)
         mixed = jnp.einsum("BKGQS,BKSH->BKGQH", weights.astype(value.dtype), value, preferred_element_type=FLOAT32)
@@ -123,15 +123,15 @@ def merge(
     one: tuple[Float[Array, "B T N H"], Float[Array, "B T N"]],
     other: tuple[Float[Array, "B T N H"], Float[Array, "B T N"]],
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-    """Return attention to two parts of the keys together, from that to each, as `attention_and_sum` gives it."""
+    """Combine the attention to two parts of the keys; the arguments are results of `attention_and_sum`."""
     sums = jnp.logaddexp(one[1], other[1])
-    known = jnp.maximum(sums, jnp.finfo(FLOAT32).min)  # no key in either part
-    first, second = (out * jnp.exp(part - known)[..., None] for out, part in (one, other))
+    finite = jnp.maximum(sums, jnp.finfo(FLOAT32).min)  # -∞ where neither part has a key
+    first, second = (out * jnp.exp(part - finite)[..., None] for out, part in (one, other))
     return first + second, sums
 
 
 def _refused_by_cudnn(query: Array, key: Array, value: Array, causal: bool) -> str | None:
-    """Return why cuDNN cannot do this; None: it can. Source: `check_is_flash_attention` in JAX."""
+    """Return why cuDNN does not support this call, None if it does. Source: `check_is_flash_attention` in JAX."""
     device, width = target(), query.shape[-1]
     if device.capability is None or device.capability < AMPERE:
         return f"needs an NVIDIA GPU of compute capability 8.0 or more; the device is {device.kind}"
@@ -139,7 +139,8 @@ def _refused_by_cudnn(query: Array, key: Array, value: Array, causal: bool) -> s
         return f"takes bfloat16 or float16, all alike; these are {query.dtype}, {key.dtype} and {value.dtype}"
     if causal and query.shape[1] != key.shape[1]:
         return (
-            f"lets the first query see the first key; here are {query.shape[1]} queries of the last of {key.shape[1]}"
+            f"masks causally from the first key; here the {query.shape[1]} queries belong to the last of "
+            f"{key.shape[1]} keys"
         )
     widest = 256 if device.capability >= HOPPER and device.here else 128
     if width % 8 or width > widest:
@@ -156,7 +157,7 @@ def _cudnn(
     scale: float | None,
 ) -> Float[Array, "B T N H"]:
     if lengths is not None:
-        lengths = jnp.maximum(lengths.astype(jnp.int32), 1)  # no key at all is not a case of cuDNN's
+        lengths = jnp.maximum(lengths.astype(jnp.int32), 1)  # cuDNN does not support a length of 0
     return jax.nn.dot_product_attention(
         query, key, value, is_causal=causal, scale=scale, key_value_seq_lengths=lengths, implementation="cudnn"
     )

@@ -15,7 +15,7 @@ from joyjax.kernels.qk_norm_rope import qk_norm_rope
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A block's tokens: `rows` passes of `images` and `texts` tokens, and a device's `heads` of `width` channels."""
+    """Sizes of a block: `rows` passes of `images` and `texts` tokens, and one device's `heads` of `width` channels."""
 
     rows: int
     images: int
@@ -79,15 +79,15 @@ def cases(shape: str, sizes: Shape | None = None, dtype: DTypeLike = jnp.bfloat1
         ),
         "qk_norm_rope": (joint, (*heads(3), scales, table, lengths)),
     }
-    # Where heads are split over devices and tokens are not, norms of tokens are those of another shape.
+    # With heads split over devices and tokens not, the token norms are those of another case.
     whole = s.heads * s.width == s.channels
     return [Case(name, shape, *named[name]) for name in named if whole or name == "qk_norm_rope"]
 
 
 def draw(arguments: Any, seed: int = 0, longest: int | None = None) -> Any:
-    """Return arrays of these shapes: numbers about 1, and whole numbers of 0 or 1; vectors of one axis up to `longest`.
+    """Return random arrays of these shapes: floats from N(1, 1), integers 0 or 1, lengths from 1 to `longest`.
 
-    The one axis of whole numbers is that of lengths.
+    Lengths are the integer arrays of one axis.
     """
     leaves, tree = jax.tree.flatten(arguments)
     keys = jax.random.split(jax.random.key(seed), len(leaves))

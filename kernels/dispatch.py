@@ -1,7 +1,7 @@
-"""Which implementation of an operation runs: the one that is named, or by a rule for the device that is traced for.
+"""Choice of an operation's implementation: the named one, else by a rule for the device that is traced for.
 
-The device is that of the mesh in force, else JAX's default one. It is asked for while a function is traced, so that a
-program holds one implementation and no choice, and programs for a GPU can be compiled where there is none.
+The device is that of the mesh in force, else JAX's default one. The choice is made at trace time, so a program contains
+one implementation, and programs for a GPU can be compiled on a machine without one.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 HOPPER, AMPERE = (9, 0), (8, 0)
-# Beside "reference", what each implementation of a kernel needs; on a CPU, Pallas interprets it, for tests.
+# The compute capability that each Pallas implementation needs. On a CPU, Pallas interprets it, for tests.
 PALLAS = {"mosaic": HOPPER, "triton": AMPERE}
 
 
@@ -21,7 +21,7 @@ class Target:
 
     kind: str
     capability: tuple[int, int] | None
-    here: bool = True  # or only compiled for
+    here: bool = True  # False: only compiled for
 
 
 def target() -> Target:
@@ -29,7 +29,8 @@ def target() -> Target:
     abstract = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     if abstract is not None:
         here = [device for device in jax.local_devices() if device.device_kind == abstract.device_kind]
-        # One that is only compiled for says nothing of its capability: Hopper's, as tests/gpu_compile.py has it.
+        # The capability of a device that is only compiled for is unknown. Hopper's is assumed, as in
+        # tests/gpu_compile.py.
         return _target(abstract.platform, abstract.device_kind, here[0] if here else None)
     default = getattr(jax.config, "jax_default_device", None)
     if default is None or isinstance(default, str):
@@ -47,11 +48,11 @@ def _target(platform: str, kind: str, device: Any) -> Target:
 def pallas(operation: str, implementation: str | None) -> str | None:
     """Return which Pallas implementation to run; None: the reference, which is left to XLA.
 
-    The rule without a name is the reference: no measurement on a GPU shows yet that a kernel is faster than what XLA
-    makes of it, whatever the compiled programs promise (docs/kernels.md).
+    Without a name it is the reference: no measurement on a GPU shows yet that a kernel is faster than XLA's fusion
+    (docs/kernels.md).
 
     Raises:
-        ValueError: for an unknown name, or one that the device is too old for.
+        ValueError: for an unknown name, or one that needs a newer device.
     """
     check_name(operation, implementation, ("reference", *PALLAS))
     if implementation in (None, "reference"):
@@ -78,7 +79,7 @@ def interpreted() -> bool:
 
 
 def with_gradient_of(reference: Callable[..., Any], kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the kernel as a function whose gradient is that of the reference, computed again from the arguments."""
+    """Return the kernel as a function with the gradient of the reference, recomputed from the arguments."""
 
     @jax.custom_vjp
     def call(*arguments: Any) -> Any:

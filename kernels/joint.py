@@ -1,7 +1,6 @@
-"""Two token sequences in one buffer, without holes: every row's valid tokens come first.
+"""Two token sequences in one buffer, without gaps: every row's valid tokens come first.
 
-Attention then needs one length per row and no mask, whatever was padded. Attention does not care about the order of
-its tokens once positions are rotated into them.
+Attention then needs one length per row and no mask. It is invariant to the order of keys once RoPE is applied.
 """
 
 import jax
@@ -24,7 +23,7 @@ def join(
 def split(
     joint: Shaped[Array, "B L *rest"], size: int, lengths: Int[Array, " B"] | None
 ) -> tuple[Shaped[Array, "B T *rest"], Shaped[Array, "B S *rest"]]:
-    """Undo `join`, where `first` had `size` tokens in all. The padding of `first` comes back without meaning."""
+    """Undo `join`, where `first` had `size` tokens in all. The padding of `first` is undefined."""
     first = joint[:, :size]
     if lengths is None:
         return first, joint[:, size:]

@@ -3,11 +3,11 @@
 The modulation of a diffusion transformer (Peebles and Xie, 2023): `LN(x)·(1 + scale) + shift`, with no parameters in
 the norm itself. Everything between load and store is float32; results are rounded once, to the dtype of `x`.
 
-In the forms called `select01`, as Qwen-Image-Edit-2511 has them, there are two of every vector and `index` says for
-each token which it takes. No gate for each token is made: the next residual picks it by the same index.
+The `select01` forms (Qwen-Image-Edit-2511) have two of every vector, and `index` selects one for each token. Gates are
+not expanded to tokens: the next residual selects by the same index.
 
 `implementation`: "reference", left to XLA; "mosaic" or "triton", a kernel (modulate_pallas.py); None, by the rule in
-dispatch.py. A kernel sees the arrays that one device has: under a mesh, call it in a function of `on_shards`.
+dispatch.py. A kernel takes one device's arrays: under a mesh, call it inside `on_shards`.
 """
 
 from typing import Literal
@@ -43,10 +43,10 @@ def layer_norm_scale_shift(
         return _modulated(x.astype(FLOAT32), scale[:, None], shift[:, None], eps).astype(x.dtype)
 
     def kernel(x: Array, scale: Array, shift: Array) -> Array:
-        return modulate_pallas.modulate(str(how), x, scale[:, None], shift[:, None], eps=eps)[0]
+        return modulate_pallas.modulate(str(backend), x, scale[:, None], shift[:, None], eps=eps)[0]
 
-    how = pallas("layer_norm_scale_shift", implementation)
-    return reference(x, scale, shift) if how is None else with_gradient_of(reference, kernel)(x, scale, shift)
+    backend = pallas("layer_norm_scale_shift", implementation)
+    return reference(x, scale, shift) if backend is None else with_gradient_of(reference, kernel)(x, scale, shift)
 
 
 def layer_norm_scale_shift_select01(
@@ -58,16 +58,16 @@ def layer_norm_scale_shift_select01(
     eps: float = 1e-6,
     implementation: Implementation = None,
 ) -> Float[Array, "B L D"]:
-    """Return `LN(x)·(1 + scale) + shift`; token l of row b takes `scale[b, index[b, l]]` and so on."""
+    """Return `LN(x)·(1 + scale) + shift`; token l of row b uses `scale[b, index[b, l]]`, and `shift` likewise."""
 
     def reference(x: Array, scale: Array, shift: Array, index: Array) -> Array:
         return _modulated(x.astype(FLOAT32), _pick(scale, index), _pick(shift, index), eps).astype(x.dtype)
 
     def kernel(x: Array, scale: Array, shift: Array, index: Array) -> Array:
-        return modulate_pallas.modulate(str(how), x, scale, shift, index=index, eps=eps)[0]
+        return modulate_pallas.modulate(str(backend), x, scale, shift, index=index, eps=eps)[0]
 
-    how = pallas("layer_norm_scale_shift_select01", implementation)
-    run = reference if how is None else with_gradient_of(reference, kernel)
+    backend = pallas("layer_norm_scale_shift_select01", implementation)
+    run = reference if backend is None else with_gradient_of(reference, kernel)
     return run(x, scale, shift, index)
 
 
@@ -81,7 +81,7 @@ def residual_gate_layer_norm_scale_shift(
     eps: float = 1e-6,
     implementation: Implementation = None,
 ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
-    """Return `r = residual + gate·x` and `LN(r)·(1 + scale) + shift`; the norm sees r before it is rounded."""
+    """Return `r = residual + gate·x` and `LN(r)·(1 + scale) + shift`; the norm takes the unrounded r."""
 
     def reference(residual: Array, x: Array, gate: Array, scale: Array, shift: Array) -> tuple[Array, Array]:
         r = _gated(residual, x, gate[:, None])
@@ -89,11 +89,11 @@ def residual_gate_layer_norm_scale_shift(
 
     def kernel(residual: Array, x: Array, gate: Array, scale: Array, shift: Array) -> tuple[Array, Array]:
         gate, scale, shift = gate[:, None], scale[:, None], shift[:, None]
-        y, r = modulate_pallas.modulate(str(how), x, scale, shift, residual=residual, gate=gate, eps=eps)
+        y, r = modulate_pallas.modulate(str(backend), x, scale, shift, residual=residual, gate=gate, eps=eps)
         return r, y
 
-    how = pallas("residual_gate_layer_norm_scale_shift", implementation)
-    run = reference if how is None else with_gradient_of(reference, kernel)
+    backend = pallas("residual_gate_layer_norm_scale_shift", implementation)
+    run = reference if backend is None else with_gradient_of(reference, kernel)
     return run(residual, x, gate, scale, shift)
 
 
@@ -108,7 +108,7 @@ def residual_gate_layer_norm_scale_shift_select01(
     eps: float = 1e-6,
     implementation: Implementation = None,
 ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
-    """Return `r = residual + gate·x` and `LN(r)·(1 + scale) + shift`, each vector being the one of `index`."""
+    """Return `r = residual + gate·x` and `LN(r)·(1 + scale) + shift`, with vectors selected by `index`."""
 
     def reference(
         residual: Array, x: Array, gate: Array, scale: Array, shift: Array, index: Array
@@ -117,11 +117,13 @@ def residual_gate_layer_norm_scale_shift_select01(
         return r.astype(x.dtype), _modulated(r, _pick(scale, index), _pick(shift, index), eps).astype(x.dtype)
 
     def kernel(residual: Array, x: Array, gate: Array, scale: Array, shift: Array, index: Array) -> tuple[Array, Array]:
-        y, r = modulate_pallas.modulate(str(how), x, scale, shift, residual=residual, gate=gate, index=index, eps=eps)
+        y, r = modulate_pallas.modulate(
+            str(backend), x, scale, shift, residual=residual, gate=gate, index=index, eps=eps
+        )
         return r, y
 
-    how = pallas("residual_gate_layer_norm_scale_shift_select01", implementation)
-    run = reference if how is None else with_gradient_of(reference, kernel)
+    backend = pallas("residual_gate_layer_norm_scale_shift_select01", implementation)
+    run = reference if backend is None else with_gradient_of(reference, kernel)
     return run(residual, x, gate, scale, shift, index)
 
 
@@ -132,7 +134,7 @@ def residual_gate(
     *,
     implementation: Literal["reference"] | None = None,
 ) -> Float[Array, "B L D"]:
-    """Return `residual + gate·x`. Nothing is reduced, so XLA joins it to what comes before or after."""
+    """Return `residual + gate·x`. Elementwise, so XLA fuses it with its neighbours."""
     check_name("residual_gate", implementation, ("reference",))
     return _gated(residual, x, gate[:, None]).astype(x.dtype)
 
@@ -145,7 +147,7 @@ def residual_gate_select01(
     *,
     implementation: Literal["reference"] | None = None,
 ) -> Float[Array, "B L D"]:
-    """Return `residual + gate·x`, the gate of a token being the one of `index`."""
+    """Return `residual + gate·x`, with each token's gate selected by `index`."""
     check_name("residual_gate_select01", implementation, ("reference",))
     return _gated(residual, x, _pick(gate, index)).astype(x.dtype)
 
@@ -163,5 +165,5 @@ def _modulated(
 
 
 def _pick(pair: Float[Array, "B 2 D"], index: Int[Array, "B L"] | Bool[Array, "B L"]) -> Float[Array, "B L D"]:
-    """Choose by a comparison: unlike a gather it becomes part of a fusion, and its gradient is a plain sum."""
+    """Select with `where`: unlike a gather it can be fused, and its gradient is a plain sum."""
     return jnp.where(index.astype(bool)[:, :, None], pair[:, 1:], pair[:, :1])

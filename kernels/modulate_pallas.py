@@ -15,7 +15,7 @@ TOKENS = 8  # of one block of Mosaic GPU, which share those vectors
 
 
 def modulate(
-    how: str,
+    backend: str,
     x: Float[Array, "B L D"],
     scale: Float[Array, "B S D"],
     shift: Float[Array, "B S D"],
@@ -27,27 +27,27 @@ def modulate(
 ) -> list[Float[Array, "B L D"]]:
     """Return `LN(r)·(1 + scale) + shift` and, where there is a residual, `r = residual + gate·x`; else r is x.
 
-    There are S = 2 of each vector where `index` [B L] chooses among them, else one.
+    S is 2 where `index` [B L] selects among the vectors, else 1.
 
     Raises:
         ValueError: for tokens wider than `WIDEST`.
     """
     if x.shape[-1] > WIDEST:
-        raise ValueError(f"{how}: tokens of {x.shape[-1]} channels; the kernel takes up to {WIDEST}")
+        raise ValueError(f"{backend}: tokens of {x.shape[-1]} channels; the kernel takes up to {WIDEST}")
     tokens = [x] if residual is None else [x, residual]
     vectors = [scale, shift] if gate is None else [scale, shift, gate]
     index = None if index is None else index.astype(jnp.int32)
-    return (_mosaic if how == "mosaic" else _triton)(tokens, vectors, index, eps)
+    return (_mosaic if backend == "mosaic" else _triton)(tokens, vectors, index, eps)
 
 
 def _row(tokens: list[Array], vectors: list[Array], inside: Array | None, width: int, eps: float) -> list[Array]:
-    """Compute one token, in float32; `inside` is one within the width and zero in the padding behind it."""
+    """Compute one token, in float32; `inside` is 1 within the width and 0 in the padding."""
     r = tokens[0] if len(tokens) == 1 else tokens[1] + vectors[2] * tokens[0]
     centred = r - jnp.sum(r) * (1 / width)
     if inside is not None:
         centred = centred * inside
-    spread = jax.lax.rsqrt(jnp.sum(centred * centred) * (1 / width) + eps)
-    y = centred * spread * (1 + vectors[0]) + vectors[1]
+    inverse_std = jax.lax.rsqrt(jnp.sum(centred * centred) * (1 / width) + eps)
+    y = centred * inverse_std * (1 + vectors[0]) + vectors[1]
     return [y] if len(tokens) == 1 else [y, r]
 
 
@@ -73,7 +73,7 @@ def _mosaic(tokens: list[Array], vectors: list[Array], index: Array | None, eps:
         if index is None and width <= KEPT:
             kept = [read(ref.at[row, 0]) for ref in vector_refs]
 
-        def one(token: Array, nothing: None) -> None:
+        def one(token: Array, carry: None) -> None:
             if kept is None:
                 which = 0 if index is None else refs[len(inside)][row, token]
                 own = [read(ref.at[row, which]) for ref in vector_refs]
@@ -82,7 +82,7 @@ def _mosaic(tokens: list[Array], vectors: list[Array], index: Array | None, eps:
             results = _row([read(ref.at[row, token]) for ref in token_refs], own, mask, width, eps)
             for ref, result in zip(refs[len(inside) + len(indices) :], results, strict=True):
                 ref[row, token] = result.astype(dtype)
-            return nothing
+            return carry
 
         jax.lax.fori_loop(first, jnp.minimum(first + TOKENS, length), one, None)
 
@@ -103,8 +103,8 @@ def _triton(tokens: list[Array], vectors: list[Array], index: Array | None, eps:
         row, token = triton.program(0), triton.program(1)
         channels, inside = triton.masked(width)
 
-        def read(ref: Any, *place: Any) -> Array:
-            return triton.load(ref, (*place, channels), inside).astype(FLOAT32)
+        def read(ref: Any, *index: Any) -> Array:
+            return triton.load(ref, (*index, channels), inside).astype(FLOAT32)
 
         which = 0 if index is None else refs[0][row, token]
         results = _row(

@@ -1,8 +1,8 @@
-"""What the kernels in Mosaic GPU share: the form that JAX 0.10.2 and the newest both take.
+"""Helpers of the Mosaic GPU kernels, for the interfaces of both JAX 0.10.2 and the newest version.
 
-Mosaic GPU is imported by what needs it and not before. One Pallas thread is a warpgroup, 128 threads of CUDA; layouts
-say which of them holds which numbers. Kernels load straight from global memory, 16 bytes a thread where they can, touch
-no number twice, and leave it to several blocks on a multiprocessor to hide the latency.
+Mosaic GPU is imported only where it is used. One Pallas thread is a warpgroup, 128 CUDA threads; layouts map values to
+these. Kernels load directly from global memory, 16 bytes a thread where possible, read each value once, and rely on
+several blocks per multiprocessor to hide the latency.
 """
 
 import inspect
@@ -11,14 +11,14 @@ from typing import Any
 from joyjax.kernels.dispatch import interpreted
 
 THREADS = 128
-LOAD_BYTES = 16  # of the widest load of a thread
+LOAD_BYTES = 16  # the widest load of a thread
 
 
 def call(body: Any, out_type: Any, grid: dict[str, int], *arguments: Any) -> Any:
     """Run a body over a grid of named axes, on refs of the arguments and of the results."""
     from jax.experimental.pallas import mosaic_gpu
 
-    # Barriers around every store are for regions that are read and written; here none is.
+    # Barriers around stores are for memory that is both read and written; there is none here.
     parameters = mosaic_gpu.CompilerParams(
         unsafe_no_auto_barriers=True, lowering_semantics=mosaic_gpu.LoweringSemantics.Warpgroup
     )
@@ -39,7 +39,7 @@ def load(ref: Any, layout: Any) -> Any:
 
     if interpreted():  # 0.10.2 has no layouts there
         return ref[...]
-    # Before it took a ref alone, JAX loaded tiled layouts from global memory only when told that it is not shared.
+    # Versions whose `load` has an `idx` argument need optimized=False for tiled layouts in global memory.
     if "idx" in inspect.signature(mosaic_gpu.load).parameters:
         return mosaic_gpu.load(ref, (), layout=layout, optimized=False)
     return mosaic_gpu.layout_cast(ref[...], layout)
@@ -55,7 +55,7 @@ def strided(width: int, itemsize: int) -> Any:
 
 
 def _interpreter() -> Any:
-    """Return what lets JAX run such a kernel on a CPU."""
+    """Return the parameters for interpreting a kernel on a CPU."""
     from jax.experimental.pallas import mosaic_gpu
 
     if hasattr(mosaic_gpu, "InterpretGPUParams"):

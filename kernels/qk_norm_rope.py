@@ -1,7 +1,7 @@
 """From projections to attention: RMS norm over each head, rotary embedding, and the joint buffer of two streams.
 
 `implementation`: "reference", left to XLA; "mosaic" or "triton", one kernel (qk_norm_rope_pallas.py); None, by the rule
-in dispatch.py. A kernel sees the arrays that one device has: under a mesh, call it in a function of `on_shards`.
+in dispatch.py. A kernel takes one device's arrays: under a mesh, call it inside `on_shards`.
 """
 
 from typing import Literal
@@ -37,7 +37,7 @@ def qk_norm_rope(
     Scales are those of queries and of keys. Values are neither normalised nor rotated; text is rotated only where
     `txt_rotation` is given. `img_lengths`: valid image tokens of each row, with the text right behind them.
     """
-    how = pallas("qk_norm_rope", implementation)
+    backend = pallas("qk_norm_rope", implementation)
 
     def reference(
         img: Array,
@@ -69,17 +69,19 @@ def qk_norm_rope(
         lengths: Array | None,
     ) -> tuple[Array, ...]:
         scales = jnp.stack(img_scales), jnp.stack(txt_scales)
-        found = qk_norm_rope_pallas.qk_norm_rope(str(how), img, txt, *scales, img_rotation, txt_rotation, lengths, eps)
-        return tuple(found)
+        out = qk_norm_rope_pallas.qk_norm_rope(
+            str(backend), img, txt, *scales, img_rotation, txt_rotation, lengths, eps
+        )
+        return tuple(out)
 
-    run = reference if how is None else with_gradient_of(reference, kernel)
+    run = reference if backend is None else with_gradient_of(reference, kernel)
     return run(img, txt, img_scales, txt_scales, img_rotation, txt_rotation, img_lengths)
 
 
 def norm_rope(
     x: Float[Array, "B L N H"], scale: Float[Array, " H"], rotation: Rotation | None, *, eps: float = 1e-6
 ) -> Float[Array, "B L N H"]:
-    """RMS-normalise each head and rotate its channel pairs (0, 1), (2, 3), …; rounded once, at the end."""
+    """RMS-normalise each head and rotate its channel pairs (0, 1), (2, 3), …; round once, at the end."""
     y = x.astype(FLOAT32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps) * scale.astype(FLOAT32)
     if rotation is not None:

@@ -1,11 +1,11 @@
 """Head norms, rotation and the joint buffers as one Pallas kernel: every projection is read once and written once.
 
-A block takes one token: its queries, keys and values of all heads. Image tokens that are padding go behind the text, so
-that every place of the joint buffer is written and written once.
+A block processes one token: its queries, keys and values of all heads. Padding of the image goes behind the text, so
+every position of the joint buffer is written exactly once.
 
-Channels are rotated in pairs that lie side by side. In bfloat16 a pair is one number of 32 bits, which XLA reinterprets
-without a copy, and two shifts tell its parts apart: loads stay whole and no thread needs another's channel. In float32
-the two parts are sliced and stacked outside, which costs copies.
+Rotation pairs neighbouring channels. In bfloat16 a pair is bitcast to one int32 without a copy and unpacked by shifts:
+loads stay wide and no thread needs another's channel. In float32 the two parts are sliced and stacked outside, which
+costs copies.
 """
 
 from typing import Any
@@ -18,11 +18,11 @@ from joyjax.dtypes import FLOAT32
 from joyjax.kernels import mosaic, triton
 
 WARPS, LANES = 4, 32  # of a warpgroup
-UPPER = -65536  # the bits of the second of a pair
+UPPER = -65536  # mask of the second value of a pair
 
 
 def qk_norm_rope(
-    how: str,
+    backend: str,
     img: Float[Array, "B I C N H"],
     txt: Float[Array, "B J C N H"],
     img_scales: Float[Array, "2 H"],
@@ -32,14 +32,14 @@ def qk_norm_rope(
     lengths: Int[Array, " B"] | None,
     eps: float,
 ) -> list[Float[Array, "B I+J N H"]]:
-    """Return queries, keys and values of both streams, as the public function says.
+    """Return queries, keys and values of both streams; see `joyjax.kernels.qk_norm_rope`.
 
     Raises:
-        ValueError: for heads that the threads of a block do not divide into.
+        ValueError: for a number or width of heads that does not fit the threads of a block.
     """
     batch, images, parts, heads, width = img.shape
     texts, dtype, pairs = txt.shape[1], img.dtype, width // 2
-    _check(how, img)
+    _check(backend, img)
     lengths = jnp.full((batch,), images, jnp.int32) if lengths is None else lengths.astype(jnp.int32)
     sources = [_pairs(img), _pairs(txt)]
     scales = [jnp.stack([s[:, 0::2], s[:, 1::2]], axis=1).astype(FLOAT32) for s in (img_scales, txt_scales)]
@@ -53,8 +53,8 @@ def qk_norm_rope(
         scale_refs, length_ref, refs = refs[:2], refs[2], refs[3:]
         rotation_refs = [refs[2 * n : 2 * n + 2] for n in range(len(rotations))]
         out_refs = refs[2 * len(rotations) :]
-        access = _Mosaic(heads, pairs) if how == "mosaic" else _Triton(heads, pairs)
-        row, place = access.place()
+        access = _Mosaic(heads, pairs) if backend == "mosaic" else _Triton(heads, pairs)
+        row, position = access.position()
         valid = length_ref[row]
 
         def stream(kind: int, token: Array, target: Array) -> None:
@@ -62,43 +62,43 @@ def qk_norm_rope(
             if kind < len(rotations):
                 rotation = [access.vector(ref, row, token) for ref in rotation_refs[kind]]
             for part in range(parts):
-                numbers = [access.load(ref, row, token, part) for ref in source_refs[kind]]
+                values = [access.load(ref, row, token, part) for ref in source_refs[kind]]
                 if part < normed:
                     which = part + 2 - normed
                     weights = [access.vector(scale_refs[kind], which, parity) for parity in (0, 1)]
-                    numbers = _norm_rope(numbers, weights, rotation, access, width, eps)
+                    values = _norm_rope(values, weights, rotation, access, width, eps)
                 own = out_refs[part * streams : (part + 1) * streams]
-                for ref, number in zip(own, numbers, strict=True):
-                    access.store(ref, number, row, target)
+                for ref, value in zip(own, values, strict=True):
+                    access.store(ref, value, row, target)
 
-        @access.when(place < images)
+        @access.when(position < images)
         def _() -> None:
-            stream(0, place, jnp.where(place < valid, place, place + texts))
+            stream(0, position, jnp.where(position < valid, position, position + texts))
 
-        @access.when(place >= images)
+        @access.when(position >= images)
         def _() -> None:
-            stream(1, place - images, valid + place - images)
+            stream(1, position - images, valid + position - images)
 
     out = jax.ShapeDtypeStruct((batch, images + texts, heads, pairs), sources[0][0].dtype)
     tables = [x.astype(FLOAT32) for rotation in rotations for x in rotation]
     arguments = (*sources[0], *sources[1], *scales, lengths, *tables)
-    if how == "mosaic":
-        grid = {"row": batch, "place": images + texts}
-        found = mosaic.call(body, (out,) * (parts * streams), grid, *arguments)
+    if backend == "mosaic":
+        grid = {"row": batch, "position": images + texts}
+        results = mosaic.call(body, (out,) * (parts * streams), grid, *arguments)
     else:
-        found = triton.call(body, [out] * (parts * streams), (batch, images + texts), *arguments)
-    return [_single(list(found[part * streams : (part + 1) * streams]), dtype) for part in range(parts)]
+        results = triton.call(body, [out] * (parts * streams), (batch, images + texts), *arguments)
+    return [_single(list(results[part * streams : (part + 1) * streams]), dtype) for part in range(parts)]
 
 
 def _norm_rope(
-    numbers: list[Array], weights: list[Array], rotation: list[Array] | None, access: Any, width: int, eps: float
+    values: list[Array], weights: list[Array], rotation: list[Array] | None, access: Any, width: int, eps: float
 ) -> list[Array]:
     """Normalise every head of a token and rotate its pairs."""
-    packed = len(numbers) == 1
-    even, odd = _unpack(numbers[0]) if packed else numbers
-    squares = jnp.sum(even * even + odd * odd, axis=1) * (1 / width)
-    spread = access.by_head(jax.lax.rsqrt(squares + eps))
-    even, odd = (x * spread * access.by_pair(w) for x, w in zip((even, odd), weights, strict=True))
+    packed = len(values) == 1
+    even, odd = _unpack(values[0]) if packed else values
+    mean_square = jnp.sum(even * even + odd * odd, axis=1) * (1 / width)
+    inverse_rms = access.by_head(jax.lax.rsqrt(mean_square + eps))
+    even, odd = (x * inverse_rms * access.by_pair(w) for x, w in zip((even, odd), weights, strict=True))
     if rotation is not None:
         cos, sin = (access.by_pair(x) for x in rotation)
         even, odd = even * cos - odd * sin, odd * cos + even * sin
@@ -106,7 +106,7 @@ def _norm_rope(
 
 
 class _Access:
-    """What the two backends say differently about one token's heads, an array [N, P] of P pairs each."""
+    """Backend-specific access to one token's heads, an array [N, P] of P pairs each."""
 
     def __init__(self, heads: int, pairs: int):
         self.heads, self.pairs = heads, pairs
@@ -117,22 +117,22 @@ class _Mosaic(_Access):
         super().__init__(heads, pairs)
         self.layout = _heads_layout(heads, pairs)
 
-    def place(self) -> tuple[Any, Any]:
-        return jax.lax.axis_index("row"), jax.lax.axis_index("place")
+    def position(self) -> tuple[Any, Any]:
+        return jax.lax.axis_index("row"), jax.lax.axis_index("position")
 
     def when(self, condition: Any) -> Any:
         from jax.experimental import pallas
 
         return pallas.when(condition)
 
-    def load(self, ref: Any, *place: Any) -> Array:
-        return mosaic.load(ref.at[place], self.layout)
+    def load(self, ref: Any, *index: Any) -> Array:
+        return mosaic.load(ref.at[index], self.layout)
 
-    def vector(self, ref: Any, *place: Any) -> Array:
-        return mosaic.load(ref.at[place], self.layout.reduce(0))
+    def vector(self, ref: Any, *index: Any) -> Array:
+        return mosaic.load(ref.at[index], self.layout.reduce(0))
 
-    def store(self, ref: Any, value: Array, *place: Any) -> None:
-        ref[place] = value
+    def store(self, ref: Any, value: Array, *index: Any) -> None:
+        ref[index] = value
 
     def by_head(self, x: Array) -> Array:
         return jax.lax.broadcast_in_dim(x, (self.heads, self.pairs), (0,))
@@ -145,22 +145,22 @@ class _Triton(_Access):
     def __init__(self, heads: int, pairs: int):
         super().__init__(heads, pairs)
         self.rows, self.columns = triton.masked(heads), triton.masked(pairs)
-        self.there = self.rows[1][:, None] & self.columns[1][None]
+        self.mask = self.rows[1][:, None] & self.columns[1][None]
 
-    def place(self) -> tuple[Any, Any]:
+    def position(self) -> tuple[Any, Any]:
         return triton.program(0), triton.program(1)
 
     def when(self, condition: Any) -> Any:
         return triton.pallas.when(condition)
 
-    def load(self, ref: Any, *place: Any) -> Array:
-        return triton.load(ref, (*place, self.rows[0][:, None], self.columns[0][None]), self.there)
+    def load(self, ref: Any, *index: Any) -> Array:
+        return triton.load(ref, (*index, self.rows[0][:, None], self.columns[0][None]), self.mask)
 
-    def vector(self, ref: Any, *place: Any) -> Array:
-        return triton.load(ref, (*place, self.columns[0]), self.columns[1])
+    def vector(self, ref: Any, *index: Any) -> Array:
+        return triton.load(ref, (*index, self.columns[0]), self.columns[1])
 
-    def store(self, ref: Any, value: Array, *place: Any) -> None:
-        triton.store(ref, (*place, self.rows[0][:, None], self.columns[0][None]), self.there, value)
+    def store(self, ref: Any, value: Array, *index: Any) -> None:
+        triton.store(ref, (*index, self.rows[0][:, None], self.columns[0][None]), self.mask, value)
 
     def by_head(self, x: Array) -> Array:
         return x[:, None]
@@ -169,19 +169,19 @@ class _Triton(_Access):
         return x[None]
 
 
-def _check(how: str, img: Float[Array, "B I C N H"]) -> None:
+def _check(backend: str, img: Float[Array, "B I C N H"]) -> None:
     heads, width = img.shape[3:]
     if img.dtype not in (jnp.bfloat16, jnp.float32):
-        raise ValueError(f"{how}: heads in {img.dtype}; the kernel takes bfloat16 and float32")
-    if width % 2 or (how == "mosaic" and _vector(heads, width // 2) is None):
+        raise ValueError(f"{backend}: heads in {img.dtype}; the kernel takes bfloat16 and float32")
+    if width % 2 or (backend == "mosaic" and _vector(heads, width // 2) is None):
         raise ValueError(
-            f"{how}: {heads} heads of {width} channels; the kernel takes powers of two from 64 to 256 channels, and as "
-            "many heads as fill the threads of a block: a multiple of 4 or more"
+            f"{backend}: {heads} heads of {width} channels; the kernel takes powers of two from 64 to 256 channels, "
+            "and as many heads as fill the threads of a block: a multiple of 4 or more"
         )
 
 
 def _vector(heads: int, pairs: int) -> int | None:
-    """Return how many pairs a thread takes at once, up to 16 bytes: its warp spans whole heads."""
+    """Return how many pairs a thread loads at once, up to 16 bytes, so that a warp spans whole heads."""
     for vector in (4, 2, 1):
         lanes = pairs // vector
         if pairs % vector == 0 and lanes <= LANES and LANES % lanes == 0 and heads % (WARPS * LANES // lanes) == 0:
@@ -203,7 +203,7 @@ def _heads_layout(heads: int, pairs: int) -> Any:
 
 
 def _pairs(x: Float[Array, "*rest H"]) -> list[Array]:
-    """Return arrays of pairs: one of 32 bits for bfloat16, else first and second parts."""
+    """Return arrays of pairs: one int32 array for bfloat16, else an array of first and one of second values."""
     x = x.reshape(*x.shape[:-1], -1, 2)
     return [jax.lax.bitcast_convert_type(x, jnp.int32)] if x.dtype == jnp.bfloat16 else [x[..., 0], x[..., 1]]
 
@@ -215,13 +215,13 @@ def _single(pairs: list[Array], dtype: Any) -> Float[Array, "*rest H"]:
 
 
 def _unpack(pair: Int[Array, "N P"]) -> tuple[Array, Array]:
-    """Return both parts in float32, whose upper half a bfloat16 is."""
+    """Return both values in float32; a bfloat16 is the upper half of a float32."""
     first, second = pair << 16, pair & UPPER
     return jax.lax.bitcast_convert_type(first, FLOAT32), jax.lax.bitcast_convert_type(second, FLOAT32)
 
 
 def _pack(even: Float[Array, "N P"], odd: Float[Array, "N P"]) -> Int[Array, "N P"]:
-    """Round both parts to bfloat16 and put them side by side."""
+    """Round both values to bfloat16 and pack them into one int32."""
     first, second = (
         jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16).astype(FLOAT32), jnp.int32) for x in (even, odd)
     )

@@ -1,4 +1,4 @@
-"""What the kernels in Pallas's Triton backend share; it is deprecated, and kept for GPUs before Hopper alone."""
+"""Helpers of the kernels in Pallas's Triton backend, which is deprecated and kept for GPUs before Hopper."""
 
 import warnings
 from typing import Any
@@ -27,25 +27,25 @@ def call(body: Any, out_shape: Any, grid: tuple[int, ...], *arguments: Any) -> A
 
 
 def program(axis: int) -> Array:
-    """Return this program's place on an axis of the grid."""
+    """Return this program's index on an axis of the grid."""
     return pallas.program_id(axis)
 
 
 def masked(size: int) -> tuple[Array, Array]:
-    """Return the places of a block that holds `size` numbers, and which are there: blocks are powers of two."""
-    places = jnp.arange(1 << (size - 1).bit_length())
-    return places, places < size
+    """Return the indices of a block that covers `size` elements, and their mask. Block sizes are powers of two."""
+    indices = jnp.arange(1 << (size - 1).bit_length())
+    return indices, indices < size
 
 
-def load(ref: Any, place: tuple[Any, ...], there: Array) -> Array:
-    """Read what is there, and zeros elsewhere."""
+def load(ref: Any, index: tuple[Any, ...], mask: Array) -> Array:
+    """Load where the mask is set, zeros elsewhere."""
     from jax.experimental.pallas import triton
 
-    return triton.load(ref.at[place], mask=there, other=0)
+    return triton.load(ref.at[index], mask=mask, other=0)
 
 
-def store(ref: Any, place: tuple[Any, ...], there: Array, value: jax.Array) -> None:
-    """Write what is there."""
+def store(ref: Any, index: tuple[Any, ...], mask: Array, value: jax.Array) -> None:
+    """Store where the mask is set."""
     from jax.experimental.pallas import triton
 
-    triton.store(ref.at[place], value, mask=there)
+    triton.store(ref.at[index], value, mask=mask)

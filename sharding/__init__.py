@@ -1,1 +1,1 @@
-"""Where arrays live: logical axis names, the mesh, and the placement of parameters and activations."""
+"""Logical axis names, the device mesh, and the sharding of parameters and activations."""

@@ -1,13 +1,13 @@
-"""Attention between tokens that are spread over devices, exact for any lengths.
+"""Sequence-parallel attention: tokens are sharded over devices; exact for any lengths.
 
-Two ways, and both at once. Ulysses (Jacobs et al., 2023): an all-to-all gives every device all tokens and a part of the
-heads, and another brings the result back. Ring attention (Liu et al., 2023): keys and values go round, and every device
-attends to what it has while the next ones come. With both (Fang and Zhao, 2024), neighbours exchange heads and their
-groups form the ring.
+Two methods, which combine. Ulysses (Jacobs et al., 2023): an all-to-all gives every device all tokens and a part of the
+heads, and another brings the result back. Ring attention (Liu et al., 2023): keys and values circulate, and every
+device attends to the block it holds while the next one arrives. Combined (Fang and Zhao, 2024), neighbours exchange
+heads and their groups form the ring.
 
-The rule: Ulysses over as many devices as the heads divide by, the ring over the rest. Per token and block Ulysses moves
-four vectors over 1/n of the width each, the ring two over the whole width n - 1 times. Who names the mesh axes `ring`
-and `ulysses` decides by hand.
+The rule: Ulysses over the greatest common divisor of devices and heads, the ring over the rest. Per token and block
+Ulysses moves four vectors over 1/n of the width each, the ring two over the whole width n - 1 times. The mesh axes
+`ring` and `ulysses` set the split by hand.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from joyjax.sharding.rules import MESH_AXES, mesh_axes
 
 @dataclasses.dataclass(frozen=True)
 class SequenceMesh:
-    """How the devices that share a sequence work together: `ring` groups of `ulysses` neighbours each."""
+    """The devices that share a sequence: `ring` groups of `ulysses` neighbours each."""
 
     axes: tuple[str, ...]
     ring: int
@@ -34,19 +34,19 @@ class SequenceMesh:
 
     @property
     def devices(self) -> int:
-        """All of them."""
+        """The number of devices that share a sequence."""
         return self.ring * self.ulysses
 
     def index(self) -> Int[Array, ""] | int:
-        """Return this device's place among them; in a function of `on_shards`."""
+        """Return this device's index among them; inside `on_shards`."""
         return jax.lax.axis_index(self.axes) if self.devices > 1 else 0
 
 
 def sequence_mesh(heads: int) -> SequenceMesh:
-    """Return what the mesh in force and the number of all heads make of a sequence.
+    """Return the sequence mesh of the mesh in force, for a network with so many heads.
 
     Raises:
-        MeshError: if the mesh asks for more of Ulysses than the heads divide by.
+        MeshError: if the axis `ulysses` does not divide the heads.
     """
     names = jax.sharding.get_abstract_mesh().axis_names
     if list(names) != sorted(names, key=MESH_AXES.index):  # a collective over two axes would go wrong silently
@@ -58,7 +58,7 @@ def share_out(sizes: Mapping[str, int], heads: int) -> SequenceMesh:
     """Apply the rule to a mesh with axes of these sizes.
 
     Raises:
-        MeshError: if the mesh asks for more of Ulysses than the heads divide by.
+        MeshError: if the axis `ulysses` does not divide the heads.
     """
     axes = mesh_axes("sequence", tuple(sizes))
     devices = math.prod(sizes[name] for name in axes)
@@ -80,7 +80,7 @@ def sequence_attention(
     lengths: Int[Array, "B n"] | None,
     mesh: SequenceMesh,
 ) -> Float[Array, "B T N H"]:
-    """Attend from this device's queries to the keys of all devices; each calls this in a function of `on_shards`.
+    """Attend from this device's queries to the keys of all devices; called by each inside `on_shards`.
 
     `lengths[b, k]`: device k's valid keys in row b, which come first among its S; None: all of them.
     """
@@ -93,18 +93,18 @@ def sequence_attention(
         grouped = lengths.reshape(-1, mesh.ring, mesh.ulysses)
         totals = jnp.sum(grouped, axis=-1, dtype=jnp.int32)
         if mesh.ulysses > 1:
-            key, value = _close_up((key, value), _of(grouped, group))
+            key, value = _compact((key, value), _of(grouped, group))
     if mesh.ring == 1:
         out = attention(query, key, value, lengths=None if totals is None else totals[:, 0])
         return _to_tokens(out, mesh)
-    found = attention_and_sum(query, key, value, lengths=None if totals is None else _of(totals, group))
-    onwards = [(k, (k + mesh.ulysses) % mesh.devices) for k in range(mesh.devices)]
+    merged = attention_and_sum(query, key, value, lengths=None if totals is None else _of(totals, group))
+    to_next_group = [(k, (k + mesh.ulysses) % mesh.devices) for k in range(mesh.devices)]
     for step in range(1, mesh.ring):
-        # Nothing here waits for the products before it, so that XLA sends while they run.
-        key, value = (jax.lax.ppermute(x, mesh.axes, onwards) for x in (key, value))
+        # Independent of the products before it, so XLA overlaps the transfer with them.
+        key, value = (jax.lax.ppermute(x, mesh.axes, to_next_group) for x in (key, value))
         count = None if totals is None else _of(totals, (group - step) % mesh.ring)
-        found = merge(found, attention_and_sum(query, key, value, lengths=count))
-    return _to_tokens(found[0].astype(value.dtype), mesh)
+        merged = merge(merged, attention_and_sum(query, key, value, lengths=count))
+    return _to_tokens(merged[0].astype(value.dtype), mesh)
 
 
 def partitioned_attention(
@@ -115,13 +115,13 @@ def partitioned_attention(
     lengths: Int[Array, " B"] | None = None,
     causal: bool = False,
 ) -> Float[Array, "B T N H"]:
-    """Attend as `attention` does, with tokens and heads split as XLA finds best; for networks that run once an edit.
+    """Attend as `attention` does, partitioned by XLA; for networks that run once per edit.
 
-    cuDNN takes no sequence that is split, and no key heads that are whole where query heads are split.
+    cuDNN supports neither a sharded sequence nor replicated key heads with sharded query heads.
     """
     uneven = key.shape[2] % devices_along("kv_heads") > 0
-    refused = devices_along("sequence") > 1 or uneven
-    implementation: Implementation = "reference" if refused else None
+    unsupported = devices_along("sequence") > 1 or uneven
+    implementation: Implementation = "reference" if unsupported else None
     return attention(query, key, value, lengths=lengths, causal=causal, implementation=implementation)
 
 
@@ -148,10 +148,10 @@ def _exchange(x: Float[Array, "B T N H"], mesh: SequenceMesh, *, split: int, joi
     )
 
 
-def _close_up(arrays: tuple[Array, ...], lengths: Int[Array, "B u"]) -> tuple[Array, ...]:
-    """Bring the valid tokens of `u` equal pieces, which come first in each piece, to the front of each row."""
+def _compact(arrays: tuple[Array, ...], lengths: Int[Array, "B u"]) -> tuple[Array, ...]:
+    """Move the valid tokens of `u` equal pieces, which come first in each piece, to the front of each row."""
     rows, pieces = lengths.shape
-    place = jnp.arange(arrays[0].shape[1] // pieces)
-    hole = (place >= lengths[:, :, None]).reshape(rows, -1)
-    order = jnp.argsort(hole, axis=1, stable=True)
+    position = jnp.arange(arrays[0].shape[1] // pieces)
+    padding = (position >= lengths[:, :, None]).reshape(rows, -1)
+    order = jnp.argsort(padding, axis=1, stable=True)
     return tuple(jnp.take_along_axis(x, order[:, :, None, None], axis=1) for x in arrays)

@@ -1,4 +1,4 @@
-"""Arrays that are read from elsewhere, part by part, straight to where they lie."""
+"""Build sharded arrays part by part from a reader, directly on their devices."""
 
 import functools
 from collections.abc import Callable
@@ -10,26 +10,26 @@ from jax.sharding import Sharding
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-PIECE_BYTES = 2**28  # of the host's memory, at most, besides what a device holds
+PIECE_BYTES = 2**28  # the most host memory that a piece takes
 
 Read = Callable[[tuple[slice, ...]], np.ndarray]
 
 
-def build(shape: tuple[int, ...], dtype: DTypeLike, place: Sharding, read: Read, axis: int = 0) -> Array:
-    """Return an array that lies as `place` says; `read` gives any part of it, in `dtype`.
+def build(shape: tuple[int, ...], dtype: DTypeLike, sharding: Sharding, read: Read, axis: int = 0) -> Array:
+    """Return an array with this sharding; `read` returns any part of it, in `dtype`.
 
-    Only the parts of this process's devices are read, each once, and a large one in pieces along `axis`.
+    Only the parts on this process's devices are read, each once, and a large one in pieces along `axis`.
     """
     parts: dict[tuple[tuple[int, int], ...], Array] = {}
     arrays = []
-    for device, index in place.addressable_devices_indices_map(shape).items():
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
         spans = tuple(part.indices(size)[:2] for part, size in zip(index or (), shape, strict=True))
         if spans in parts:
             arrays.append(jax.device_put(parts[spans], device))
         else:
             parts[spans] = _build_part(spans, np.dtype(dtype), device, read, axis)
             arrays.append(parts[spans])
-    return jax.block_until_ready(jax.make_array_from_single_device_arrays(shape, place, arrays))
+    return jax.block_until_ready(jax.make_array_from_single_device_arrays(shape, sharding, arrays))
 
 
 def _build_part(
@@ -47,7 +47,7 @@ def _build_part(
         piece = read(
             tuple(slice(first, min(first + rows, stop)) if n == axis else slice(*s) for n, s in enumerate(spans))
         )
-        # Waiting keeps one piece in the host's memory.
+        # Blocking keeps at most one piece in host memory.
         whole = jax.block_until_ready(_put(whole, jax.device_put(piece, device), jnp.int32(first - start), axis))
     return whole
 

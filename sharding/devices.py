@@ -1,4 +1,4 @@
-"""JAX's devices, and why there are none."""
+"""JAX's devices, and a JoyJaxError with the reason where there are none."""
 
 import contextlib
 import importlib.metadata
@@ -24,7 +24,7 @@ def devices() -> list[jax.Device]:
     with _plugin_faults() as faults:
         try:
             found = jax.devices()
-        except (RuntimeError, AssertionError) as error:  # an assertion without a text: no platform of the list is here
+        except (RuntimeError, AssertionError) as error:  # AssertionError: no listed platform is present
             raise JoyJaxError(_reason(error, faults)) from error
     for fault in faults:
         LOGGER.warning("JAX cannot use what is installed for other devices than %s: %s", found[0].platform, fault)
@@ -32,10 +32,10 @@ def devices() -> list[jax.Device]:
 
 
 def cpu_device() -> jax.Device:
-    """Return the host as a device of JAX, which is there beside other devices unless the environment leaves it out.
+    """Return the CPU device, which exists beside other devices unless the environment excludes it.
 
     Raises:
-        JoyJaxError: as `devices`, and where JAX was told to leave the CPU out.
+        JoyJaxError: as `devices`, and where JAX_PLATFORMS leaves out the CPU.
     """
     devices()
     try:
@@ -49,7 +49,7 @@ def cpu_device() -> jax.Device:
 
 @contextlib.contextmanager
 def _plugin_faults() -> Iterator[list[str]]:
-    """Collect the reasons why plugins fail, each in a line; JAX would log a traceback for each."""
+    """Collect the reasons why plugins fail, one line each, in place of the tracebacks that JAX logs."""
     faults: list[str] = []
 
     def collect(record: logging.LogRecord) -> bool:
@@ -68,7 +68,7 @@ def _plugin_faults() -> Iterator[list[str]]:
 
 def _reason(error: Exception, faults: list[str]) -> str:
     platforms, one = _platforms(), os.environ.get(ONE_PLATFORM)
-    after = re.match("Unknown backend|Backend '", str(error))  # JAX has its platforms, and chooses one of them by name
+    after = re.match("Unknown backend|Backend '", str(error))  # platforms are initialised; choosing one by name failed
     name, value = (ONE_PLATFORM, one) if one and (after or not platforms) else (PLATFORMS, platforms)
     if not value:
         return f"JAX finds no device to run on: {error}"
@@ -86,11 +86,11 @@ def _reason(error: Exception, faults: list[str]) -> str:
 
 
 def _platforms() -> str | None:
-    return getattr(jax.config, "jax_platforms", None)  # as the environment says it, or who set it since
+    return getattr(jax.config, "jax_platforms", None)  # from the environment, or set since
 
 
 def _installed() -> list[str]:
-    """Return the platforms that JAX is installed for, whether or not there is such a device."""
+    """Return the platforms that JAX is installed for, with or without such a device."""
     plugins = {
         "cuda": ("jax-cuda12-plugin", "jax-cuda13-plugin"),
         "rocm": ("jax-rocm60-plugin", "jax-rocm7-plugin"),

@@ -1,7 +1,7 @@
 """Several processes that run one program together, on one host or many.
 
-Every process runs the same command and holds its own devices; a mesh spans them all. What comes from outside, such as
-pixels and prompts, every process reads for itself; what goes out, one of them writes.
+Every process runs the same command and holds its own devices; a mesh spans them all. Every process reads the inputs,
+such as pixels and prompts; the first one writes the results.
 """
 
 import contextlib
@@ -16,21 +16,21 @@ from jax.experimental import multihost_utils
 from joyjax.errors import JoyJaxError, MeshError
 
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-START_SECONDS = 300  # to wait for all processes; as long as JAX does
+START_SECONDS = 300  # to wait for all processes; JAX's default
 LOST = re.compile(
     "gloo|nccl|peer|socket|connection|heartbeat|another task|UNAVAILABLE|DEADLINE_EXCEEDED", re.IGNORECASE
 )
-HEARTBEAT_SECONDS = 30  # of silence, after which a process counts as dead; JAX waits for 100
+HEARTBEAT_SECONDS = 30  # without a heartbeat, after which a process counts as dead; JAX's default is 100
 
 
 def join_hosts() -> None:
-    """Make this process one of several, as the environment says; before anything else asks JAX for devices.
+    """Join the processes that the environment describes. To be called before anything asks JAX for devices.
 
-    Under Slurm and Open MPI, JAX finds out by itself. Elsewhere the three variables of `NAMES` say it: the address of
-    the first process with a free port, how many processes there are, and the number of this one from 0.
+    Under Slurm and Open MPI, JAX detects them. Elsewhere the three variables of `NAMES` describe them: the address of
+    the first process with a free port, the number of processes, and the index of this one, from 0.
 
     Raises:
-        MeshError: if the environment says too little, or the others do not come.
+        MeshError: if a variable is missing or wrong, or the other processes do not connect in time.
     """
     address, *numbers = (os.environ.get(name) for name in NAMES)
     given = {name: os.environ[name] for name in NAMES if name in os.environ}
@@ -59,12 +59,12 @@ def join_hosts() -> None:
 
 
 def is_first() -> bool:
-    """Tell whether this is the process that writes results and speaks to the user."""
+    """Return whether this process writes results and messages to the user."""
     return jax.process_index() == 0
 
 
 def agree(number: int) -> int:
-    """Return the first process's number, from 0 to 2³² - 1, in every process."""
+    """Broadcast the first process's number, 0 … 2³² - 1, to every process."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.uint32(number)))
@@ -72,7 +72,7 @@ def agree(number: int) -> int:
 
 @contextlib.contextmanager
 def peer_loss_as_error() -> Iterator[None]:
-    """Say in one line that another process is gone, where JAX says it in many."""
+    """Convert JAX's distributed-runtime errors to one JoyJaxError."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -80,6 +80,6 @@ def peer_loss_as_error() -> Iterator[None]:
             raise
         reason = str(error).strip().splitlines()[0]
         raise JoyJaxError(
-            f"process {jax.process_index()} of {jax.process_count()} cannot go on: another one has ended or cannot be "
-            f"reached ({reason:.200}); see what that one says, then start all of them again"
+            f"process {jax.process_index()} of {jax.process_count()} cannot continue: another process has ended or "
+            f"cannot be reached ({reason:.200}); see that one's message, then start all processes again"
         ) from error

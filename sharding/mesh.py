@@ -11,14 +11,14 @@ from joyjax.errors import MeshError
 from joyjax.sharding.devices import devices as all_devices
 from joyjax.sharding.rules import MESH_AXES
 
-PASSES = 2  # of guidance, which the axis `cfg` puts side by side
+PASSES = 2  # of guidance, which the axis `cfg` splits
 
 
 def parse_axes(text: str) -> dict[str, int]:
     """Return the sizes of the axes that `tensor=4,sequence=2` names.
 
     Raises:
-        MeshError: for an unknown axis, a size that is no positive number, or axes that do not go together.
+        MeshError: for an unknown axis, a size that is not a positive integer, or incompatible axes.
     """
     sizes: dict[str, int] = {}
     for part in text.split(","):
@@ -34,10 +34,10 @@ def parse_axes(text: str) -> dict[str, int]:
 
 
 def parse_mesh(text: str) -> Mesh:
-    """Return the mesh that `tensor=4,sequence=2` describes, over the first devices there are.
+    """Return the mesh that `tensor=4,sequence=2` describes, over the first devices.
 
     Raises:
-        MeshError: for what `parse_axes` refuses, or more devices than there are.
+        MeshError: as `parse_axes`, and where there are too few devices.
     """
     sizes, devices = parse_axes(text), all_devices()
     wanted = math.prod(sizes.values())
@@ -57,7 +57,7 @@ def parse_mesh(text: str) -> Mesh:
 
 
 def fit_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
-    """Return the sizes, the largest divided until their product is within `devices`, without axes of one."""
+    """Divide the largest size until the product is at most `devices`; leave out axes of size 1."""
     fitting = dict(sizes)
     while math.prod(fitting.values()) > devices:
         name = max(fitting, key=lambda name: fitting[name])
@@ -66,13 +66,13 @@ def fit_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
 
 
 def check_mesh(mesh: Mesh) -> Mesh:
-    """Return the mesh as the networks are written for it: automatic axes, in the order of the table.
+    """Return the mesh with automatic axes, in the order of `MESH_AXES`, as the networks expect it.
 
-    `jax.make_mesh` makes explicit ones, where a product over a split axis is an error. The order of the axes says
-    nothing about which devices are neighbours: each keeps its place along every axis.
+    `jax.make_mesh` makes explicit axes, where a product over a sharded axis is an error. Reordering keeps every
+    device's index along every axis.
 
     Raises:
-        MeshError: if it is no mesh, has an axis that joyjax does not know, or axes that do not go together.
+        MeshError: if it is not a mesh, or has an unknown axis or incompatible axes.
     """
     if not isinstance(mesh, Mesh):
         raise MeshError(f"mesh is {mesh!r}; expected a jax.sharding.Mesh, as joyjax.sharding.mesh.parse_mesh makes")

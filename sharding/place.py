@@ -1,4 +1,4 @@
-"""Placing parameters on a mesh, constraining activations to it, and running a function on each device's part."""
+"""Shardings of parameters, sharding constraints of activations, and functions that run on each device's shard."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,10 +15,10 @@ from joyjax.sharding.rules import PADDED_IF_UNEVEN, WHOLE_IF_UNEVEN, mesh_axes, 
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """Say how an activation lies on the mesh that is in force (`jax.set_mesh`); without a mesh, do nothing.
+    """Constrain the sharding of an activation on the mesh in force (`jax.set_mesh`); without a mesh, do nothing.
 
-    A dimension that its mesh axes do not divide stays whole: one row of a batch is not cut in two. That costs memory
-    and time, never a result. The rows of a picture are cut nevertheless, the last devices having fewer of them.
+    A dimension that its mesh axes do not divide is replicated, which costs memory and time but never changes a result.
+    Rows of a picture are split nevertheless; the last devices then have fewer of them.
 
     Raises:
         ValueError: if the number of names is not the number of axes of `x`.
@@ -39,13 +39,13 @@ def constrain(x: Array, *axes: str | None) -> Array:
 
 
 def devices_along(axis: str) -> int:
-    """Return over how many devices of the mesh in force a logical axis is split; without a mesh, one."""
+    """Return over how many devices of the mesh in force a logical axis is split; without a mesh, 1."""
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(mesh.shape[name] for name in mesh_axes(axis, mesh.axis_names))
 
 
 def on_shards(function: Callable[..., Any], inputs: tuple[Any, ...], outputs: Any) -> Callable[..., Any]:
-    """Return the function as one that every device runs on its own part; without a mesh, the function itself.
+    """Return the function as one that every device runs on its own shard; without a mesh, the function itself.
 
     `inputs` and `outputs` are pytrees of tuples of logical axes, one for each array; the devices must divide them.
     """
@@ -56,7 +56,7 @@ def on_shards(function: Callable[..., Any], inputs: tuple[Any, ...], outputs: An
     def spec(axes: Any) -> Any:
         return jax.tree.map(lambda names: partition_spec(names, mesh.axis_names), axes, is_leaf=_is_names)
 
-    # What a device computes is checked by tests against one device, not by JAX's types.
+    # Results are checked by tests against one device, not by JAX's varying-axes types.
     return jax.shard_map(function, in_specs=spec(inputs), out_specs=spec(outputs), check_vma=False)
 
 
@@ -67,7 +67,7 @@ def _is_names(axes: Any) -> bool:
 def parameter_sharding(
     path: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh | AbstractMesh | None
 ) -> NamedSharding | None:
-    """Return where a parameter with these logical axes lies; None without a mesh: JAX's default device.
+    """Return the sharding of a parameter with these logical axes; None without a mesh (JAX's default device).
 
     Raises:
         MeshError: if a dimension does not divide by the devices that it would be split over.
@@ -90,24 +90,24 @@ def parameter_sharding(
 def replicate(arrays: Any, mesh: Mesh | None) -> Any:
     """Put arrays on every device of the mesh, or on JAX's default device, and keep them there.
 
-    What goes into a compiled function and comes out of it to go in again must lie the same way both times: otherwise
-    the function is compiled twice. With several processes, each gives the same arrays and fills its own devices.
+    An array that a compiled function takes and returns must have the same sharding both times, or the function is
+    compiled twice. With several processes, each passes the same arrays and fills its own devices.
     """
     if mesh is None:
         return jax.device_put(arrays, devices()[0])
-    place = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
 
     def put(x: Any) -> Array:
-        if place.is_fully_addressable or (isinstance(x, Array) and not x.is_fully_addressable):
-            return jax.device_put(x, place)
+        if replicated.is_fully_addressable or (isinstance(x, Array) and not x.is_fully_addressable):
+            return jax.device_put(x, replicated)
         host = np.asarray(x)
-        return jax.make_array_from_callback(host.shape, place, lambda part: host[part])
+        return jax.make_array_from_callback(host.shape, replicated, lambda part: host[part])
 
     return jax.tree.map(put, arrays)
 
 
 def _devices(names: str | tuple[str, ...] | None, sizes: Mapping[str, int]) -> int:
-    """Return how many parts a dimension is cut into."""
+    """Return into how many parts a dimension is split."""
     if names is None:
         return 1
     return math.prod(sizes[name] for name in ((names,) if isinstance(names, str) else names))

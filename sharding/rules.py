@@ -1,15 +1,15 @@
 """The one table from logical axis names to mesh axes.
 
-A parameter or activation names its dimensions by what they mean; which mesh axes a meaning is split over is decided
-here and nowhere else. Empty: never split. Axes that a mesh does not have count as one device.
+Parameters and activations name their dimensions by logical axes; which mesh axes these are split over is decided here
+and nowhere else. Empty: never split. An axis that a mesh lacks counts as one device.
 """
 
 from jax.sharding import PartitionSpec
 
 from joyjax.errors import MeshError
 
-# In the order that `check_mesh` gives them. `ring` and `ulysses` are the two ways to split a sequence. A mesh may name
-# them in place of `sequence`, whose devices are shared out between them by a rule (sharding/attention.py).
+# In the order that `check_mesh` gives them. `ring` and `ulysses` are the two ways to split a sequence. A mesh may have
+# them in place of `sequence`, whose devices a rule divides between the two (sharding/attention.py).
 MESH_AXES = ("cfg", "data", "sequence", "ring", "ulysses", "tensor")
 
 RULES: dict[str, tuple[str, ...]] = {
@@ -27,7 +27,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "vocabulary": ("tensor",),
     "patch": (),
     "time": (),
-    # the autoencoder's channels are never split: its rows are, over every device that pictures leave
+    # the autoencoder: channels are never split, rows over all axes but that of the batch
     "picture": ("data",),
     "height": ("cfg", "sequence", "ring", "ulysses", "tensor"),
     "tile": MESH_AXES,
@@ -36,10 +36,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "conv_out": (),
 }
 
-# Where the devices do not divide one of these, each holds all of it: few key heads may serve many query heads, and the
-# vision tower is small.
+# Replicated where the devices do not divide them: few key heads may serve many query heads, and the vision tower is
+# small.
 WHOLE_IF_UNEVEN = ("kv_heads", "vision_heads", "vocabulary")
-# Of these, the last device then has less.
+# Split unevenly: the last devices have fewer rows.
 PADDED_IF_UNEVEN = ("height",)
 
 
@@ -55,7 +55,7 @@ def mesh_axes(axis: str, present: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def partition_spec(axes: tuple[str | None, ...], present: tuple[str, ...]) -> PartitionSpec:
-    """Return how an array with these logical axes lies on a mesh that has the axes `present`.
+    """Return the partition spec of an array with these logical axes on a mesh that has the axes `present`.
 
     Raises:
         MeshError: for a logical axis that the table does not have.

@@ -94,7 +94,7 @@ def stage(name: str, mesh: Mesh, *, layers: int | None = None) -> tuple[Callable
         weights = parameters(TEXT_ENCODER, dataclasses.replace(QWEN, text=text), mesh)
         prompt = [array(integers, PASSES, PROMPT), array(integers, PASSES, PROMPT, 3), array(integers, PASSES, PROMPT)]
         picture = [
-            array(numbers, 1, PATCHES, QWEN.vision.patch_numbers),
+            array(numbers, 1, PATCHES, QWEN.vision.patch_values),
             array(integers, 1, PATCHES, 2),
             array(integers, 1, PATCHES, 4),
             array(numbers, 1, PATCHES, 4),

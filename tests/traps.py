@@ -37,7 +37,7 @@ from joyjax.models.joyimage import JoyImageStream, JoyImageTransformer
 from joyjax.models.qwen3_vl import LanguageModel, TextConfig
 from joyjax.models.qwen3_vl_vision import VisionBlock, gelu
 from joyjax.processors import qwen_vl, text, vision
-from joyjax.sampling import euler_solver
+from joyjax.sampling import euler
 from joyjax.sampling import guided_step as steps
 from joyjax.sampling.guidance import Guidance
 
@@ -293,12 +293,12 @@ def lowest_sigma_shifted_once(patch):
         levels = config.shift * levels / (1 + (config.shift - 1) * levels)
         return np.append(levels, 0).astype(np.float32)
 
-    patch.around(euler_solver, "sigmas", wrong)
+    patch.around(euler, "sigmas", wrong)
 
 
 @trap("schedule", "time told as sigma, for 1000·sigma", "latents")
 def time_is_sigma(patch):
-    patch.set(euler_solver, "timesteps", lambda levels, config: levels)
+    patch.set(euler, "timesteps", lambda levels, config: levels)
 
 
 # The autoencoder
@@ -467,7 +467,7 @@ def corners_not_aligned(patch):
         weights = shares[:, None, :, 0] * shares[None, :, :, 1]
         return positions, taps.reshape(4, -1).T, weights.reshape(4, -1).T
 
-    patch.around(qwen_vl, "place_patches", wrong)
+    patch.around(qwen_vl, "patch_positions", wrong)
 
 
 @trap("vision tower", "RoPE's axes are column, row, for row, column", "vision tokens")

@@ -5,10 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from joyjax.sampling.euler import ScheduleConfig
-from joyjax.sampling.euler_solver import Euler
+from joyjax.sampling.euler import Euler
 from joyjax.sampling.guidance import Guidance
 from joyjax.sampling.guided_step import advance, predict
+from joyjax.sampling.schedule import ScheduleConfig
 from joyjax.sampling.solver import Levels
 from joyjax.sampling.step_cache import predict_cached
 

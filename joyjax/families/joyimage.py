@@ -26,8 +26,8 @@ from joyjax.processors.text import control_token, load_tokenizer, plain_tokens
 from joyjax.processors.tokenizer import check_tokenizer
 from joyjax.processors.vision import VisionProcessorConfig
 from joyjax.reading import read_json
-from joyjax.sampling.euler import ScheduleConfig
-from joyjax.sampling.euler_solver import Euler
+from joyjax.sampling.euler import Euler
+from joyjax.sampling.schedule import ScheduleConfig
 
 # Working memory of a step with guidance at 1024 × 1024 with one reference, in bfloat16, as compiled for an H100:
 # docs/parallel.md. Text encoder and autoencoder take less.

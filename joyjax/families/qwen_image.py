@@ -20,8 +20,8 @@ from joyjax.families.qwen_image_prompt import prompt_tokens
 from joyjax.processors.text import load_tokenizer, plain_tokens
 from joyjax.processors.tokenizer import check_tokenizer
 from joyjax.reading import read_json
-from joyjax.sampling.euler import ScheduleConfig
-from joyjax.sampling.euler_solver import Euler
+from joyjax.sampling.euler import Euler
+from joyjax.sampling.schedule import ScheduleConfig
 
 # Working memory of a step with guidance at 1024 × 1024 in bfloat16, as compiled for an H100: docs/parallel.md. Text
 # encoder and autoencoder take less.

@@ -1,4 +1,4 @@
-"""What a double-stream transformer is given besides the noisy latents and the time, and where its tokens lie.
+"""The condition of a double-stream transformer, and the layout of its tokens on devices.
 
 Tokens are patches of latent pixels; those of the target, which is being denoised, come first, then those of each
 reference.
@@ -31,12 +31,12 @@ from joyjax.sharding.place import constrain
 )
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """What a prediction is made from, besides the noisy latents and the time.
+    """The inputs of a prediction besides the noisy latents and the time.
 
-    A row is one pass of one edit. Sequences are padded at the end to a common size and `*_lengths` say how much of
-    each row is valid; None: all of it. `positions` are (item, row, column) of the target's tokens, then of the
-    references', padded as these are, with any valid numbers. `txt_start` is the position of a row's first text token on
-    all three axes, for networks that rotate text from a given position; None for the others.
+    A row is one pass of one edit. Sequences are padded at the end to a common size; `*_lengths` are the valid lengths
+    of each row, None where all of it is valid. `positions` are (item, row, column) of the target's tokens, then of the
+    references', padded likewise with any valid position. `txt_start` is the position of a row's first text token on all
+    three axes, for networks that rotate text from a given position; None for the others.
     """
 
     txt: Float[Array, "B J C"]
@@ -57,10 +57,10 @@ def lay_out(
     widths: Sequence[int],
     theta: float,
 ) -> tuple[Layout, Float[Array, "B I P"]]:
-    """Spread all tokens over the devices; return where they lie, and those of target and references.
+    """Shard all tokens over the devices; return their layout, and the joined tokens of target and references.
 
-    `widths` are the channels that item, row and column rotate in each head. Text counts up from `txt_start` on all
-    three axes; None: it is not rotated.
+    `widths` are the channels of each head that item, row and column rotate. Text positions count up from `txt_start` on
+    all three axes; None: text is not rotated.
     """
     n, positions = mesh.devices, condition.positions
     rows, targets = latents.shape[:2]
@@ -72,17 +72,17 @@ def lay_out(
         txt_rotation = rotation_by_blocks(txt_positions, widths, theta)
     target_lengths = lengths_on_devices(condition.target_lengths, targets, rows, n)
     reference_lengths = lengths_on_devices(condition.reference_lengths, references, rows, n)
-    tokens, places = (
+    tokens, positions = (
         join_on_devices(pad_to_devices(first, n), pad_to_devices(second, n), target_lengths, mesh)
         for first, second in (
             (latents, condition.references),
-            # Every device cuts out its own part; left to itself, XLA would spread them before they are taken apart.
+            # Replicated, so every device slices its own part; XLA would otherwise shard them before the split.
             [constrain(part, "batch", None, None) for part in jnp.split(positions, [targets], axis=1)],
         )
     )
     layout = Layout(
         mesh,
-        rotation_by_blocks(places, widths, theta),
+        rotation_by_blocks(positions, widths, theta),
         txt_rotation,
         add_lengths(target_lengths, -(-targets // n), reference_lengths, -(-references // n)),
         lengths_on_devices(condition.txt_lengths, texts, rows, n),

@@ -37,7 +37,7 @@ class Conv(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"], region: ValidRegion | None = None) -> Float[Array, "b y x d"]:
         """Convolve; by default the output of stride 1 is as large as the input.
 
-        With a region, a padded picture gives what it gives alone, whatever the padding is.
+        With a region, the padding of a picture never changes the result on its valid pixels.
         """
         if region is not None and self.kernel.shape[:2] != (1, 1):
             x = region.mask_padding(x)  # zeros, as beyond the edges

@@ -1,6 +1,6 @@
-"""The decoder of a language model that reads pictures: its layer, its inputs, and the pass through all layers.
+"""The decoder of a vision language model: its layer, its inputs, and the pass through all layers.
 
-Rows that begin with the same tokens may be packed: the model is causal, so that what they share is computed once.
+Rows with a common prefix may be packed: the model is causal, so the prefix is computed once.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from joyjax.layers.rope import Rotation, rotate_half_split, rotation_by_frequenc
 from joyjax.sharding.attention import partitioned_attention
 from joyjax.sharding.place import constrain, devices_along
 
-# Queries `[B L N H]`, keys and values `[B L K H]` to what the queries found.
+# Queries `[B L N H]`, keys and values `[B L K H]` to the attention's output `[B L N H]`.
 Attend = Callable[[Array, Array, Array], Array]
 
 
@@ -33,10 +33,10 @@ Attend = Callable[[Array, Array, Array], Array]
 class TextInputs:
     """Prompts as tokens, padded at the end to one length.
 
-    `positions` are (time, row, column). `image_token_index` is, at an image place, the number of its token among
-    all pictures' tokens, padding counted, picture after picture; -1 for text and padding. Rows may share a picture.
-    `shared`: so many first tokens are the same in all rows, as those of both prompts of an edit are up to their text.
-    They see nothing behind them, so they are computed once.
+    `positions` are (time, row, column). `image_token_index` is the index of an image position's token among the tokens
+    of all pictures, picture after picture with their padding; -1 for text and padding. Rows may share a picture.
+    `shared` is the length of the prefix that all rows have in common, such as everything before the text in the two
+    prompts of an edit. It is computed once.
     """
 
     ids: Int[Any, "B L"]
@@ -92,7 +92,7 @@ class DecoderLayer(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "B L D"], rotation: Rotation, attend: Attend) -> Float[Array, "B L D"]:
-        """Return the tokens, updated. `attend` decides which keys a query sees."""
+        """Return the updated tokens. `attend` decides which keys a query sees."""
         y = self.attention_norm(x)
         query, key = self.q(y), self.k(y)
         if self.q_norm is not None and self.k_norm is not None:
@@ -119,13 +119,13 @@ def decode(
     axis_of_frequency: Sequence[int],
     theta: float,
 ) -> Float[Array, "B L D"]:
-    """Return the output of the last layer; it has no meaning at padding.
+    """Return the output of the last layer, undefined at padding.
 
-    At image places `features` stand in for the word embeddings, and `deepstack[n]` is added to the output of layer n on
-    its way to the next. Frequency i of the rotation turns with the position on axis `axis_of_frequency[i]`.
+    At image positions `features` replace the word embeddings, and `deepstack[n]` is added to the output of layer n.
+    Frequency i of the rotation uses the position on axis `axis_of_frequency[i]`.
     """
     rows = text.ids.shape[0]
-    # Rows and tokens that are spread over devices stay as they are: packed, they would have to be moved.
+    # Sharded rows and tokens are not packed: packing would move them between devices.
     shared = text.shared if devices_along("batch") == devices_along("sequence") == 1 else 0
     ids, positions, image_token_index = (
         pack_rows(x, shared) for x in (text.ids, text.positions, text.image_token_index)
@@ -144,7 +144,7 @@ def decode(
 
 
 def pack_rows(x: Shaped[Array, "B L *rest"], shared: int) -> Shaped[Array, "_ _ *rest"]:
-    """Put rows behind one another, their first `shared` tokens once in front: `[1, shared + B·(L - shared)]`."""
+    """Concatenate rows, with their common first `shared` tokens once in front: `[1, shared + B·(L - shared)]`."""
     if not shared:
         return x
     return jnp.concatenate([x[:1, :shared], x[:, shared:].reshape(1, -1, *x.shape[2:])], axis=1)
@@ -159,7 +159,7 @@ def unpack_rows(x: Shaped[Array, "_ _ *rest"], shared: int, rows: int) -> Shaped
 
 
 def packed_attention(shared: int, rows: int) -> Attend:
-    """Return causal attention for a sequence of `pack_rows`: every row sees the shared tokens and itself."""
+    """Return causal attention for a sequence of `pack_rows`: every row attends to the shared tokens and to itself."""
 
     def attend(
         query: Float[Array, "B L N H"], key: Float[Array, "B L K H"], value: Float[Array, "B L K H"]
@@ -175,6 +175,6 @@ def packed_attention(shared: int, rows: int) -> Attend:
 
 
 def _pick(tokens: Float[Array, "I M D"], image_token_index: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-    """Return the picture's token at every image place, zero at all others."""
+    """Return the picture's token at every image position, zero at all others."""
     picked = jnp.take(tokens.reshape(-1, tokens.shape[-1]), jnp.maximum(image_token_index, 0), axis=0)
     return jnp.where(image_token_index[..., None] >= 0, picked, 0)

@@ -1,8 +1,8 @@
 """The double-stream block: image and text have weights of their own and meet in joint attention (Esser et al., 2024).
 
-Modulation comes in from outside, since families make it in different ways: `[B, 1, 6, D]`, of which the six are shift,
-scale and gate of the attention, then shift, scale and gate of the MLP. The second axis is for networks whose tokens
-choose between modulations for two times; so far there is one.
+Modulation is an argument, since families compute it in different ways: `[B, 1, 6, D]`, where the six are shift, scale
+and gate of the attention, then shift, scale and gate of the MLP. The second axis is for networks whose tokens select
+one of two modulations; so far it is 1.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ HEAD_AXES = ("heads", "head_width")
 
 
 class Projections(nnx.Module):
-    """Queries, keys and values by a linear map each, stacked: for checkpoints that keep the three apart."""
+    """Queries, keys and values by one linear map each, stacked: for checkpoints with three separate kernels."""
 
     def __init__(self, width: int, heads: int, head_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
         def linear() -> Linear:
@@ -46,14 +46,14 @@ class Projections(nnx.Module):
         self.q, self.k, self.v = linear(), linear(), linear()
 
     def __call__(self, x: Float[Array, "B L D"], start: int = 0, stop: int | None = None) -> Float[Array, "B L C N H"]:
-        """Return those from `start` to `stop`, as one `Linear` with an output axis of three does."""
+        """Return projections `start` to `stop`, as a fused `Linear` with an output axis of three does."""
         return jnp.stack([linear(x) for linear in (self.q, self.k, self.v)[start:stop]], axis=2)
 
 
 class Stream(nnx.Module):
-    """One stream's half of a block: its projections to and from attention, its MLP.
+    """One stream's half of a block: its projections to and from attention, and its MLP.
 
-    `fused`: one kernel makes queries, keys and values; otherwise there are three.
+    `fused`: queries, keys and values have one kernel; otherwise one each.
     """
 
     def __init__(
@@ -96,14 +96,14 @@ class Stream(nnx.Module):
         return self.down(nnx.gelu(hidden, approximate=True))
 
     def normed(self, x: Float[Array, "B L D"], modulation: Float[Array, "B 1 6 D"]) -> Float[Array, "B L D"]:
-        """Return what attention is given."""
+        """Return the modulated norm, the input of attention."""
         shift, scale = modulation[:, 0, 0], modulation[:, 0, 1]
         return layer_norm_scale_shift(x, scale, shift)
 
     def finish(
         self, x: Float[Array, "B L D"], attended: Float[Array, "B L N H"], modulation: Float[Array, "B 1 6 D"]
     ) -> Float[Array, "B L D"]:
-        """Add what attention brought, then the MLP."""
+        """Add the gated attention output, then the gated MLP."""
         gate1, shift2, scale2, gate2 = (modulation[:, 0, n] for n in range(2, MODULATIONS))
         x, y = residual_gate_layer_norm_scale_shift(x, self.out(attended), gate1, scale2, shift2)
         return constrain(residual_gate(x, self.mlp(y), gate2), "batch", "sequence", "embed")
@@ -123,7 +123,7 @@ class Block(nnx.Module):
         txt_mod: Float[Array, "B 1 6 D"],
         layout: Layout,
     ) -> tuple[Float[Array, "B I D"], Float[Array, "B J D"]]:
-        """Return both streams, updated."""
+        """Return both updated streams."""
         img_qkv = self.img.qkv(self.img.normed(img, img_mod))
         txt_qkv = self.txt.qkv(self.txt.normed(txt, txt_mod))
         img_found, txt_found = joint_attention(img_qkv, txt_qkv, self.img.scales, self.txt.scales, layout)
@@ -138,7 +138,7 @@ class Block(nnx.Module):
         layout: Layout,
         targets: int,
     ) -> Float[Array, "B T D"]:
-        """Return the first `targets` image tokens only; all other tokens contribute keys and values alone."""
+        """Return the first `targets` image tokens only; all other tokens contribute only keys and values."""
         img_normed, txt_normed = self.img.normed(img, img_mod), self.txt.normed(txt, txt_mod)
         img_kv, txt_kv = self.img.qkv(img_normed, 1), self.txt.qkv(txt_normed, 1)
         target = functools.partial(leading_tokens, size=targets, devices=layout.mesh.devices)
@@ -151,10 +151,10 @@ class Block(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class FirstBlockOutput:
-    """A pass of a double-stream transformer after its embeddings and its first block.
+    """The state of a double-stream transformer after its embeddings and first block.
 
-    `before` and `img` are the image tokens before and after that block; `targets` counts the target's, with padding.
-    `temb` is the embedding of the time, as the network's other blocks and its head need it.
+    `before` and `img` are the image tokens before and after that block; `targets` is the number of the target's, with
+    padding. `temb` is the time embedding, which the other blocks and the head need.
     """
 
     before: Float[Array, "B I D"]

@@ -1,7 +1,7 @@
-"""Two streams of tokens, image and text, spread over devices, and the attention in which they meet.
+"""Joint attention of two token streams, image and text, that are sharded over devices.
 
-Every device holds a part of the target's tokens, of the references' and of the text's, padded at the end to one size
-and valid tokens first. Without a mesh there is one part, and what is said here of parts holds of the whole.
+Every device holds a part of the target's tokens, of the references' and of the text's, valid tokens first and padded
+at the end to one size. Without a mesh there is one part.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ Scales = tuple[Float[Array, " H"], Float[Array, " H"]]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the tokens of a row lie and how they are rotated; the same for every block.
+    """How the tokens of a row are distributed and rotated; the same for every block.
 
-    `img_lengths` and `txt_lengths` are the valid tokens of each device; None: none of them is padding.
+    `img_lengths` and `txt_lengths` are the numbers of valid tokens on each device; None: no padding.
     """
 
     mesh: SequenceMesh
@@ -35,14 +35,14 @@ class Layout:
 
 
 def pad_to_devices(x: Shaped[Array, "B T *rest"], devices: int) -> Shaped[Array, "B U *rest"]:
-    """Pad tokens at the end, so that the devices divide them."""
+    """Pad tokens at the end to a multiple of the devices."""
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % devices)) + ((0, 0),) * (x.ndim - 2))
 
 
 def lengths_on_devices(
     lengths: Int[Array, " B"] | None, size: int, rows: int, devices: int
 ) -> Int[Array, "B n"] | None:
-    """Return how many of `size` tokens are valid on each device once they are spread; None: nothing is padding."""
+    """Return how many of `size` tokens are valid on each device when sharded; None: no padding."""
     if lengths is None and size % devices == 0:
         return None
     each = -(-size // devices)
@@ -53,7 +53,7 @@ def lengths_on_devices(
 def add_lengths(
     first: Int[Array, "B n"] | None, size: int, second: Int[Array, "B n"] | None, second_size: int
 ) -> Int[Array, "B n"] | None:
-    """Return the valid tokens of two kinds together, `size` and `second_size` on each device with padding."""
+    """Add the valid lengths of two kinds of tokens, of `size` and `second_size` on each device with padding."""
     if first is None and second is None:
         return None
     return (jnp.int32(size) if first is None else first) + (jnp.int32(second_size) if second is None else second)
@@ -65,7 +65,7 @@ def join_on_devices(
     first_lengths: Int[Array, "B n"] | None,
     mesh: SequenceMesh,
 ) -> Shaped[Array, "B I P"]:
-    """Put, on every device, its part of `second` behind the valid tokens of its part of `first`."""
+    """Append, on every device, its part of `second` to the valid tokens of its part of `first`."""
 
     def local(first: Array, second: Array, lengths: Array | None) -> Array:
         return join(first, second, _own(lengths, mesh))
@@ -74,7 +74,7 @@ def join_on_devices(
 
 
 def leading_tokens(x: Float[Array, "B I *rest"], size: int, devices: int) -> Float[Array, "B T *rest"]:
-    """Return the first of two kinds of tokens that were joined, which has `size` tokens in all."""
+    """Return the first of two joined kinds of tokens, which has `size` tokens in all."""
     parts = x.reshape(x.shape[0], devices, -1, *x.shape[2:])[:, :, : size // devices]
     return parts.reshape(x.shape[0], size, *x.shape[2:])
 
@@ -87,10 +87,10 @@ def joint_attention(
     layout: Layout,
     query: Float[Array, "B T N H"] | None = None,
 ) -> tuple[Float[Array, "B _ N H"], Float[Array, "B _ N H"]]:
-    """Let both streams attend to both, and return what each found; with a `query`, let it alone do so.
+    """Attend from both streams to both and return each stream's output; with `query`, attend from it only.
 
-    The axis C of `img` and `txt` holds queries, keys and values as they were projected, or keys and values alone where
-    `query` is given: it is normalised and rotated already.
+    The axis C of `img` and `txt` holds projected queries, keys and values, or only keys and values where `query` is
+    given, which is normalised and rotated already.
     """
 
     def local(
@@ -107,10 +107,10 @@ def joint_attention(
         own = _own(img_lengths, layout.mesh)
         parts = qk_norm_rope(img, txt, img_scales, txt_scales, img_rotation, txt_rotation, img_lengths=own)
         *own_query, key, value = parts
-        asking = own_query[0] if query is None else query
+        queries = own_query[0] if query is None else query
         lengths = add_lengths(img_lengths, img.shape[1], txt_lengths, txt.shape[1])
-        found = sequence_attention(asking, key, value, lengths, layout.mesh)
-        return split(found, img.shape[1], own) if query is None else (found, found[:, :0])
+        out = sequence_attention(queries, key, value, lengths, layout.mesh)
+        return split(out, img.shape[1], own) if query is None else (out, out[:, :0])
 
     scales, rotation, vectors = ((None,), (None,)), (TOKENS, TOKENS), ("batch", "sequence", "heads", None)
     txt_rotation = rotation if layout.txt_rotation is not None else None

@@ -47,14 +47,14 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "..."], start: int = 0, stop: int | None = None) -> Float[Array, "..."]:
         """Map `[..., *features_in]` to `[..., *features_out]`, in the kernel's dtype.
 
-        `start` and `stop` choose a part of the first output axis: keys and values without queries, say.
+        `start` and `stop` select a part of the first output axis, such as keys and values without queries.
         """
         y = contract(x, self.kernel.get_value(), self.contracted, start, stop)
         return y if self.bias is None else y + self.bias[...][start:stop]
 
 
 class Embedding(nnx.Module):
-    """A table of rows, looked up by number."""
+    """A table of rows, looked up by index."""
 
     def __init__(
         self, rows: int, features: int, *, axes: Sequence[str | None], dtype: DTypeLike, rngs: nnx.Rngs | None

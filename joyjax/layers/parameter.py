@@ -21,9 +21,9 @@ def parameter(
 ) -> nnx.Param:
     """Declare a parameter whose every dimension has a logical axis name (or None where it is never split).
 
-    `init` is "ones", "zeros", or the standard deviation of a normal distribution. Without `rngs` the parameter is its
-    shape alone, to be filled from a checkpoint: that takes no memory, and no time to trace. `inputs` counts the first
-    axes of a kernel, which a map contracts. `storable`: it may be stored in another form than an array
+    `init` is "ones", "zeros", or the standard deviation of a normal distribution. Without `rngs` the parameter is
+    abstract, to be filled from a checkpoint; that takes no memory and no tracing. `inputs` is the number of leading
+    axes of a kernel that a map contracts. `storable`: it may be stored in another form than an array
     (joyjax/storage/forms.py).
     """
     if len(shape) != len(axes):

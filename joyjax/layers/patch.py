@@ -9,7 +9,7 @@ from joyjax.dtypes import FLOAT32
 
 
 def pixels_to_unit(pixels: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
-    """Take 0 … 255 to -1 … 1, as the autoencoder wants it."""
+    """Map 0 … 255 to -1 … 1, the autoencoder's range."""
     return pixels.astype(FLOAT32) / 127.5 - 1
 
 

@@ -22,7 +22,7 @@ def inverse_frequencies(channels: int, theta: float) -> np.ndarray:
 
 
 def rotation_by_blocks(positions: Int[Array, "B L A"], channels: Sequence[int], theta: float) -> Rotation:
-    """Give each position axis its own block of channels, each block with its own full range of frequencies.
+    """Give each position axis its own block of channels, each with the full range of frequencies.
 
     `channels` are the block widths, one per axis; their sum is the head width.
     Source: get_rotary_pos_embed in Diffusers' transformer_joyimage.py.
@@ -36,7 +36,7 @@ def rotation_by_blocks(positions: Int[Array, "B L A"], channels: Sequence[int], 
 
 
 def rotation_by_frequency(positions: Int[Array, "B L A"], axis_of: Sequence[int], theta: float) -> Rotation:
-    """Share one range of frequencies among the position axes: frequency i turns with axis `axis_of[i]`.
+    """Share one range of frequencies among the position axes: frequency i uses axis `axis_of[i]`.
 
     Source: Qwen3VLTextRotaryEmbedding in Transformers' modeling_qwen3_vl.py.
     """

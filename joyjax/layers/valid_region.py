@@ -8,10 +8,10 @@ from jaxtyping import Array, Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class ValidRegion:
-    """The picture is the top left `size` of so many `padded` rows and columns; the rest is padding.
+    """The valid `size` at the top left of `padded` rows and columns; the rest is padding.
 
-    `size` is traced. One region holds at every resolution: of an array with half of the padded rows and columns, half
-    of `size` is valid. Padding may have any values, NaN too: what looks at neighbours masks it first.
+    `size` is traced. One region serves every resolution: at half of the padded rows and columns, half of `size` is
+    valid. Padding may have any values, NaN too; operations over neighbours mask it first.
     """
 
     size: Int[Array, " 2"]

@@ -1,4 +1,4 @@
-"""A network as data: its structure, hashable, and its arrays. What the jitted stages take and `load` returns."""
+"""A network as data: its hashable structure and its arrays. The jitted stages take it and `load` returns it."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from flax import nnx
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["state"], meta_fields=["graph"])
 @dataclasses.dataclass(frozen=True, repr=False)
 class Weights:
-    """An NNX module taken apart, so that it can cross a `jax.jit` boundary as an argument.
+    """A split NNX module, which can be an argument of a `jax.jit` function.
 
     `graph` is static: two models with one configuration share a compiled program.
     """
@@ -21,21 +21,21 @@ class Weights:
     state: nnx.State
 
     def __repr__(self) -> str:
-        """Return one line; JAX may have put anything in the place of the arrays."""
+        """Return one line; the leaves may be anything that JAX puts there."""
         arrays = jax.tree.leaves(self.state)
         return f"<Weights: {sum(getattr(array, 'size', 0) for array in arrays):,} parameters in {len(arrays)} arrays>"
 
     @classmethod
     def of(cls, module: nnx.Module) -> "Weights":
-        """Take a module apart."""
+        """Split a module."""
         graph, state = nnx.split(module)
         return cls(graph, state)
 
     def filled(self, found: Mapping[str, Any]) -> "Weights":
         """Return the network with these parameters, by dotted path; all of them and no other.
 
-        Each is an array or, for a kernel, another leaf (joyjax/storage/forms.py). Or shapes and places alone, to be
-        compiled for.
+        Each is an array, for a kernel also a stored form (joyjax/storage/forms.py), or a shape with its sharding, to
+        compile for.
         """
         flat = nnx.to_flat_state(self.state)
         if found.keys() != leaves(self.state).keys():
@@ -45,7 +45,7 @@ class Weights:
         )
 
     def module(self) -> Any:
-        """Put the module together again; inside `jax.jit` this costs nothing at run time."""
+        """Merge the module; inside `jax.jit` this costs nothing at run time."""
         return nnx.merge(self.graph, self.state)
 
 
@@ -59,5 +59,5 @@ def _dotted(path: tuple[Any, ...]) -> str:
 
 
 def count_parameters(state: nnx.State) -> int:
-    """Return the number of parameters, of real arrays or of their shapes; scales of a form are not counted."""
+    """Return the number of parameters, of arrays or of shapes; the scales of stored forms are not counted."""
     return sum(leaf.get_value().size for leaf in leaves(state).values())

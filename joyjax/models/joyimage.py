@@ -57,14 +57,14 @@ class JoyImageConfig:
         if len(config.patch_size) != 3 or config.patch_size[0] != 1 or min(config.patch_size) < 1:
             raise ConfigError(f"{where}: patch_size is {config.patch_size}; expected one frame, as in [1, 2, 2]")
         sizes = config.hidden_size, config.num_attention_heads, config.num_layers, config.in_channels, config.text_dim
-        if min(sizes) < 1 or not all(0 < number < math.inf for number in (config.mlp_width_ratio, config.theta)):
+        if min(sizes) < 1 or not all(0 < value < math.inf for value in (config.mlp_width_ratio, config.theta)):
             raise ConfigError(f"{where}: sizes, mlp_width_ratio and theta must be positive")
         if config.mlp_dim < 1:
             raise ConfigError(f"{where}: mlp_width_ratio is {config.mlp_width_ratio}; the MLP must have a unit")
         if config.out_channels != config.in_channels:
             raise ConfigError(
                 f"{where}: out_channels {config.out_channels} must equal in_channels {config.in_channels}, or be null: "
-                "what is predicted is added to the latents"
+                "the prediction is added to the latents"
             )
         if config.hidden_size % config.num_attention_heads:
             raise ConfigError(
@@ -105,7 +105,7 @@ class JoyImageConfig:
 
 
 class JoyImageStream(Stream):
-    """A stream with a modulation table, which is added to what the time gives all blocks."""
+    """A stream with a modulation table, which is added to the time's modulation that all blocks share."""
 
     def __init__(self, config: JoyImageConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
         width = config.hidden_size
@@ -159,7 +159,7 @@ class JoyImageTransformer(nnx.Module):
     ) -> Float[Array, "B T P"]:
         """Return the velocity of the target's tokens, in float32; `timestep` is 1000·sigma.
 
-        On a mesh, the devices that share a batch must divide B; those that share a sequence need not divide anything.
+        On a mesh, the devices that share a batch must divide B; those that share a sequence may be any number.
         """
         first_output = self.first_block(latents, timestep, condition)
         return self.head(self.remaining_blocks(first_output), first_output)[:, : latents.shape[1]]
@@ -189,7 +189,7 @@ class JoyImageTransformer(nnx.Module):
         return last.last(img, txt, *modulations(last, temb), layout, first_output.targets)
 
     def head(self, tokens: Float[Array, "B U D"], first_output: FirstBlockOutput) -> Float[Array, "B U P"]:
-        """Return the velocity of what the last block gave, in float32. The time has no part in it, unlike elsewhere."""
+        """Return the velocity from the last block's output, in float32. This head is not modulated by the time."""
         return self.out(layer_norm(tokens)).astype(FLOAT32)
 
     def _embed_text(self, txt: Float[Array, "B J C"]) -> Float[Array, "B J D"]:
@@ -202,8 +202,8 @@ class JoyImageTransformer(nnx.Module):
     def _lay_out(
         self, latents: Float[Array, "B T P"], condition: Condition, mesh: SequenceMesh
     ) -> tuple[Layout, Float[Array, "B I P"]]:
-        """Spread all tokens over the devices; return where they lie, and those of target and references."""
+        """Shard all tokens over the devices; return their layout, and the joined tokens of target and references."""
         config, start = self.config, None
-        if config.rope_type == "mrope":  # text goes on where the largest image index ends, on all three axes alike
+        if config.rope_type == "mrope":  # text positions follow the largest image position, equal on all three axes
             start = jnp.max(condition.positions, axis=(1, 2)) + 1
         return lay_out(latents, condition, mesh, txt_start=start, widths=config.rope_dim_list, theta=config.theta)

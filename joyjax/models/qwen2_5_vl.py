@@ -1,7 +1,7 @@
 """Qwen2.5-VL (Bai et al., 2025) as a text encoder: a prompt becomes one vector per token.
 
-What conditions the diffusion is the output of the last decoder layer after the final norm. The vocabulary head, which
-would make words of it, is not part of this network, and neither is the vision tower yet.
+The output is that of the last decoder layer after the final norm. The LM head is not part of this network, nor is the
+vision tower yet.
 Source: Qwen2_5_VLModel in Transformers' modeling_qwen2_5_vl.py.
 """
 
@@ -22,8 +22,7 @@ from joyjax.layers.norm import RMSNorm
 from joyjax.models.qwen3_vl_vision import check_positive, flatten_rope
 
 TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id")
-# Keys of the text model that change nothing here. Windows are a number of tokens and a number of layers that
-# `use_sliding_window`, which must be off, would turn on.
+# Keys of the text model without effect here. The window keys apply only with `use_sliding_window`, which must be off.
 IGNORED = (
     *("attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "use_cache"),
     *("initializer_range", "max_position_embeddings", "tie_word_embeddings", "sliding_window", "max_window_layers"),
@@ -33,7 +32,7 @@ ROPE = ("rope_scaling", "rope_parameters")  # json objects that `flatten_rope` l
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """The text model's numbers in the text encoder's config.json."""
+    """The text model's part of the text encoder's config.json."""
 
     vocab_size: int
     hidden_size: int
@@ -86,7 +85,7 @@ class TextConfig:
 
     @property
     def axis_of_frequency(self) -> tuple[int, ...]:
-        """The axis whose position turns each frequency: time (0) for the first chunk, then row (1), then column (2)."""
+        """The position axis of each frequency: time (0) for the first chunk, then row (1), then column (2)."""
         return tuple(np.repeat(np.arange(3), self.mrope_section).tolist())
 
 
@@ -98,7 +97,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "use_sliding_window": (False, None),
 }
 CHECKED = ("head_dim", "layer_types")
-# The text model's keys where they stand beside `vision_config`, in files that Transformers 4 wrote.
+# The text model's keys at the top level, in files that Transformers 4 wrote.
 FLAT = {
     *(field.name for field in dataclasses.fields(TextConfig)),
     *FIXED.keys() - {"model_type"},
@@ -121,7 +120,7 @@ class Qwen25VLConfig:
     def from_transformers(cls, raw: Mapping[str, Any], where: str = "text_encoder/config.json") -> "Qwen25VLConfig":
         """Read the json object; raises ConfigError for what this network does not implement.
 
-        The text model's numbers stand beside the other keys, in `text_config`, or in both places and then agree.
+        The text model's keys are at the top level, in `text_config`, or in both places with equal values.
         """
         nested = raw.get("text_config")
         if not isinstance(nested, Mapping | None):
@@ -151,7 +150,7 @@ def _plain(value: Any) -> Any:
 
 
 class LanguageModel(nnx.Module):
-    """The decoder and the norm at its end, without the vocabulary head."""
+    """The decoder with its final norm, without the LM head."""
 
     def __init__(self, config: TextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
         def layer() -> DecoderLayer:
@@ -176,9 +175,9 @@ class LanguageModel(nnx.Module):
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, axis="embed", dtype=dtype, rngs=rngs)
 
     def __call__(self, text: TextInputs, features: Float[Array, "I M D"] | None = None) -> Float[Array, "B L D"]:
-        """Return the normalised output of the last layer; it has no meaning at padding.
+        """Return the normalised output of the last layer, undefined at padding.
 
-        At image places `features` stand in for the word embeddings.
+        At image positions `features` replace the word embeddings.
         """
         config = self.config
         hidden = decode(

@@ -1,7 +1,7 @@
 """Qwen3-VL (Bai et al., 2025) as a text encoder: a prompt with pictures in it becomes one vector per token.
 
-What conditions the diffusion is the output of the last decoder layer. The final norm and the vocabulary head, which
-would make words of it, are not part of this network.
+The output is that of the last decoder layer, before the final norm. Final norm and LM head are not part of this
+network.
 Source: Qwen3VLModel in Transformers' modeling_qwen3_vl.py.
 """
 
@@ -71,9 +71,9 @@ class TextConfig:
 
     @property
     def axis_of_frequency(self) -> tuple[int, ...]:
-        """The axis whose position turns each frequency: time (0), row (1), column (2), time, row, column, … and time.
+        """The position axis of each frequency: time (0), row (1), column (2), time, row, column, … and time.
 
-        Rows and columns take every third until each has had its share; the rest is time's.
+        Rows and columns take every third frequency up to their share of `mrope_section`; time takes the rest.
         """
         axes = np.zeros(self.head_dim // 2, int)
         for axis in (1, 2):
@@ -131,7 +131,7 @@ def _section(raw: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]
 
 
 class LanguageModel(nnx.Module):
-    """The decoder, without the norm and the vocabulary head at its end."""
+    """The decoder, without its final norm and the LM head."""
 
     def __init__(self, config: TextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
         self.config = config
@@ -146,10 +146,9 @@ class LanguageModel(nnx.Module):
         features: Float[Array, "I M D"] | None = None,
         deepstack: tuple[Float[Array, "I M D"], ...] = (),
     ) -> Float[Array, "B L D"]:
-        """Return the output of the last layer; it has no meaning at padding.
+        """Return the output of the last layer, undefined at padding.
 
-        At image places `features` stand in for the word embeddings, and `deepstack[n]` is added to the output of layer
-        n on its way to the next.
+        At image positions `features` replace the word embeddings, and `deepstack[n]` is added to the output of layer n.
         """
         config = self.config
         return decode(

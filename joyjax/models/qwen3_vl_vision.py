@@ -1,8 +1,8 @@
-"""The vision tower of Qwen3-VL: a transformer over 16×16 patches that makes tokens of the language model.
+"""The vision tower of Qwen3-VL: a transformer from 16×16 patches to tokens of the language model.
 
-Blocks of 2×2 patches become one token. Patches lie in the order (block row, block column, row in the block, column in
-the block), so that the four of a token are neighbours. Besides the tower's end, a few layers on the way are tapped too;
-the language model adds those features to what its own first layers give (DeepStack: Meng et al., 2024).
+Blocks of 2×2 patches become one token. Patches are in the order (block row, block column, row in the block, column in
+the block), so that the four of a token are neighbours. A few intermediate layers give tokens too, which the language
+model adds to the outputs of its first layers (DeepStack: Meng et al., 2024).
 Source: Qwen3VLVisionModel in Transformers' modeling_qwen3_vl.py.
 """
 
@@ -71,10 +71,10 @@ class VisionConfig:
             )
         if config.grid_size**2 != config.num_position_embeddings:
             raise ConfigError(f"{where}: num_position_embeddings {config.num_position_embeddings} is not a square")
-        taps = config.deepstack_visual_indexes
-        if any(tap not in range(config.depth) for tap in taps) or list(taps) != sorted(set(taps)):
+        layers = config.deepstack_visual_indexes
+        if any(layer not in range(config.depth) for layer in layers) or list(layers) != sorted(set(layers)):
             raise ConfigError(
-                f"{where}: deepstack_visual_indexes {list(taps)} must be ascending numbers below depth {config.depth}"
+                f"{where}: deepstack_visual_indexes {list(layers)} must be ascending numbers below depth {config.depth}"
             )
         return config
 
@@ -85,12 +85,12 @@ class VisionConfig:
 
     @property
     def merged(self) -> int:
-        """Patches that make one token."""
+        """Patches in one token."""
         return self.spatial_merge_size**2
 
     @property
-    def patch_numbers(self) -> int:
-        """Numbers in one patch: channels, frames, rows, columns."""
+    def patch_values(self) -> int:
+        """Values in one patch: channels × frames × rows × columns."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
     @property
@@ -100,7 +100,7 @@ class VisionConfig:
 
 
 def flatten_rope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Lift what Transformers 5 writes under `rope_parameters`, and 4 under `rope_scaling`, next to the other keys."""
+    """Lift the keys of `rope_parameters` (Transformers 5) and `rope_scaling` (Transformers 4) to the top level."""
     flat = dict(raw)
     for key in ("rope_scaling", "rope_parameters"):
         if isinstance(flat.get(key, {}), Mapping | None):
@@ -109,7 +109,7 @@ def flatten_rope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def check_positive(config: Any, where: str) -> None:
-    """Raise ConfigError if a number of this configuration is zero or less."""
+    """Raise ConfigError if a numeric field of this configuration is not positive."""
     for name, value in vars(config).items():
         if isinstance(value, int | float) and value <= 0:
             raise ConfigError(f"{where}: {name} is {value}; expected a positive number")
@@ -122,10 +122,10 @@ def check_positive(config: Any, where: str) -> None:
 )
 @dataclasses.dataclass(frozen=True)
 class VisionInputs:
-    """Pictures as patches, padded at the end to one number of patches, a multiple of the block.
+    """Pictures as patches, padded at the end to a common number of patches, a multiple of the block.
 
-    `patches` hold 1536 numbers each: (channel, frame, row, column), in [-1, 1]. `positions`, `taps` and `weights` are
-    those of `place_patches`, any valid numbers where padded. `lengths`: patches of each picture, at least one block.
+    `patches` have 1536 values each: (channel, frame, row, column), in [-1, 1]. `positions`, `taps` and `weights` are
+    those of `patch_positions`, any valid values at padding. `lengths`: patches of each picture, at least one block.
     """
 
     patches: Float[Any, "I L P"]
@@ -135,13 +135,13 @@ class VisionInputs:
     lengths: Int[Any, " I"]
 
 
-def place_patches(
+def patch_positions(
     grid_height: int, grid_width: int, config: VisionConfig
 ) -> tuple[Int[np.ndarray, "L 2"], Int[np.ndarray, "L 4"], Float[np.ndarray, "L 4"]]:
-    """Return where the patches of a picture lie, in the order of blocks, and how to interpolate their embeddings.
+    """Return positions of a picture's patches, in block order, and taps and weights of their position embeddings.
 
-    First (row, column); then the four nearest rows of the position table, which is stretched over the picture so that
-    corners fall on corners; then their bilinear weights.
+    Positions are (row, column). Taps are the four nearest rows of the position table, which is stretched over the
+    picture with aligned corners; weights are bilinear.
     Source: get_vision_interpolation_indices_and_weights in Transformers' vision_utils.py, to the last bit.
     """
     merge, size = config.spatial_merge_size, config.grid_size
@@ -167,7 +167,7 @@ def gelu(x: Float[Array, "..."], *, approximate: bool) -> Float[Array, "..."]:
 
 
 class VisionBlock(nnx.Module):
-    """A pre-norm transformer block; every patch of a picture attends to all of that picture and to no other."""
+    """A pre-norm transformer block; a patch attends to all patches of its own picture only."""
 
     def __init__(self, config: VisionConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
         width, hidden, heads = (config.hidden_size,), (config.intermediate_size,), (config.num_heads, config.head_dim)
@@ -182,7 +182,7 @@ class VisionBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "I L D"], rotation: Rotation, lengths: Int[Array, " I"]
     ) -> Float[Array, "I L D"]:
-        """Return the patches, updated."""
+        """Return the updated patches."""
         qkv = self.qkv(self.attention_norm(x))
         query, key = (rotate_half_split(qkv[:, :, part], rotation).astype(x.dtype) for part in (0, 1))
         x = x + self.out(partitioned_attention(query, key, qkv[:, :, 2], lengths=lengths))
@@ -195,9 +195,9 @@ class VisionBlock(nnx.Module):
 
 
 class Merger(nnx.Module):
-    """Makes one token of the language model out of each block of patches, with an exact GELU.
+    """Merges each block of patches into one token of the language model, with an exact GELU.
 
-    The merger at the tower's end normalises patches and then joins them; those of DeepStack, `joined_norm`, join first.
+    The final merger normalises patches and then joins them; those of DeepStack (`joined_norm`) join first.
     """
 
     def __init__(self, config: VisionConfig, *, joined_norm: bool, dtype: DTypeLike, rngs: nnx.Rngs | None):
@@ -212,19 +212,19 @@ class Merger(nnx.Module):
         self.joined_norm = joined_norm
 
     def __call__(self, x: Float[Array, "I L D"]) -> Float[Array, "I M E"]:
-        """Return the tokens; M is L over the patches of a block."""
+        """Return the tokens; M is L divided by the patches of a block."""
         joined = (x.shape[0], x.shape[1] // self.merged, self.merged * x.shape[2])
         x = self.norm(x.reshape(joined)) if self.joined_norm else self.norm(x).reshape(joined)
         return self.down(gelu(self.up(x), approximate=False))
 
 
 class VisionTower(nnx.Module):
-    """Patches in, tokens of the language model out, from the tower's end and from its taps."""
+    """Patches to tokens of the language model, from the last layer and from the DeepStack layers."""
 
     def __init__(self, config: VisionConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
         self.config = config
         self.patch = Linear(
-            (config.patch_numbers,),
+            (config.patch_values,),
             (config.hidden_size,),
             axes_in=("patch",),
             axes_out=("embed",),
@@ -241,7 +241,7 @@ class VisionTower(nnx.Module):
         )
 
     def __call__(self, inputs: VisionInputs) -> tuple[Float[Array, "I M D"], tuple[Float[Array, "I M D"], ...]]:
-        """Return the tokens of the tower's end and those of each tap; tokens of padding have no meaning."""
+        """Return the final tokens and those of each DeepStack layer, undefined at padding."""
         config = self.config
         patches = self.patch(inputs.patches)
         near = self.position(inputs.taps).astype(FLOAT32)

@@ -1,7 +1,7 @@
-"""The Qwen-Image diffusion transformer: double-stream blocks, each of which makes its own modulation from the time.
+"""The Qwen-Image diffusion transformer: double-stream blocks with one modulation map each.
 
 Tokens are 2×2 patches of latent pixels; those of the target come first, then those of each reference. Rows and columns
-are counted from the middle of a picture, and text is rotated too, from beyond the last of them on.
+are counted from the middle of a picture. Text is rotated too; its positions start after the last row and column.
 Source: transformer_qwenimage.py in Diffusers.
 """
 
@@ -69,8 +69,8 @@ class QwenImageConfig:
         if config.in_channels != config.out_channels * config.patch_area:
             raise ConfigError(
                 f"{where}: in_channels is {config.in_channels}; expected {config.out_channels * config.patch_area}, "
-                f"which are {config.patch_area} latent pixels of out_channels {config.out_channels}: what is predicted "
-                "is added to the latents"
+                f"which are {config.patch_area} latent pixels of out_channels {config.out_channels}: the prediction is "
+                "added to the latents"
             )
         axes = config.axes_dims_rope
         if len(axes) != 3 or sum(axes) != config.head_dim or any(width < 2 or width % 2 for width in axes):
@@ -153,8 +153,8 @@ def modulations(
 ) -> list[tuple[Float[Array, "B 1 6 D"], Float[Array, "B 1 6 D"]]]:
     """Return the modulation of image and text for each block, in float32.
 
-    The maps that make them are a third of all parameters. With tensor parallelism every device makes a part of each
-    modulation, and one gather completes those of all blocks.
+    Their maps are a third of all parameters. With tensor parallelism every device computes a part of each modulation,
+    and one all-gather completes those of all blocks.
     """
     if not blocks:
         return []
@@ -175,7 +175,7 @@ class QwenImageTransformer(nnx.Module):
         width, text = config.hidden_size, config.joint_attention_dim
         self.config = config
         self.img_in = linear(config.in_channels, (width,), ("patch", "embed"), dtype)
-        # The embedding of the time is float32, as everywhere in joyjax; the reference rounds it to the dtype.
+        # The time embedding is float32, as everywhere in joyjax; the reference rounds it to the dtype.
         self.time_in = linear(TIME_CHANNELS, (width,), ("time", "mlp"), FLOAT32)
         self.time_hidden = linear(width, (width,), ("mlp", "embed"), FLOAT32)
         self.txt_norm = RMSNorm(text, eps=EPS, axis=None, dtype=dtype, rngs=rngs)
@@ -190,7 +190,7 @@ class QwenImageTransformer(nnx.Module):
         """Return the velocity of the target's tokens, in float32; `timestep` is sigma, from 1 to 0.
 
         `condition.txt_start` must be given. On a mesh, the devices that share a batch must divide B; those that share a
-        sequence need not divide anything.
+        sequence may be any number.
         """
         first_output = self.first_block(latents, timestep, condition)
         return self.head(self.remaining_blocks(first_output), first_output)[:, : latents.shape[1]]
@@ -229,7 +229,7 @@ class QwenImageTransformer(nnx.Module):
         return block.last(img, txt, *modulation, layout, first_output.targets)
 
     def head(self, tokens: Float[Array, "B U D"], first_output: FirstBlockOutput) -> Float[Array, "B U P"]:
-        """Return the velocity of what the last block gave, in float32."""
+        """Return the velocity from the last block's output, in float32."""
         modulation = self.head_modulation(nnx.silu(first_output.temb))
         scale, shift = modulation[:, 0], modulation[:, 1]
         return self.out(layer_norm_scale_shift(tokens, scale, shift, eps=EPS)).astype(FLOAT32)

@@ -1,4 +1,4 @@
-"""The compiled stage that makes a prompt, with its pictures, into the hidden states that a transformer is given."""
+"""The compiled stage from a prompt, with its pictures, to the hidden states for the transformer."""
 
 import functools
 from typing import Any
@@ -14,9 +14,9 @@ from joyjax.layers.weights import Weights
 def encode_prompt(
     text_encoder: Weights, text: Any, vision: Any, first: Int[Array, " B"], *, length: int
 ) -> Float[Array, "B J C"]:
-    """Return `length` hidden states of each row, from token `first` on; what follows a row's end is padding.
+    """Return `length` hidden states of each row, from token `first` on; padding follows a row's end.
 
-    `text` and `vision` are the text encoder's own inputs; vision is None where no picture goes with the prompt.
+    `text` and `vision` are the text encoder's own inputs; `vision` is None for a prompt without pictures.
     """
     hidden = text_encoder.module()(text, vision)
     index = jnp.minimum(first[:, None] + jnp.arange(length, dtype=first.dtype), hidden.shape[1] - 1)

@@ -1,1 +1,1 @@
-"""Prompts and pictures as the arrays that text encoders take."""
+"""Prompts and pictures as the inputs of text encoders."""

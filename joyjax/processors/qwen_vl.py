@@ -1,7 +1,7 @@
 """Prompts and pictures as the inputs of a Qwen-VL text encoder, padded so that few programs are compiled.
 
-Planning needs sizes and token ids alone; pixels are read when the inputs are made. All arrays are the host's. Attention
-never sees padding: a decoder is causal, and a vision tower attends by lengths.
+Planning needs only sizes and token ids; pixels are read when the inputs are made. All arrays are host arrays. Padding
+never changes a result: the decoder is causal, and the vision tower attends by lengths.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from PIL import Image
 
 from joyjax.layers.decoder import TextInputs
 from joyjax.media.image import Size
-from joyjax.models.qwen3_vl_vision import VisionConfig, VisionInputs, place_patches
+from joyjax.models.qwen3_vl_vision import VisionConfig, VisionInputs, patch_positions
 from joyjax.processors.text import image_token_indices, length_bucket, multimodal_positions, pad_rows
 from joyjax.processors.vision import VisionProcessorConfig, smart_resize, vision_patches
 
@@ -20,14 +20,14 @@ TEXT_SIZES = (64, 256, 1024, 4096)  # tokens of the prompt and the template arou
 
 
 def merged_grid(size: Size, processor: VisionProcessorConfig) -> Size:
-    """Return the (rows, columns) of tokens that a picture of this size is to the language model."""
+    """Return (rows, columns) of the language model's tokens for a picture of this size."""
     factor = processor.patch_size * processor.merge_size
     height, width = smart_resize(*size, factor, processor.min_pixels, processor.max_pixels)
     return height // factor, width // factor
 
 
 def merged_tokens(sizes: Sequence[Size], processor: VisionProcessorConfig) -> tuple[int, int]:
-    """Return the fewest and the most tokens that pictures of these sizes are to the language model."""
+    """Return the fewest and the most tokens of the language model for pictures of these sizes."""
     counts = [rows * columns for rows, columns in (merged_grid(size, processor) for size in sizes)]
     return min(counts), max(counts)
 
@@ -40,16 +40,16 @@ def vision_inputs(
         return None
     size = tokens * config.spatial_merge_size**2
     patched = [vision_patches(picture, processor) for picture in pictures]
-    placed = [place_patches(*grid, config) for _, grid in patched]
+    located = [patch_positions(*grid, config) for _, grid in patched]
 
     def stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
         return np.stack([np.pad(array, ((0, size - len(array)), (0, 0))) for array in arrays])
 
     return VisionInputs(
         patches=stack([patches for patches, _ in patched]),
-        positions=stack([place[0] for place in placed]),
-        taps=stack([place[1] for place in placed]),
-        weights=stack([place[2] for place in placed]),
+        positions=stack([positions for positions, _, _ in located]),
+        taps=stack([taps for _, taps, _ in located]),
+        weights=stack([weights for _, _, weights in located]),
         lengths=np.array([len(patches) for patches, _ in patched], np.int32),
     )
 
@@ -58,9 +58,9 @@ def vision_inputs(
 class TextPlan:
     """Token ids of the rows of a prompt, and the sizes that they are padded to.
 
-    `grids` are the pictures' merged grids and `image_tokens` what each is padded to. `length` is the padded length of a
-    row. The hidden states that are kept start at `first` in each row and are `lengths` many, padded to `kept`. `shared`
-    tokens at the front are the same in all rows.
+    `grids` are the pictures' merged grids, each padded to `image_tokens`. `length` is the padded length of a row. The
+    hidden states that are kept start at `first` in each row; their number is `lengths`, padded to `kept`. The first
+    `shared` tokens are the same in all rows.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -84,9 +84,9 @@ def plan_text(
 ) -> TextPlan:
     """Plan the text encoder's run for the rows of one prompt.
 
-    The first `dropped` tokens are the template's and not kept; of what is longer than `longest` the last tokens are.
-    `picture_tokens` are the fewest and the most tokens that any picture may have: rows are then padded to what all such
-    requests have in common, the text behind the pictures to the next of `sizes`. None: rows are as long as they are.
+    The first `dropped` tokens, the template's, are not kept; of more than `longest`, only the last are. With
+    `picture_tokens`, the fewest and the most tokens that any picture may have, rows are padded to a length that all
+    such requests share: the most for each picture, and the next of `sizes` for the text. None: no such padding.
     """
     own_pictures = sum(height * width for height, width in grids)
     needed = max(map(len, rows))
@@ -120,10 +120,10 @@ def text_inputs(plan: TextPlan, pad_id: int, image_token_id: int) -> TextInputs:
 
 
 def _shared_tokens(rows: Sequence[Sequence[int]], fixed: int) -> int:
-    """Return how many first tokens all rows have in common: the template's and the pictures', whatever the prompts.
+    """Return the length of the prefix that all rows share: template and pictures.
 
-    A multiple of 32, for even products. Each number makes a program of its own, so it may depend on nothing that a user
-    types, nor on which of a table's sizes the pictures have: `fixed` is what template and pictures have at least.
+    A multiple of 32, for the shapes of products. Each value compiles a program, so it must not depend on the prompt,
+    nor on which sizes of a table the pictures have: it is at most `fixed`, the fewest tokens of template and pictures.
     """
     if len(rows) < 2:
         return 0

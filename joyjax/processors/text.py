@@ -1,7 +1,7 @@
-"""Prompts: from text to token ids, positions and picture image_token_index.
+"""Prompts: from text to token ids, positions and image token indices.
 
-A template is put together from ids, never from strings: what a user writes goes through `plain_tokens`, where the
-spelling of a control token is text like any other, and control tokens are placed by `control_token`.
+A template is assembled from ids, never from strings: a user's text goes through `plain_tokens`, where the spelling of a
+control token is plain text, and control tokens come from `control_token`.
 """
 
 import os
@@ -17,7 +17,7 @@ from joyjax.errors import CheckpointError, RequestError
 Tokenizer = Any  # transformers' PreTrainedTokenizerBase; the library is imported only where a tokenizer is read
 Ids = Sequence[int] | Int[np.ndarray, "_"]
 
-SAMPLE = "A cat,\n déjà vu, 猫!"  # what any byte-level tokenizer gives back letter by letter
+SAMPLE = "A cat,\n déjà vu, 猫!"  # a byte-level tokenizer decodes its ids to the same text
 
 
 def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
@@ -37,7 +37,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
         returned = tokenizer.decode(plain_tokens(tokenizer, SAMPLE), clean_up_tokenization_spaces=False)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # Transformers raises whatever comes; a panic of its Rust core is no Exception
+    except BaseException as error:  # a panic of the Rust core is not an Exception
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(f"the tokenizer in {folder} cannot be read: {reason}") from error
     if returned != SAMPLE:
@@ -46,7 +46,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
 
 
 def _auto_tokenizer() -> Any:
-    """Import Transformers, without its advice to install torch: nothing here needs it."""
+    """Import Transformers without its advice to install torch."""
     name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -60,12 +60,12 @@ def _auto_tokenizer() -> Any:
 
 
 def plain_tokens(tokenizer: Tokenizer, text: object) -> list[int]:
-    """Return the ids of `text` as text: `<|im_end|>` in it becomes the letters, not the token.
+    """Return the ids of `text` as plain text: `<|im_end|>` in it becomes the letters, not the token.
 
-    Words that a tokenizer adds without calling them special, like Qwen's `<think>`, stay one id as in the reference.
+    Added tokens that are not special, like Qwen's `<think>`, stay one id, as in the reference.
 
     Raises:
-        RequestError: if it is not a str, or holds half of a surrogate pair, which has no UTF-8.
+        RequestError: if it is not a str, or has a lone surrogate, which UTF-8 cannot encode.
     """
     if not isinstance(text, str):
         raise RequestError(f"a prompt is a {type(text).__name__}; expected a str")
@@ -81,7 +81,7 @@ def control_token(tokenizer: Tokenizer, name: str) -> int:
     """Return the id of a control token such as `<|im_start|>`.
 
     Raises:
-        CheckpointError: if the tokenizer has none of that name, or it is not special, so that a prompt could spell it.
+        CheckpointError: if the tokenizer has no such token, or it is not special, so that a prompt could contain it.
     """
     token = tokenizer.convert_tokens_to_ids(name)
     if token is None or tokenizer.convert_ids_to_tokens(token) != name:
@@ -92,7 +92,7 @@ def control_token(tokenizer: Tokenizer, name: str) -> int:
 
 
 def pad_rows(rows: Sequence[Ids], pad_id: int, length: int) -> tuple[Int32[np.ndarray, "B L"], Int32[np.ndarray, " B"]]:
-    """Return the rows padded on the right to `length`, and how long each was."""
+    """Return the rows padded on the right to `length`, and their lengths."""
     lengths = np.array([len(row) for row in rows], np.int32)
     if lengths.max(initial=0) > length:
         raise ValueError(f"a row of {lengths.max()} tokens does not fit into {length}")
@@ -103,16 +103,16 @@ def pad_rows(rows: Sequence[Ids], pad_id: int, length: int) -> tuple[Int32[np.nd
 
 
 def length_bucket(length: int, step: int = 32) -> int:
-    """Round up to a positive multiple of `step`, so that few lengths are ever compiled."""
+    """Round up to a positive multiple of `step`, so that few lengths are compiled."""
     return max(1, -(-length // step)) * step
 
 
 def multimodal_positions(ids: Ids, image_token_id: int, grids: Sequence[tuple[int, int]]) -> Int32[np.ndarray, "L 3"]:
     """Return each token's position on the axes (time, row, column).
 
-    Text advances all three by one. A picture that starts at p stands at time p, its rows and columns count from p, and
-    the text behind it goes on at p + max(rows, columns), however many tokens the picture has. `grids` are the pictures'
-    (rows, columns) of merged patches, in the order of their tokens.
+    Text advances all three by one. A picture that starts at p has time p, and its rows and columns count from p. The
+    text after it continues at p + max(rows, columns). `grids` are the pictures' (rows, columns) of merged patches, in
+    the order of their tokens.
     Source: get_rope_index in Transformers' modeling_qwen3_vl.py.
     """
     positions = np.repeat(np.arange(len(ids), dtype=np.int32)[:, None], 3, axis=1)
@@ -127,10 +127,10 @@ def multimodal_positions(ids: Ids, image_token_id: int, grids: Sequence[tuple[in
 def image_token_indices(
     ids: Ids, image_token_id: int, grids: Sequence[tuple[int, int]], stride: int, first: int = 0
 ) -> Int32[np.ndarray, " L"]:
-    """Return for each token which row of the vision features stands for it, -1 for text.
+    """Return for each token its row of the vision features, -1 for text.
 
-    The features of a whole batch lie one picture after the other, each padded to `stride` rows; `first` is the number
-    of pictures before this sequence's.
+    The features of a batch are concatenated picture by picture, each padded to `stride` rows; `first` is the number of
+    pictures before this sequence's.
     """
     image_token_index = np.full(len(ids), -1, np.int32)
     for picture, (start, (rows, columns)) in enumerate(
@@ -143,13 +143,13 @@ def image_token_indices(
 
 
 def _image_starts(ids: Ids, image_token_id: int, grids: Sequence[tuple[int, int]]) -> list[int]:
-    """Return where each picture's run of image tokens starts; ValueError if the runs are not what `grids` says."""
-    places = np.flatnonzero(np.asarray(ids) == image_token_id)
+    """Return where each picture's run of image tokens starts; ValueError if the runs do not match `grids`."""
+    indices = np.flatnonzero(np.asarray(ids) == image_token_id)
     counts = [rows * columns for rows, columns in grids]
-    if len(places) != sum(counts):
-        raise ValueError(f"{len(places)} image tokens for pictures of {counts} merged patches")
+    if len(indices) != sum(counts):
+        raise ValueError(f"{len(indices)} image tokens for pictures of {counts} merged patches")
     starts = []
-    for run in np.split(places, np.cumsum(counts)[:-1]) if counts else []:
+    for run in np.split(indices, np.cumsum(counts)[:-1]) if counts else []:
         if run[-1] - run[0] != len(run) - 1:
             raise ValueError(f"the image tokens of one picture are not in one run: they start at {run[0]}")
         starts.append(int(run[0]))

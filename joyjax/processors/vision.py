@@ -1,7 +1,7 @@
 """Pictures for the vision tower of Qwen3-VL: resized, normalised and cut into patches.
 
-Source: Qwen2VLImageProcessorPil in Transformers' image_processing_pil_qwen2_vl.py. The variant on torchvision resizes
-differently, by up to 25 of 255 levels; the one on Pillow is followed.
+Source: Qwen2VLImageProcessorPil in Transformers' image_processing_pil_qwen2_vl.py, which resizes with Pillow. The
+torchvision variant differs from it by up to 25/255.
 """
 
 import dataclasses
@@ -70,9 +70,9 @@ class VisionProcessorConfig:
 
 
 def _with_pixel_bounds(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Put `min_pixels` and `max_pixels` in place of `size`, whose edges are numbers of pixels too.
+    """Replace `size`, whose "edges" are numbers of pixels, by `min_pixels` and `max_pixels`.
 
-    Where a file has both, the older names win, as in the reference.
+    Where a file has both, `min_pixels` and `max_pixels` win, as in the reference.
     """
     flat = {"min_pixels": None, "max_pixels": None, **raw}
     size = flat.pop("size", None) or {}
@@ -87,7 +87,7 @@ def _with_pixel_bounds(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> Size:
     """Return the multiples of `factor` nearest to a picture's sides whose product lies within the bounds.
 
-    Halves go to the even multiple. A picture with too many pixels is scaled and rounded down, one with too few up.
+    Halves round to the even multiple. A picture with too many pixels is scaled and rounded down, one with too few up.
 
     Raises:
         PictureError: if one side is more than 200 times the other.
@@ -107,8 +107,8 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
 def vision_patches(image: Image.Image, config: VisionProcessorConfig) -> tuple[Float32[np.ndarray, "n P"], Size]:
     """Return the patches of an RGB picture and their grid, (rows, columns).
 
-    A patch is 3 · `temporal_patch_size` · `patch_size`² numbers in the order (channel, frame, y, x), the one frame
-    repeated. Patches lie block by block: those that the tower merges, `merge_size` by `merge_size`, are neighbours.
+    A patch is 3 · `temporal_patch_size` · `patch_size`² values in the order (channel, frame, y, x), the one frame
+    repeated. Patches are in block order: those that the tower merges, `merge_size` by `merge_size`, are neighbours.
 
     Raises:
         PictureError: for a picture that `smart_resize` refuses.

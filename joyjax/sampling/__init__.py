@@ -1,1 +1,1 @@
-"""From noise to picture: the schedule, guidance, and the jitted stages."""
+"""From noise to latents: schedule, solver, guidance, and the compiled steps."""

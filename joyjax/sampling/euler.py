@@ -1,155 +1,55 @@
-"""The noise levels of flow matching and the Euler step between them.
-
-A latent at level sigma is `(1 - sigma)·data + sigma·noise`; the network predicts `noise - data` (Lipman et al., 2023).
-Levels are worked out on the host, in the reference's precision, so that they agree to the last bit.
-Source: FlowMatchEulerDiscreteScheduler in Diffusers.
-"""
+"""Euler's method for flow matching: x' = x + (sigma' - sigma)·v."""
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Array, Float
 
-from joyjax.config import read_config
-from joyjax.errors import ConfigError
-
-# The keys that count where `use_dynamic_shifting` is true.
-DYNAMIC = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type")
-LARGEST_SHIFT = 20.0
-LARGEST_MU = 80.0  # e^80 is near the largest float32, and levels have been 1 alone, or 1 and 0, since long before
+from joyjax.sampling.schedule import ScheduleConfig, euler_step, even_levels, sigmas, timesteps
+from joyjax.sampling.solver import Levels
 
 
 @dataclasses.dataclass(frozen=True)
-class ScheduleConfig:
-    """What joyjax reads of scheduler_config.json.
+class Euler:
+    """The solver of FlowMatchEulerDiscreteScheduler in Diffusers. Its state is the latents.
 
-    `shift` is that of every picture, unless shifting is dynamic: then the number of the target's tokens decides (`mu`).
-    `shift_terminal` is the lowest level before 0, to which the others are stretched; 0: they are not.
+    `time` is the network's input: "timestep", the level times 1000, or "sigma", the level. `even`: the levels before
+    the shift are 1, …, 1/steps, as some pipelines pass them; otherwise they are the scheduler's own.
     """
 
-    shift: float
-    num_train_timesteps: int
-    shift_terminal: float = 0.0
-    use_dynamic_shifting: bool = False
-    base_shift: float = 0.0
-    max_shift: float = 0.0
-    base_image_seq_len: int = 0
-    max_image_seq_len: int = 0
-    time_shift_type: str = "exponential"
+    schedule: ScheduleConfig
+    time: Literal["timestep", "sigma"] = "timestep"
+    even: bool = False
 
-    @classmethod
-    def from_diffusers(
-        cls, raw: Mapping[str, Any], where: str = "scheduler_config.json", *, dynamic: bool = False
-    ) -> "ScheduleConfig":
-        """Read the json object; raises ConfigError for another kind of schedule.
+    def shift(self, tokens: int) -> float | None:
+        """See `Solver.shift`."""
+        return self.schedule.mu(tokens)
 
-        `dynamic`: the family has a `mu` for every picture; for the others `use_dynamic_shifting` must be off.
-        """
-        off = (False, None)
-        switches = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas")
-        optional: dict[str, Any] = {"shift_terminal": 0.0, "use_dynamic_shifting": False}
-        if not raw.get("use_dynamic_shifting"):
-            raw = {key: value for key, value in raw.items() if key not in DYNAMIC}
-            optional |= {field.name: field.default for field in dataclasses.fields(cls) if field.name in DYNAMIC}
-        config = read_config(
-            cls,
-            raw,
-            where=where,
-            fixed={
-                "_class_name": ("FlowMatchEulerDiscreteScheduler",),
-                **({} if dynamic else {"use_dynamic_shifting": off}),
-                **dict.fromkeys((*switches, "stochastic_sampling"), off),
-                "time_shift_type": ("exponential", "linear"),
-            },
-            optional=optional,
-        )
-        if config.shift <= 0 or config.num_train_timesteps < 1:
-            raise ConfigError(f"{where}: shift {config.shift} and num_train_timesteps must be positive")
-        if not 0 <= config.shift_terminal < 1:
-            raise ConfigError(
-                f"{where}: shift_terminal is {config.shift_terminal}; expected null, or a level from 0 to below 1"
-            )
-        if config.use_dynamic_shifting:
-            config._check_dynamic(where)
-        return config
+    def levels(self, steps: int, given: Sequence[float] | None, shift: float | None) -> Levels:
+        """See `Solver.levels`."""
+        levels = even_levels(steps) if given is None and self.even else given
+        sigma = sigmas(steps, self.schedule, levels, mu=shift)[:, None]
+        time = timesteps(sigma, self.schedule)[:-1] if self.time == "timestep" else sigma[:-1]
+        return Levels(sigma[:-1], sigma[1:], time, np.zeros((steps, 1, 0), np.float32))
 
-    def _check_dynamic(self, where: str) -> None:
-        lowest = 0.0 if self.time_shift_type == "linear" else -LARGEST_SHIFT
-        if not all(lowest < shift < LARGEST_SHIFT for shift in (self.base_shift, self.max_shift)):
-            raise ConfigError(
-                f"{where}: base_shift is {self.base_shift} and max_shift is {self.max_shift}; expected numbers between "
-                f"{lowest:g} and {LARGEST_SHIFT:g}"
-            )
-        if self.base_image_seq_len == self.max_image_seq_len:
-            raise ConfigError(
-                f"{where}: base_image_seq_len and max_image_seq_len are both {self.base_image_seq_len}; expected two "
-                "numbers of tokens, each with its own shift"
-            )
+    def init(self, latents: Float[Array, "b T P"]) -> Float[Array, "b T P"]:
+        """See `Solver.init`."""
+        return latents
 
-    def mu(self, tokens: int) -> float | None:
-        """Return the shift for so many target tokens, on the line through the two of the config and beyond them.
+    def latents(self, state: Float[Array, "b T P"]) -> Float[Array, "b T P"]:
+        """See `Solver.latents`."""
+        return state
 
-        None where shifting is not dynamic. Source: `calculate_shift` in Diffusers.
-        """
-        if not self.use_dynamic_shifting:
-            return None
-        slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
-        return tokens * slope + (self.base_shift - slope * self.base_image_seq_len)
+    def step(
+        self, state: Float[Array, "b T P"], velocity: Float[Array, "b T P"], level: Levels
+    ) -> Float[Array, "b T P"]:
+        """See `Solver.step`."""
+        return euler_step(state, velocity, level.sigma[:, None, None], level.sigma_next[:, None, None])
 
-
-def even_levels(steps: int) -> np.ndarray:
-    """Return levels from 1 to 1/steps, not shifted: what pipelines with a dynamic schedule give their scheduler."""
-    return np.linspace(1.0, 1 / steps, steps)
-
-
-def sigmas(
-    steps: int, config: ScheduleConfig, given: Sequence[float] | np.ndarray | None = None, *, mu: float | None = None
-) -> np.ndarray:
-    """Return `steps` falling levels from 1 and a final 0, float32; or `given` ones, shifted, and a final 0.
-
-    Where none are given and shifting is not dynamic, the lowest level is shifted twice, once when the range is set and
-    once with all the others; the model was trained and is used that way. A dynamic schedule takes `mu`, the shift that
-    `ScheduleConfig.mu` gives for the number of tokens.
-    """
-    lowest = np.float32(1) / np.float32(config.num_train_timesteps)
-    if not config.use_dynamic_shifting:
-        lowest = _shifted(lowest, np.float32(config.shift))
-    scale = config.num_train_timesteps
-    levels = np.linspace(1.0 * scale, float(lowest) * scale, steps) / scale
-    if given is not None:
-        levels = np.asarray(given, np.float32)
-    if not config.use_dynamic_shifting:
-        levels = _shifted(levels, config.shift)
-    elif mu is None:
-        raise ValueError("this schedule shifts by the number of tokens; give `mu`")
-    else:
-        weight = mu
-        if config.time_shift_type == "exponential":
-            weight = math.exp(min(max(mu, -LARGEST_MU), LARGEST_MU))
-        levels = weight / (weight + (1 / levels - 1))
-    if config.shift_terminal and levels[-1] < 1:  # a single level stays 1, where the reference divides 0 by 0
-        rest = 1 - levels
-        levels = 1 - rest / (rest[-1] / (1 - config.shift_terminal))
-    return np.append(levels.astype(np.float32), np.float32(0))
-
-
-def _shifted(levels: Any, shift: Any) -> Any:
-    return shift * levels / (1 + (shift - 1) * levels)
-
-
-def timesteps(levels: np.ndarray, config: ScheduleConfig) -> np.ndarray:
-    """Return the time that the network is told at each level, float32: the level times 1000."""
-    return levels * np.float32(config.num_train_timesteps)
-
-
-def euler_step(
-    latents: Float[Array, "b T P"],
-    velocity: Float[Array, "b T P"],
-    sigma: Float[Array, "..."],
-    sigma_next: Float[Array, "..."],
-) -> Float[Array, "b T P"]:
-    """Move the latents from `sigma` to `sigma_next` along the predicted velocity; everything is float32."""
-    return latents + (sigma_next - sigma) * velocity
+    def clean(
+        self, before: Float[np.ndarray, "1 T P"], after: Float[np.ndarray, "1 T P"], sigma: float, sigma_next: float
+    ) -> Float[np.ndarray, "1 T P"]:
+        """Extrapolate the line through the latents of two levels to level 0."""
+        return before + (after - before) * (sigma / (sigma - sigma_next))

@@ -8,20 +8,20 @@ from jaxtyping import Array, Float
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """How both predictions are put together; static under `jax.jit`.
+    """How the two predictions are combined; static under `jax.jit`.
 
-    `norm`: so many numbers of a token at a time, such as the channels of one latent pixel or all of the token, are
-    rescaled to the norm that they have in the conditional prediction. None: nothing is rescaled.
+    `norm`: the size of the groups of a token's values, such as one latent pixel's channels or the whole token, that are
+    rescaled to their norm in the conditional prediction. None: no rescaling.
     """
 
     norm: int | None
 
 
 def guide(velocity: Float[Array, "2 b T P"], scale: Float[Array, " b"], guidance: Guidance) -> Float[Array, "b T P"]:
-    """Return v = u + s·(c - u) of the unconditional velocity u, the first, and the conditional c, rescaled to |c|.
+    """Return v = u + s·(c - u), then rescaled to |c|, for velocities u, c (unconditional, conditional).
 
-    `scale` is each edit's own. All that is needed of both is one weighted sum, so that where they lie on two devices
-    one all-reduce brings it.
+    `scale` holds s for each edit. Both velocities enter only through one weighted sum, so that with u and c on two
+    devices one all-reduce is enough.
     Source: the denoising loops of the pipelines in Diffusers that rescale what guidance gives.
     """
     # Not stacked: on a mesh, each device computes its own pass's factor.

@@ -1,7 +1,7 @@
 """A denoising step as two compiled programs: `predict` runs the network, `advance` guidance and the solver.
 
-Solvers and forms of guidance then do not multiply the network's programs. Both are pure functions of weights and
-arrays, compiled once for each shape, and they compose: inside one `jax.jit` they are one program.
+The number of the network's programs is then independent of solvers and forms of guidance. Both are pure functions of
+weights and arrays, compiled once for each shape. They compose: inside one `jax.jit` they are one program.
 """
 
 import functools
@@ -35,14 +35,14 @@ def predict(
     """Return the velocity of all passes.
 
     `condition` has as many rows as the latents, or twice as many for guidance: all unconditional rows, then all
-    conditional ones. Rows that fill up a mesh are returned, too.
+    conditional ones. The result includes the rows of `pad_batch`.
     """
     passes, rows, condition = expand_for_cfg(latents, condition)
     return transformer.module()(rows, times_of_rows(time, rows.shape[0], passes), condition)
 
 
 def times_of_rows(time: Float[Array, " b"], rows: int, passes: int) -> Float[Array, " B"]:
-    """Return the time of each row: that of its edit; of the last edit for rows that fill up a mesh."""
+    """Return the time of each row's edit; padding rows repeat the last edit's."""
     edits = jnp.minimum(jnp.arange(rows // passes), time.shape[0] - 1)
     return jnp.tile(time[edits], passes)
 
@@ -58,9 +58,9 @@ def advance(
     solver: Solver,
     guidance: Guidance,
 ) -> State:
-    """Return the state at the next level from what the network predicted for all passes. The old state is donated.
+    """Return the state at the next level from the velocity of all passes. The old state is donated.
 
-    Every edit has its own `level` and its own guidance `scale`.
+    Every edit has its own `level` and guidance `scale`.
     """
     edits = solver.latents(state).shape[0]
     velocity = velocity.reshape(passes, -1, *velocity.shape[1:])[:, :edits]
@@ -69,5 +69,5 @@ def advance(
 
 
 def constrain_all(state: State) -> State:
-    """Keep every array whole on every device."""
+    """Replicate every array over the mesh."""
     return jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), state)

@@ -18,9 +18,9 @@ from joyjax.sampling.solver import Levels, Solver
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What is told after each step: `number` of `steps` is done and took `seconds`.
+    """The event after a step: `number` of `steps` is done and took `seconds`.
 
-    `before` and `after` are the latents on the host around the step, `level` its row of levels.
+    `before` and `after` are the latents before and after the step, on the host; `level` is its row of levels.
     """
 
     number: int
@@ -43,11 +43,11 @@ def denoise(
     place: Callable[[Any], Any],
     watch: Callable[[Step], None] | None = None,
 ) -> Float[np.ndarray, "b T P"]:
-    """Take all steps from noise to latents; return them on the host.
+    """Run all steps from noise to latents; return the latents on the host.
 
-    Every edit has its own levels and its own guidance scale in each step; whether a step has guidance at all is the
-    same for all. `condition` has rows for as many passes as the first steps. `place` puts arrays on the devices.
-    `watch` is called after each step, and only then do latents come to the host; it stops the loop by raising.
+    Every edit has its own levels and its own guidance scale in each step; whether a step has guidance is the same for
+    all. `condition` has the rows of all passes of the first step. `place` puts arrays on the devices. `watch` is called
+    after each step and stops the loop by raising; without it no intermediate latents are copied to the host.
     """
     steps = len(levels.sigma)
     state = solver.init(place(noise))

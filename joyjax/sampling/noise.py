@@ -5,15 +5,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-NOISE_RULE = 1  # goes into recipes: the same rule, seed and references give the same noise for ever
+NOISE_RULE = 1  # stored in recipes: the same rule, seed and references always give the same noise
 
 
 def initial_noise(seed: int, references: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """Return standard normal float32 numbers that depend on nothing but the arguments.
+    """Return standard normal float32 noise that depends on the arguments only.
 
     `references` are the pictures as the model sees them (uint8). They are part of the key because editing a picture
-    with the very noise that made it spoils the result, and a chain of edits with one default seed would do just that.
-    Drawn on the host, by a counter-based generator: no device, batch or mesh can change it.
+    with the noise that generated it spoils the result, and a chain of edits with the default seed would do that.
+    Drawn on the host by a counter-based generator, so it is the same for any device, batch and mesh.
     """
     digest = hashlib.sha256(f"joyjax noise {NOISE_RULE}, seed {seed}".encode())
     for picture in references:

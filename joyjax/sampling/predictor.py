@@ -1,4 +1,4 @@
-"""Forms of running the network in the loop over steps, behind one signature."""
+"""Ways to run the network in the loop over steps, behind one protocol."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Predictor(Protocol):
     def __call__(
         self, latents: Float[Array, "b T P"], level: Levels, condition: Any, *, last: bool
     ) -> Float[Array, "B T P"]:
-        """Return the velocity of all passes. `level` is a row of `Levels`; `last` says whether it is the last step."""
+        """Return the velocity of all passes. `level` is a row of `Levels`; `last` marks the last step."""
 
     def computed(self) -> Int[np.ndarray, " b"]:
         """Return how many steps of each edit ran the whole network."""
@@ -50,9 +50,10 @@ class Whole:
 
 @dataclasses.dataclass
 class Cached:
-    """Leaves out most blocks in steps where they change little: joyjax/sampling/step_cache.py.
+    """Skips most blocks in steps where their residual changes little: joyjax/sampling/step_cache.py.
 
-    `place` puts arrays where a step's results lie. A cache holds passes, so it begins anew where their number changes.
+    `place` gives arrays the sharding of a step's results. The cache has a row per pass, so it is emptied when the
+    number of passes changes.
     """
 
     transformer: Weights
@@ -66,7 +67,7 @@ class Cached:
     def __call__(
         self, latents: Float[Array, "b T P"], level: Levels, condition: Any, *, last: bool
     ) -> Float[Array, "B T P"]:
-        """See `Predictor`. An edit's first and last steps run all blocks."""
+        """See `Predictor`. The first and the last step run all blocks."""
         first = self.cache is None and self.passes == 0
         passes = jax.tree.leaves(condition)[0].shape[0] // latents.shape[0]
         if passes != self.passes:

@@ -1,4 +1,4 @@
-"""Rows of a batch: the passes of each edit, and as many rows as the devices divide.
+"""Rows of a batch: one for each pass of each edit, padded to a multiple of the devices.
 
 A condition is a pytree whose arrays have rows on axis 0, all first passes (unconditional, where there is guidance)
 before all second ones, and sequences on axis 1, padded at the end.
@@ -16,9 +16,9 @@ from joyjax.sharding.place import devices_along
 
 @jax.jit
 def stack_conditions(conditions: Sequence[Any]) -> Any:
-    """Put the conditions of several edits together: rows are all first passes, then all second ones.
+    """Batch the conditions of several edits: rows are all first passes, then all second ones.
 
-    Sequences are padded to the longest, so edits may have other numbers of references.
+    Sequences are padded to the longest, so edits may have different numbers of references.
     """
 
     def stack(*parts: Array) -> Array:
@@ -40,16 +40,16 @@ def conditional_only(condition: Any) -> Any:
 
 
 def expand_for_cfg(latents: Float[Array, "b T P"], condition: Any) -> tuple[int, Float[Array, "B T P"], Any]:
-    """Return the passes of each edit, two with guidance, and what the network is given for them.
+    """Return the passes of each edit, 2 with guidance, and latents and condition for the network.
 
-    That is the latents once for each pass, and rows enough for the devices to divide.
+    The latents are repeated for each pass; rows are padded to a multiple of the devices.
     """
     passes = jax.tree.leaves(condition)[0].shape[0] // latents.shape[0]
     return passes, *pad_batch((jnp.tile(latents, (passes, 1, 1)), condition), passes)
 
 
 def pad_batch(arrays: Any, passes: int) -> Any:
-    """Repeat the last row of each pass until the devices that share a batch divide all rows; without a mesh, never."""
+    """Repeat the last row of each pass until the devices that share a batch divide the number of rows."""
     devices = devices_along("batch")
 
     def fill(x: Array) -> Array:

@@ -1,7 +1,7 @@
-"""What the loop over denoising steps asks of a solver, and the numbers that a step is given.
+"""The protocol of a solver, and the noise levels of its steps.
 
-A solver is frozen and hashable, static under `jax.jit`, and holds no noise level: levels are arrays, made on the host,
-so the number of steps and the schedule change no program.
+A solver is frozen and hashable, static under `jax.jit`, and holds no noise level. Levels are host arrays, so the number
+of steps and the schedule change no program.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ State = Any  # a pytree; that of Euler's method is the latents alone
 class Levels:
     """The noise levels of several edits, float32 on the host: axis 0 is the step, axis 1 the edit.
 
-    `time` is what the network is given. `coefficients` are a solver's own, made on the host: order, corrector and last
-    step of a multistep method are numbers in it, so that every step is one program. A row of it has no axis 0.
+    `time` is the network's input. `coefficients` are a solver's own, computed on the host: they encode order, corrector
+    and last step of a multistep method, so that every step runs one program. A row of levels has no axis 0.
     """
 
     sigma: Float[Any, "*S e"]
@@ -38,7 +38,7 @@ class Levels:
 
     @classmethod
     def together(cls, levels: Sequence["Levels"]) -> "Levels":
-        """Put the levels of several edits side by side; all have the same number of steps."""
+        """Concatenate the levels of several edits with the same number of steps."""
         return jax.tree.map(lambda *each: np.concatenate(each, axis=1), *levels)
 
 
@@ -47,10 +47,10 @@ class Solver(Protocol):
     """A method for the ordinary differential equation of flow matching."""
 
     def shift(self, tokens: int) -> float | None:
-        """Return mu of a dynamic schedule for so many target tokens; None: the schedule has one shift for all."""
+        """Return mu of a dynamic schedule for a number of target tokens; None: the schedule has one shift for all."""
 
     def levels(self, steps: int, sigmas: Sequence[float] | None, shift: float | None) -> Levels:
-        """Return the levels of one edit: `sigmas` in place of the schedule's, and `shift`, mu of a dynamic schedule."""
+        """Return the levels of one edit; `sigmas` replace the schedule's, `shift` is mu of a dynamic schedule."""
 
     def init(self, latents: Float[Array, "b T P"]) -> State:
         """Return the state before the first step."""
@@ -64,4 +64,4 @@ class Solver(Protocol):
     def clean(
         self, before: Float[np.ndarray, "1 T P"], after: Float[np.ndarray, "1 T P"], sigma: float, sigma_next: float
     ) -> Float[np.ndarray, "1 T P"]:
-        """Return the picture's latents, at level 0, that a step from `before` to `after` points at: for previews."""
+        """Return an estimate of the clean latents (level 0) from a step's `before` and `after`, for previews."""

@@ -1,15 +1,15 @@
-"""A denoising step that may leave out most of the network: what its blocks add changes little from step to step.
+"""Step cache: a denoising step skips most blocks where their residual changes little from step to step.
 
-The first block always runs. Where what it adds to the target's tokens has hardly changed since the last step that ran
-all blocks, the others do not run: what they added then is first moved along the line through the last two such steps
-("taylor"), or is added again as it was ("first-block"). An approximation, and off unless it is asked for.
+The first block always runs. Where its residual on the target's tokens has changed by less than a threshold since the
+last step that ran all blocks, the others are skipped. Their residual is reused from that step ("first-block"), or
+extrapolated linearly from the last two such steps ("taylor"). An approximation, off by default.
 
-The decision is one for each edit: both of its passes together, since guidance subtracts them and an error in one alone
-would be multiplied. Edits of a batch decide for themselves, so that none depends on its neighbours; the blocks are left
-out where all of them can do without.
+The decision is one for each edit, for both of its passes: guidance subtracts them, so an error in one pass would be
+amplified. Each edit of a batch decides by itself, so none depends on its neighbours; the blocks are skipped where no
+edit needs them.
 
-Sources: the idea that one cheap change foretells the others is TeaCache's (Liu et al., 2024, "Timestep Embedding Tells:
-It's Time to Cache for Video Diffusion Model"); taking the first block's residual for it, first-block cache of
+Sources: predicting the change of the output from a cheap signal, TeaCache (Liu et al., 2024, "Timestep Embedding Tells:
+It's Time to Cache for Video Diffusion Model"); the first block's residual as that signal, first-block cache of
 ParaAttention (chengzeyi, 2024); extrapolation, TaylorSeer (Liu et al., 2025, "From Reusing to Forecasting").
 """
 
@@ -35,11 +35,11 @@ TOKENS = ("batch", "sequence", "embed")
 )
 @dataclasses.dataclass(frozen=True)
 class StepCache:
-    """What is kept of the last step that ran all blocks, for each edit its own.
+    """The residuals of the last step that ran all blocks, for each edit its own step.
 
-    Rows are those of the network. `first` is what its first block added to the target's tokens, `rest` what the others
-    did, `slope` how fast that changed with sigma (None where it is not asked for); `sigma` is the level of that step
-    and `steps` the number of steps so far that ran all blocks.
+    Rows are those of the network. `first` is the residual of the first block on the target's tokens, `rest` that of the
+    others, `slope` the derivative of `rest` by sigma ("taylor" only); `sigma` is the level of that step and `steps` the
+    number of steps so far that ran all blocks.
     """
 
     first: Float[Array, "B U D"]
@@ -51,7 +51,7 @@ class StepCache:
 
 @runtime_checkable
 class FirstBlock(Protocol):
-    """A pass of a network after its embeddings and its first block: the target's tokens, padded for a mesh."""
+    """The state of a network after its first block; tokens are padded for a mesh."""
 
     def target(self) -> Float[Array, "B U D"]:
         """Return the target's tokens after the first block."""
@@ -62,7 +62,7 @@ class FirstBlock(Protocol):
 
 @runtime_checkable
 class StepCacheable(Protocol):
-    """A network that can be run in three parts, of which the middle one may be left out."""
+    """A network that runs in three parts, of which the middle one may be skipped."""
 
     def first_block(self, latents: Float[Array, "B T P"], time: Float[Array, " B"], condition: Any) -> FirstBlock:
         """Embed everything and run the first block."""
@@ -76,7 +76,7 @@ class StepCacheable(Protocol):
 
 @functools.partial(jax.jit, static_argnames="kind")
 def empty_cache(transformer: Weights, latents: Float[Array, "b T P"], condition: Any, *, kind: str) -> StepCache:
-    """Return a cache that holds nothing, for an edit's first step."""
+    """Return an empty cache, for the first step."""
     passes, rows, condition = expand_for_cfg(latents, condition)
     first_output = transformer.module().first_block(rows, jnp.zeros(rows.shape[:1], FLOAT32), condition)
     zeros = constrain(jnp.zeros_like(first_output.target()), *TOKENS)
@@ -101,10 +101,10 @@ def predict_cached(
     threshold: Float[Array, ""],
     force: Bool[Array, ""],
 ) -> tuple[Float[Array, "B T P"], StepCache]:
-    """Return the velocity of all passes as `predict` does, or a cheaper one. The cache is donated.
+    """Return the velocity of all passes as `predict` does, or an approximation. The cache is donated.
 
-    All blocks run where `force` says so, where the cache is empty, and where the first block's part has changed by
-    `threshold` or more.
+    All blocks run with `force`, where the cache is empty, and where the relative change of the first block's residual
+    is `threshold` or more.
     """
     passes, rows, condition = expand_for_cfg(latents, condition)
     network = transformer.module()
@@ -123,8 +123,8 @@ def predict_cached(
         rest = rest + (of_rows(sigma - cache.sigma) * cache.slope.astype(FLOAT32)).astype(rest.dtype)
     reused = tokens + rest
     found = jax.lax.cond(jnp.any(need), lambda: network.remaining_blocks(first_output), lambda: reused)
-    own = of_rows(need)
-    hidden = jnp.where(own, found, reused)
+    update = of_rows(need)
+    hidden = jnp.where(update, found, reused)
     velocity = network.head(hidden, first_output)[:, : latents.shape[1]]
 
     added = found - tokens
@@ -133,10 +133,10 @@ def predict_cached(
         since = sigma - cache.sigma
         rise = (added - cache.rest).astype(FLOAT32) / of_rows(jnp.where(since == 0, jnp.ones_like(since), since))
         rise = jnp.where(of_rows(cache.steps > 0), rise, jnp.zeros_like(rise)).astype(added.dtype)
-        slope = constrain(jnp.where(own, rise, cache.slope), *TOKENS)
+        slope = constrain(jnp.where(update, rise, cache.slope), *TOKENS)
     kept = StepCache(
-        first=constrain(jnp.where(own, first, cache.first), *TOKENS),
-        rest=constrain(jnp.where(own, added, cache.rest), *TOKENS),
+        first=constrain(jnp.where(update, first, cache.first), *TOKENS),
+        rest=constrain(jnp.where(update, added, cache.rest), *TOKENS),
         slope=slope,
         sigma=constrain(jnp.where(need, sigma, cache.sigma), None),
         steps=constrain(cache.steps + need.astype(jnp.int32), None),
@@ -149,7 +149,7 @@ def relative_change(
 ) -> Float[Array, " e"]:
     """Return mean |new - old| over mean |old| for each edit, over the valid tokens of all its passes, in float32.
 
-    Rows are all first passes, then all second ones. Nothing over nothing is no number.
+    Rows are all first passes, then all second ones. 0/0 is NaN.
     """
 
     def total(x: Array) -> Array:
@@ -161,7 +161,7 @@ def relative_change(
 
 
 def _valid(x: Float[Array, "B U D"], count: int, condition: Any) -> Bool[Array, "B U"]:
-    """Say which of the target's tokens are no padding."""
+    """Return which of the target's tokens are valid."""
     lengths = condition.target_lengths
     longest = jnp.full(x.shape[:1], count, jnp.int32) if lengths is None else lengths
     return jnp.arange(x.shape[1], dtype=jnp.int32) < longest[:, None]

@@ -16,7 +16,7 @@ from joyjax.families.joyimage_stages import item_positions
 from joyjax.layers.condition import Condition
 from joyjax.layers.decoder import TextInputs
 from joyjax.models.qwen3_vl import Qwen3VL
-from joyjax.models.qwen3_vl_vision import VisionInputs, place_patches
+from joyjax.models.qwen3_vl_vision import VisionInputs, patch_positions
 from joyjax.processors.vision import VisionProcessorConfig
 from joyjax.training.dataset import Batch
 from joyjax.training.optimizer import Parameters
@@ -99,7 +99,7 @@ def vision_inputs(pictures: UInt8[Array, "B h w 3"], parts: Parts) -> VisionInpu
     unit = unit.reshape(rows, grid[0] // merge, merge, patch, grid[1] // merge, merge, patch, channels)
     patches = unit.transpose(0, 1, 4, 2, 5, 7, 3, 6).reshape(rows, grid[0] * grid[1], channels, 1, patch * patch)
     patches = jnp.repeat(patches, frames, axis=3).reshape(rows, grid[0] * grid[1], -1)
-    places = [jnp.asarray(place) for place in place_patches(*grid, tower)]
+    places = [jnp.asarray(place) for place in patch_positions(*grid, tower)]
     positions, taps, weights = (jnp.broadcast_to(place, (rows, *place.shape)) for place in places)
     lengths = jnp.full((rows,), grid[0] * grid[1], jnp.int32)
     return VisionInputs(patches=patches, positions=positions, taps=taps, weights=weights, lengths=lengths)

@@ -14,7 +14,7 @@ from joyjax.convert.rules import match
 from joyjax.layers.decoder import TextInputs
 from joyjax.layers.weights import Weights, leaves
 from joyjax.models.qwen3_vl import Qwen3VL
-from joyjax.models.qwen3_vl_vision import VisionInputs, gelu, place_patches
+from joyjax.models.qwen3_vl_vision import VisionInputs, gelu, patch_positions
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.jax, pytest.mark.parity]
@@ -97,7 +97,7 @@ def vision_inputs(pictures, config, length=None) -> VisionInputs:
     length = length or max(4 * picture.tokens for picture in pictures)
     padded = []
     for picture in pictures:
-        arrays = (picture.patches, *place_patches(picture.rows, picture.columns, config))
+        arrays = (picture.patches, *patch_positions(picture.rows, picture.columns, config))
         blank = length - len(picture.patches)
         padded.append([np.pad(a, ((0, blank), (0, 0)), constant_values=3) for a in arrays])
     lengths = np.array([len(picture.patches) for picture in pictures], np.int32)

@@ -20,7 +20,7 @@ from joyjax.models.autoencoder.stages import decode_latents
 from joyjax.models.qwen_image import image_positions, text_start
 from joyjax.models.text_encoding import encode_prompt
 from joyjax.reading import read_json
-from joyjax.sampling.euler import ScheduleConfig, even_levels, sigmas
+from joyjax.sampling.schedule import ScheduleConfig, even_levels, sigmas
 
 pytestmark = [pytest.mark.jax, pytest.mark.parity]
 torch = pytest.importorskip("torch")

@@ -18,7 +18,7 @@ from joyjax.convert.wan_vae import VAE
 from joyjax.layers.decoder import TextInputs
 from joyjax.layers.weights import leaves
 from joyjax.models.autoencoder.wan import WanVAEConfig
-from joyjax.models.qwen3_vl_vision import VisionInputs, place_patches
+from joyjax.models.qwen3_vl_vision import VisionInputs, patch_positions
 from joyjax.reading import read_json
 from joyjax.sharding.place import parameter_sharding
 
@@ -87,8 +87,8 @@ def compiled_encoder(folder: Path, layers: int, depth: int, sizes: dict[str, int
     )
     numbers = {"ids": (2, 48), "positions": (2, 48, 3), "image_token_index": (2, 48)}
     text = TextInputs(**{name: jnp.zeros(shape, jnp.int32) for name, shape in numbers.items()})
-    places = [jnp.asarray(place)[None] for place in place_patches(4, 6, config.vision)]
-    patches = jnp.zeros((1, 24, config.vision.patch_numbers))
+    places = [jnp.asarray(place)[None] for place in patch_positions(4, 6, config.vision)]
+    patches = jnp.zeros((1, 24, config.vision.patch_values))
     vision = VisionInputs(patches, *places, lengths=jnp.full((1,), 24, jnp.int32))
     flat, tree = jax.tree.flatten((weights, text, vision))
 

@@ -78,7 +78,7 @@ def test_a_process_that_dies_ends_the_other(tmp_path):
         _, error = both[0].communicate(timeout=120)
         # Where a transfer fails, joyjax says so; where one waits, JAX misses the heartbeats and ends the process.
         if both[0].returncode == 1:
-            assert "joyjax: process 0 of 2 cannot go on: another one has ended" in error
+            assert "joyjax: process 0 of 2 cannot continue: another process has ended" in error
         else:
             assert both[0].returncode == -signal.SIGABRT
             assert "another task died" in error

@@ -20,7 +20,7 @@ from joyjax.errors import CheckpointError
 from joyjax.families.joyimage import EDIT
 from joyjax.processors.vision import VisionProcessorConfig
 from joyjax.reading import read_json
-from joyjax.sampling.euler import ScheduleConfig
+from joyjax.sampling.schedule import ScheduleConfig
 
 thorough = settings(max_examples=200, deadline=None)
 

@@ -12,7 +12,7 @@ from joyjax.convert.rules import match
 from joyjax.errors import ConfigError
 from joyjax.layers.weights import count_parameters, leaves
 from joyjax.models.qwen3_vl import Qwen3VLConfig
-from joyjax.models.qwen3_vl_vision import place_patches
+from joyjax.models.qwen3_vl_vision import patch_positions
 
 TEXT = {
     "attention_bias": False,
@@ -85,7 +85,7 @@ def test_config(written):
     assert config.text.mrope_section == (24, 20, 20)
     assert config.vision.deepstack_visual_indexes == (8, 16, 24)
     assert (config.image_token_id, config.vision_start_token_id, config.vision_end_token_id) == (151655, 151652, 151653)
-    assert (config.vision.head_dim, config.vision.patch_numbers, config.vision.grid_size) == (72, 1536, 48)
+    assert (config.vision.head_dim, config.vision.patch_values, config.vision.grid_size) == (72, 1536, 48)
     assert hash(config) == hash(Qwen3VLConfig.from_transformers(raw()))
 
 
@@ -165,7 +165,7 @@ def test_rotary_frequencies_are_interleaved():
 
 
 def test_patches_lie_block_by_block():
-    positions, taps, weights = place_patches(4, 6, Qwen3VLConfig.from_transformers(raw()).vision)
+    positions, taps, weights = patch_positions(4, 6, Qwen3VLConfig.from_transformers(raw()).vision)
     first_blocks = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3), (1, 2), (1, 3)]
     assert [tuple(p) for p in positions[:8].tolist()] == first_blocks
     assert positions[12].tolist() == [2, 0]
@@ -173,7 +173,7 @@ def test_patches_lie_block_by_block():
 
 
 def test_corners_of_the_position_table_fall_on_the_corners_of_the_picture():
-    positions, taps, weights = place_patches(10, 14, Qwen3VLConfig.from_transformers(raw()).vision)
+    positions, taps, weights = patch_positions(10, 14, Qwen3VLConfig.from_transformers(raw()).vision)
     for corner, row in {(0, 0): 0, (0, 13): 47, (9, 0): 47 * 48, (9, 13): 48 * 48 - 1}.items():
         index = positions.tolist().index(list(corner))
         assert taps[index][weights[index] > 0].tolist() == [row]
@@ -182,7 +182,7 @@ def test_corners_of_the_position_table_fall_on_the_corners_of_the_picture():
 
 def test_a_grid_that_is_not_made_of_blocks_is_refused():
     with pytest.raises(ValueError, match="5×6"):
-        place_patches(5, 6, Qwen3VLConfig.from_transformers(raw()).vision)
+        patch_positions(5, 6, Qwen3VLConfig.from_transformers(raw()).vision)
 
 
 @pytest.mark.parity
@@ -192,7 +192,7 @@ def test_patches_are_placed_as_in_the_reference_to_the_last_bit(grid):
     from transformers import vision_utils
 
     grid_thw = torch.tensor([[1, *grid]])
-    positions, taps, weights = place_patches(*grid, Qwen3VLConfig.from_transformers(raw()).vision)
+    positions, taps, weights = patch_positions(*grid, Qwen3VLConfig.from_transformers(raw()).vision)
     expected_taps, expected_weights = vision_utils.get_vision_interpolation_indices_and_weights(
         grid_thw, 48, align_corners=True, spatial_merge_size=2
     )

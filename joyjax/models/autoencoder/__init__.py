@@ -1,1 +1,1 @@
-"""Picture autoencoders, and how they are applied to pictures of many sizes."""
+"""Picture autoencoders, and their application to pictures of many sizes."""

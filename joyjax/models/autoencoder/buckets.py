@@ -1,10 +1,10 @@
 """Two padded buckets for all sizes of a table, so that the autoencoder compiles twice for a table, not for each size.
 
 A picture is padded on the right and at the bottom to the smaller bucket that holds it. Both buckets are at least as
-high as wide; a landscape picture is transposed, and so are the network's kernels. The autoencoder gives what it gives
-for the picture alone (`joyjax/layers/valid_region.py`). The price is the padding: for JoyImage's table at 1024 the
-buckets have 1280 × 1024 and 2048 × 768 pixels. That is 1.25 times the pixels of a square and 1.30 times those of the
-size for 3:2, at most 1.71 times (1792 × 512), and 1.50 times on average over the 49 sizes.
+high as wide; a landscape picture is transposed, and so are the network's kernels. Padding never changes the result
+(`joyjax/layers/valid_region.py`). It costs time: for JoyImage's table at 1024 the buckets have 1280 × 1024 and
+2048 × 768 pixels. That is 1.25 times the pixels of a square and 1.30 times those of the size for 3:2, at most 1.71
+times (1792 × 512), and 1.50 times on average over the 49 sizes.
 """
 
 import dataclasses
@@ -29,11 +29,11 @@ LONG = 1.25  # times the side of the table's square: pictures with a longer side
 )
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where a picture is in its bucket. Arrays alone: every picture of a bucket shares a program.
+    """Where a picture is in its bucket. All fields are arrays, so every picture of a bucket shares a program.
 
-    `size` is in pixels: valid rows and columns of the bucket. `flip`: the picture is transposed. Of the picture's
-    `count` tokens, number n is the bucket's patch `patches[n]`, and patch m is token `tokens[m]`, both counted row by
-    row; padding has index 0. L is the most tokens that a picture of the table has.
+    `size`: valid rows and columns of the bucket, in pixels. `flip`: the picture is transposed. Token n of the picture's
+    `count` tokens is the bucket's patch `patches[n]`, and patch m is token `tokens[m]`, both counted row by row;
+    padding has index 0. L is the largest number of tokens of a picture of the table.
     """
 
     size: Int[Any, " 2"]
@@ -51,17 +51,17 @@ def padded_sizes(table: tuple[Size, ...]) -> tuple[Size, ...]:
 
 
 def _is_long(size: Size, table: tuple[Size, ...]) -> bool:
-    """Say whether a size belongs to the longest of a table, by the side of the table's square."""
+    """Return whether a size belongs to the long bucket, by the side of the table's square."""
     return max(size) > LONG * max(map(min, table))
 
 
 def bucket_placement(
     height: int, width: int, table: tuple[Size, ...], patch: tuple[int, int], factor: int
 ) -> tuple[Size, Placement] | None:
-    """Return the padded bucket of a picture of this size in pixels, and its place there.
+    """Return the padded bucket of a picture of this size in pixels, and the placement there.
 
     `patch` is in latent pixels, of which each is `factor` pixels high and wide. None: the size is not in the table, or
-    patches are not square or do not fit its sides; then the picture goes through the network alone.
+    patches are not square or do not divide its sides; then the picture is not padded.
     """
     side = patch[0] * factor
     if (height, width) not in table or patch[0] != patch[1] or any(length % side for size in table for length in size):
@@ -70,7 +70,7 @@ def bucket_placement(
     bucket = padded_sizes(table)[_is_long((rows, columns), table)]
     across = bucket[1] // side  # patches
     in_bucket = np.arange(rows // side)[:, None] * across + np.arange(columns // side)
-    order = (in_bucket.T if width > height else in_bucket).reshape(-1)  # the picture's own
+    order = (in_bucket.T if width > height else in_bucket).reshape(-1)  # the picture's row order
     patches = np.zeros(max(h * w for h, w in table) // side**2, np.int32)
     patches[: order.size] = order
     tokens = np.zeros(bucket[0] // side * across, np.int32)
@@ -97,7 +97,7 @@ def _portrait(pixels: UInt8[np.ndarray, "b h w 3"], size: tuple[int, ...]) -> UI
 
 
 def transpose_kernels(network: Weights, flip: Bool[Array, ""]) -> Weights:
-    """Return the network with rows and columns of its kernels exchanged if `flip`: for transposed pictures."""
+    """Return the network for transposed pictures if `flip`: rows and columns of its kernels are exchanged."""
 
     def transpose(x: Array) -> Array:
         return jnp.where(flip, x.swapaxes(0, 1), x) if x.ndim == 4 else x  # kernels: [height, width, c_in, c_out]
@@ -108,7 +108,7 @@ def transpose_kernels(network: Weights, flip: Bool[Array, ""]) -> Weights:
 def gather_tokens(
     latents: Float[Array, "b y x c"], placement: Placement, patch: tuple[int, int]
 ) -> Float[Array, "b L P"]:
-    """Return the picture's own tokens, from the latents of its bucket; zeros after the last."""
+    """Return the picture's tokens from the latents of its bucket, followed by zeros."""
     tokens = _transpose_patches(patchify(latents, patch), placement, patch)
     tokens = jnp.take(tokens, placement.patches, axis=1, mode="clip")
     return jnp.where(jnp.arange(tokens.shape[1])[:, None] < placement.count, tokens, 0)
@@ -117,7 +117,7 @@ def gather_tokens(
 def scatter_tokens(
     tokens: Float[Array, "b T P"], placement: Placement, patch: tuple[int, int], width: int
 ) -> Float[Array, "b y x c"]:
-    """Return the latents of a bucket that is `width` patches wide, from the picture's own tokens and any after them."""
+    """Return the latents of a bucket that is `width` patches wide from the picture's tokens and any padding."""
     tokens = jnp.take(tokens, placement.tokens, axis=1, mode="clip")
     return unpatchify(_transpose_patches(tokens, placement, patch), patch, width)
 

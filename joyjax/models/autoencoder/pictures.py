@@ -1,6 +1,6 @@
-"""Pictures of many sizes through the autoencoder: padded to a bucket where a family has a table of sizes.
+"""Encoding and decoding pictures of many sizes: padded to a bucket where a family has a table of sizes.
 
-Arrays are the host's on the outer side, so nothing is on a device before a stage runs.
+Pictures in and out are host arrays, so nothing is on a device before a stage runs.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from joyjax.sharding.place import devices_along, replicate
 class Geometry:
     """How pixels become tokens: a latent pixel is `factor` pixels high and wide, a token `patch` latent pixels.
 
-    `table` are the sizes that pictures are padded together for; None: a picture goes through the network alone.
+    `table` are the sizes that share padded buckets; None: pictures are not padded.
     """
 
     patch: tuple[int, int]
@@ -34,16 +34,16 @@ class Geometry:
         return self.factor * self.patch[0], self.factor * self.patch[1]
 
     def tokens(self, size: Size) -> int:
-        """Return the tokens of a picture."""
+        """Return the number of tokens of a picture."""
         return (size[0] // self.sides[0]) * (size[1] // self.sides[1])
 
     @property
     def most_tokens(self) -> int | None:
-        """The most tokens that a picture of the table has."""
+        """The largest number of tokens of a picture of the table."""
         return None if self.table is None else max(map(self.tokens, self.table))
 
     def placement(self, size: Size, mode: Mode) -> tuple[Size, Placement] | None:
-        """Return the padded bucket of a picture and its place in it; None: the autoencoder takes the picture alone."""
+        """Return the padded bucket of a picture and its placement there; None: the picture is not padded."""
         if self.table is None or mode != "exact":
             return None
         return bucket_placement(size[0], size[1], self.table, self.patch, self.factor)
@@ -73,8 +73,8 @@ def decode_picture(
     latents = np.asarray(latents)[:, :count]
     if found := geometry.placement(size, mode):
         bucket, placement = found
-        room = (geometry.most_tokens or count) - count
-        arrays = replicate((np.pad(latents, ((0, 0), (0, room), (0, 0))), placement), mesh)
+        padding = (geometry.most_tokens or count) - count
+        arrays = replicate((np.pad(latents, ((0, 0), (0, padding), (0, 0))), placement), mesh)
         pixels, finite = decode_latents(vae, *arrays, patch=patch, mode=mode, bucket=bucket)
         pixels = crop_from_bucket(np.asarray(pixels), size)
     else:
@@ -84,10 +84,10 @@ def decode_picture(
 
 
 def check_mode(mode: Mode, size: Size, geometry: Geometry, *, decode: bool) -> None:
-    """Check that the mesh in force can cut a picture of this size in pixels as the mode says.
+    """Check that the mesh in force can split a picture of this size in pixels as the mode requires.
 
     Raises:
-        MeshError: if it cannot be cut evenly.
+        MeshError: if it cannot be split evenly.
     """
     tile = TILE // geometry.factor, TILE
     if decode:

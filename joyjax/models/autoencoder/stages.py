@@ -45,8 +45,8 @@ def join_tokens(
     joined, end = tokens[0], jnp.asarray(lengths[0])
     for more, length in zip(tokens[1:], lengths[1:], strict=True):
         joined, end = join(joined, more, jnp.broadcast_to(end, joined.shape[:1])), end + length
-    room = size - joined.shape[1]
-    return jnp.pad(joined, ((0, 0), (0, room), (0, 0))) if room > 0 else joined[:, :size]
+    padding = size - joined.shape[1]
+    return jnp.pad(joined, ((0, 0), (0, padding), (0, 0))) if padding > 0 else joined[:, :size]
 
 
 @functools.partial(jax.jit, static_argnames=("patch", "width", "mode", "bucket"))
@@ -62,9 +62,8 @@ def decode_latents(
 ) -> tuple[UInt8[Array, "b h w 3"], Bool[Array, " b"]]:
     """Return the pictures of latent tokens, `width` patches wide, and which of them are finite.
 
-    With a placement, whatever follows a picture's tokens is padding, and the pictures are padded to a bucket of so many
-    rows and columns of pixels (`crop_from_bucket`). Values are rounded half to even. A value that is not finite would
-    come out black.
+    With a placement, padding follows a picture's tokens, and the pictures are padded to a `bucket` of rows and columns
+    of pixels (`crop_from_bucket`). Values are rounded half to even. NaN would become black.
     """
     if placement is None and width is not None and bucket is None:
         pixels = vae.module().decode(unpatchify(latents, patch, width), mode)
@@ -77,5 +76,5 @@ def decode_latents(
     else:
         raise ValueError("pictures have a `placement` and its `bucket`, or else a `width`")
     finite = constrain(jnp.all(jnp.isfinite(pixels), axis=(1, 2, 3)), None)
-    drawn = jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
-    return constrain(drawn, None, None, None, None), finite
+    rounded = jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
+    return constrain(rounded, None, None, None, None), finite

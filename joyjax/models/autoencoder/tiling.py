@@ -1,9 +1,9 @@
-"""How the autoencoder goes over a picture: as a whole, in overlapping tiles, or cut in patches.
+"""Modes of applying the autoencoder to a picture: as a whole, in overlapping tiles, or in patches.
 
 `exact` is the network itself; on a mesh, each device has some of the rows and neighbours exchange their borders. The
-others are what users of other systems know, and approximations, since the middle of the network attends to the whole
-picture and every cut is an edge to its convolutions. `tiled` needs the memory of one tile on each device; `patch` gives
-each device one cut. `auto` takes `tiled` for what is larger than a tile, else `patch`; where that cannot be cut evenly,
+others are approximations, known from other systems: the middle of the network attends to the whole picture, and
+convolutions treat every cut as an edge. `tiled` needs the memory of one tile on each device; `patch` gives each device
+one patch. `auto` is `tiled` for pictures larger than a tile, else `patch`, else, where they cannot be split evenly,
 `exact`.
 """
 
@@ -25,7 +25,7 @@ Function = Callable[[Array], Array]
 def apply(
     function: Function, x: Float[Array, "b h w c"], mode: Mode, sides: tuple[int, int]
 ) -> Float[Array, "b y x d"]:
-    """Apply one half of an autoencoder; `sides` are those of a tile before and after it.
+    """Apply one half of an autoencoder; `sides` are the sides of a tile before and after it.
 
     Raises:
         MeshError: if patches would not be of equal size.
@@ -39,7 +39,7 @@ def apply(
 
 
 def choose(mode: Mode, size: tuple[int, ...], sides: tuple[int, int], devices: int) -> Mode:
-    """Return the mode that is meant for a picture of this size; `sides` as above.
+    """Return the mode to use for a picture of this size; `sides` as in `apply`.
 
     Raises:
         MeshError: if patches would not be of equal size.
@@ -58,7 +58,7 @@ def choose(mode: Mode, size: tuple[int, ...], sides: tuple[int, int], devices: i
 
 
 def patch_grid(devices: int) -> tuple[int, int]:
-    """Return into how many rows and columns a picture is cut: rows are the largest divisor up to the square root."""
+    """Return the rows and columns of patches; rows are the largest divisor up to the square root of the devices."""
     rows = max(rows for rows in range(1, math.isqrt(devices) + 1) if devices % rows == 0)
     return rows, devices // rows
 
@@ -68,18 +68,18 @@ def _tiled(function: Function, x: Float[Array, "b h w c"], sides: tuple[int, int
     tile, stride = sides[0], sides[0] * STRIDE // TILE
     tops, lefts = (range(0, size, stride) for size in x.shape[1:3])
     cut = {(top, left): x[:, top : top + tile, left : left + tile] for top in tops for left in lefts}
-    drawn: dict[tuple[int, int], Array] = {}
+    results: dict[tuple[int, int], Array] = {}
     for shape in {part.shape for part in cut.values()}:  # tiles at the end may be smaller
-        places = [place for place, part in cut.items() if part.shape == shape]
-        results = _run(function, jnp.stack([cut[place] for place in places]))
-        drawn |= {place: results[n] for n, place in enumerate(places)}
+        corners = [corner for corner, part in cut.items() if part.shape == shape]
+        outputs = _run(function, jnp.stack([cut[corner] for corner in corners]))
+        results |= {corner: outputs[n] for n, corner in enumerate(corners)}
     kept, blend = sides[1] * STRIDE // TILE, sides[1] - sides[1] * STRIDE // TILE
-    for top, left in cut:  # each with its neighbours as they are by then
+    for top, left in cut:  # in order: the neighbours are blended already
         if top:
-            drawn[top, left] = _blend(drawn[top - stride, left], drawn[top, left], blend, axis=1)
+            results[top, left] = _blend(results[top - stride, left], results[top, left], blend, axis=1)
         if left:
-            drawn[top, left] = _blend(drawn[top, left - stride], drawn[top, left], blend, axis=2)
-    rows = [jnp.concatenate([drawn[top, left][:, :kept, :kept] for left in lefts], axis=2) for top in tops]
+            results[top, left] = _blend(results[top, left - stride], results[top, left], blend, axis=2)
+    rows = [jnp.concatenate([results[top, left][:, :kept, :kept] for left in lefts], axis=2) for top in tops]
     whole = jnp.concatenate(rows, axis=1)
     return whole[:, : x.shape[1] * sides[1] // sides[0], : x.shape[2] * sides[1] // sides[0]]
 
@@ -99,14 +99,14 @@ def _patched(function: Function, x: Float[Array, "b h w c"]) -> Float[Array, "b 
     rows, columns = patch_grid(devices_along("tile"))
     batch, height, width, channels = x.shape
     cut = x.reshape(batch, rows, height // rows, columns, width // columns, channels).transpose(1, 3, 0, 2, 4, 5)
-    drawn = _run(function, cut.reshape(rows * columns, *cut.shape[2:]))
-    drawn = drawn.reshape(rows, columns, *drawn.shape[1:]).transpose(2, 0, 3, 1, 4, 5)
-    return drawn.reshape(batch, rows * drawn.shape[2], columns * drawn.shape[4], -1)
+    results = _run(function, cut.reshape(rows * columns, *cut.shape[2:]))
+    results = results.reshape(rows, columns, *results.shape[1:]).transpose(2, 0, 3, 1, 4, 5)
+    return results.reshape(batch, rows * results.shape[2], columns * results.shape[4], -1)
 
 
 def _run(function: Function, parts: Float[Array, "n b h w c"]) -> Float[Array, "n b y x d"]:
-    """Apply the function to parts of one size, spread over all devices and one after the other on each."""
+    """Apply the function to parts of one size, sharded over all devices and sequentially on each."""
     count, axes = len(parts), ("tile", None, None, None, None)
-    more = -count % devices_along("tile")
-    parts = jnp.concatenate([parts, jnp.repeat(parts[-1:], more, axis=0)])
+    padding = -count % devices_along("tile")
+    parts = jnp.concatenate([parts, jnp.repeat(parts[-1:], padding, axis=0)])
     return on_shards(lambda own: jax.lax.map(function, own), (axes,), axes)(parts)[:count]

@@ -1,8 +1,8 @@
 """The Wan 2.1 variational autoencoder, for pictures: pixels to latents an eighth as high and as wide, and back.
 
-The network was made for video. Its convolutions are causal in time, with zeros before the first frame, so that one
-frame meets only the last temporal slice of each kernel: two-dimensional convolutions give exactly the same. The
-resampling in time skips the first frame and is left out.
+The network is made for video. Its convolutions are causal in time, with zeros before the first frame. One frame
+therefore uses only the last temporal slice of each kernel, which is a two-dimensional convolution. The temporal
+resampling skips the first frame and is left out.
 Source: autoencoder_kl_wan.py in Diffusers.
 """
 
@@ -26,12 +26,12 @@ from joyjax.models.autoencoder.tiling import TILE, Mode, apply
 from joyjax.sharding.place import constrain
 
 COLORS = 3
-LOG_VARIANCE = (-30.0, 20.0)  # bounds of the posterior's, as in DiagonalGaussianDistribution
+LOG_VARIANCE = (-30.0, 20.0)  # bounds, as in DiagonalGaussianDistribution
 
 
 @dataclasses.dataclass(frozen=True)
 class WanVAEConfig:
-    """The autoencoder's config.json. `temperal_downsample` is spelt so there; one frame does not need it."""
+    """The autoencoder's config.json. `temperal_downsample` is spelt like that there; one frame does not need it."""
 
     base_dim: int
     z_dim: int
@@ -51,7 +51,7 @@ class WanVAEConfig:
             fixed={
                 "in_channels": (COLORS,),
                 "out_channels": (COLORS,),
-                "input_channels": (COLORS,),  # both of them, under Qwen-Image's name of this network
+                "input_channels": (COLORS,),  # in and out, in Qwen-Image's class of this network
                 "decoder_base_dim": (None, raw.get("base_dim")),
                 "attn_scales": ([],),
                 "is_residual": (False,),
@@ -92,7 +92,7 @@ class WanVAEConfig:
 
 
 class ResBlock(nnx.Module):
-    """Twice norm, SiLU and 3×3 convolution; the input is added, through a 1×1 convolution where the width changes."""
+    """Two times norm, SiLU and 3×3 convolution, plus the input, through a 1×1 convolution where the width changes."""
 
     def __init__(self, width_in: int, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
         self.norm1 = ChannelNorm(width_in, axis="conv_in", dtype=dtype, rngs=rngs)
@@ -146,7 +146,7 @@ class PixelAttention(nnx.Module):
 
 
 class Middle(nnx.Module):
-    """What both halves do at the lowest resolution."""
+    """The blocks of both halves at the lowest resolution."""
 
     def __init__(self, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
         self.before = ResBlock(width, width, dtype=dtype, rngs=rngs)
@@ -210,10 +210,10 @@ class Decoder(nnx.Module):
 
 
 class WanVAE(nnx.Module):
-    """Both halves, with the latents normalised channel by channel as the transformer wants them.
+    """Both halves, with the latents normalised channel by channel as the transformer expects.
 
-    `size`: the rows and columns at the top left of the input, in its own pixels, that are picture, in mode `exact`
-    alone. It is traced. There the results are those of the picture by itself; beside it they have no meaning.
+    `size`, for mode `exact` only: valid rows and columns at the top left of the input, in its own pixels; traced.
+    Padding never changes the result there; elsewhere it is undefined.
     """
 
     def __init__(self, config: WanVAEConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
@@ -246,7 +246,7 @@ class WanVAE(nnx.Module):
     def moments(
         self, pixels: Float[Array, "b h w 3"], mode: Mode = "exact", size: Int[Array, " 2"] | None = None
     ) -> tuple[Float[Array, "b y x z"], Float[Array, "b y x z"]]:
-        """Return mean and log variance of the posterior, as they come out of the network, in float32."""
+        """Return mean and log variance of the posterior, not normalised, in float32."""
 
         def encode(pixels: Float[Array, "b h w 3"]) -> Float[Array, "b y x c"]:
             pixels = pixels.astype(self.quant.kernel.dtype)
@@ -260,7 +260,7 @@ class WanVAE(nnx.Module):
     def decode_raw(
         self, latents: Float[Array, "b y x z"], size: Int[Array, " 2"] | None = None
     ) -> Float[Array, "b h w 3"]:
-        """Return the pixels of latents that are not normalised, not clamped, in float32; what training needs."""
+        """Return the pixels, not clamped, of latents that are not normalised, in float32; for training."""
         latents = latents.astype(self.post_quant.kernel.dtype)
         return self.decoder(self.post_quant(latents), _region(latents, size)).astype(FLOAT32)
 
@@ -275,7 +275,7 @@ def _check_mode(mode: Mode, size: Int[Array, " 2"] | None) -> None:
 
 
 def _silu(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    # Every operation in bfloat16 rounds: computed there, SiLU alone makes the encoder's error a twentieth larger.
+    # Every bfloat16 operation rounds: SiLU in bfloat16 makes the encoder's error 5 % larger.
     return nnx.silu(x.astype(FLOAT32)).astype(x.dtype)
 
 
