@@ -34,6 +34,7 @@ from pictures import (
 from PIL import Image, ImageCms, PngImagePlugin
 
 from joyjax.errors import PictureError, RequestError
+from joyjax.families.joyimage_buckets import buckets, nearest_bucket
 from joyjax.layers.patch import pixels_to_unit
 from joyjax.media.dropped import dropped
 from joyjax.media.frames import frames_note
@@ -41,10 +42,8 @@ from joyjax.media.image import (
     MAX_PIXELS,
     alpha_channel,
     as_rgb,
-    buckets,
     decode_picture,
     from_pixels,
-    nearest_bucket,
     open_picture,
     rgb_profile,
     to_pixels,
