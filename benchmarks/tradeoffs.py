@@ -169,7 +169,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as tables in Markdown."""
     lines = []
     for block in dict.fromkeys(row["block"] for row in rows):
-        lines += [f"| {block} | PSNR to exact | pixel | strict | steps computed | FLOPs left out |", "|---" * 6 + "|"]
+        lines += [f"| {block} | PSNR to exact | pixel | strict | steps computed | FLOPs saved |", "|---" * 6 + "|"]
         for row in (row for row in rows if row["block"] == block):
             quality = "–" if row["name"] == "exact" else f"{row['psnr']:.1f} dB"
             left = f"{row['flops_left_out']:.0%}"

@@ -127,7 +127,7 @@ def command(
     first = True
     if distributed:
         if mesh is None:
-            raise RequestError("--distributed needs --mesh, which says how the devices of all hosts work together")
+            raise RequestError("--distributed needs --mesh, which gives the axes over the devices of all hosts")
         from joyjax.sharding.hosts import agree, is_first, join_hosts
 
         join_hosts()

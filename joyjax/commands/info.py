@@ -76,7 +76,7 @@ def command(
         typer.echo(json.dumps(kind | dataclasses.asdict(described) | on_meshes, indent=2))
         return
     checked = ", every weight verified" if verified else ""
-    typer.echo(f"{described.family} ({described.class_name}), {described.format} folder, whole{checked}")
+    typer.echo(f"{described.family} ({described.class_name}), {described.format} folder, complete{checked}")
     typer.echo(f"{'component':14} {'class':42} {'tensors':>8} {'parameters':>16} {'size':>11}  dtype")
     for part in described.components:
         row = (
@@ -84,7 +84,7 @@ def command(
         )
         typer.echo(f"{row}  {', '.join(part.dtypes)}")
     total = f"{described.tensors:8} {described.parameters:16,} {gibibytes(described.bytes):>11}"
-    typer.echo(f"{'in all':57} {total}")
+    typer.echo(f"{'total':57} {total}")
     typer.echo("parameters in memory while it runs, besides the working memory of each stage:")
     for need in (*described.needs, *described.needs_quantized):
         alone = f"the largest network alone {gibibytes(need.staged_bytes)}"

@@ -137,5 +137,7 @@ def _write_all(data: bytes) -> None:
         with open(1, "wb", closefd=False) as output:
             output.write(data)
     except OSError as error:
-        reason = {errno.EPIPE: "its reader has gone", errno.EBADF: "it is closed"}.get(error.errno or 0, error.strerror)
+        reason = {errno.EPIPE: "its reader has closed it", errno.EBADF: "it is closed"}.get(
+            error.errno or 0, error.strerror
+        )
         raise RequestError(f"the picture cannot be written to standard output: {reason}") from None

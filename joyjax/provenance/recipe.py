@@ -1,6 +1,6 @@
 """Recipes: the settings of a picture, stored in its file so that the picture can be reproduced.
 
-A recipe is a JSON object; media/metadata.py says where each format of picture files holds it.
+A recipe is a JSON object; media/metadata.py stores it in each format of picture files.
 
     {"recipe": 1, "joyjax": "0.1.0", "jax": "0.10.2", "device": "cpu",
      "model": {"source": "…", "family": "…", "dtype": "…", "linear": "…", "fingerprint": "sha256:…"},

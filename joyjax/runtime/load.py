@@ -67,7 +67,7 @@ class Pipeline:
         return [] if self.domain is None else self.domain.advice(request.prompt, request.pictures)
 
     def __repr__(self) -> str:
-        """Return one line that says what was loaded and how."""
+        """Return a one-line description of the model and how it is loaded."""
         parameters = sum(count_parameters(weights.state) for weights in self.weights.values())
         mesh = None if self.mesh is None else ",".join(f"{axis}={size}" for axis, size in self.mesh.shape.items())
         return (

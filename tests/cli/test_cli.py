@@ -185,7 +185,7 @@ def test_a_converted_part_that_is_cut_off(converted, tmp_path):
 def test_info(checkpoint, converted):
     done = run("info", checkpoint)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("JoyImage-Edit (JoyImageEditPipeline), diffusers folder, whole")
+    assert done.stdout.startswith("JoyImage-Edit (JoyImageEditPipeline), diffusers folder, complete")
     described = json.loads(run("info", converted, "--json").stdout)
     assert described["format"] == "converted"
     assert [part["folder"] for part in described["components"]] == ["text_encoder", "transformer", "vae"]

@@ -151,7 +151,7 @@ def test_cancelling_ends_all(demo):
         ([{"prompt": "x"}, {"image": None}], "request 1: prompt is missing"),
         (
             [{"prompt": "x", "num_inference_steps": 3}, {"prompt": "y"}],
-            "request 0: 'num_inference_steps' is no arg.*steps",
+            "request 0: 'num_inference_steps' is not an arg.*steps",
         ),
         ([{"prompt": "x", "steps": 0}, {"prompt": "x"}], "request 0: steps is 0"),
         ([{"prompt": "x", "mask": photo(8, 8, 0)}], "mask is given without a picture"),

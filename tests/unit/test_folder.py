@@ -88,7 +88,7 @@ def test_a_row_may_read_what_the_batch_wrote(folder):
     assert check(folder, first, second) == {"a": "done", "b": "new"}
     assert check(folder, first, second, overwrite=True) == {"a": "done", "b": "new"}
     note(folder, first)  # killed after the picture and before the note
-    assert check(folder, first, second) == {"a": "first_output", "b": "new"}
+    assert check(folder, first, second) == {"a": "begun", "b": "new"}
     note(folder, first, error="no memory")  # then the picture is the user's
     refused(folder, first, second, says="a.png, the result of 'a' (line 1), would replace a picture that 'b' (line 2)")
     note(folder, row("a", image="photo.png", seed=3), picture="a.png")

@@ -34,6 +34,7 @@ from pictures import (
 from PIL import Image, ImageCms, PngImagePlugin
 
 from joyjax.errors import PictureError, RequestError
+from joyjax.families.joyimage_buckets import buckets, nearest_bucket
 from joyjax.layers.patch import pixels_to_unit
 from joyjax.media.dropped import dropped
 from joyjax.media.frames import frames_note
@@ -41,10 +42,8 @@ from joyjax.media.image import (
     MAX_PIXELS,
     alpha_channel,
     as_rgb,
-    buckets,
     decode_picture,
     from_pixels,
-    nearest_bucket,
     open_picture,
     rgb_profile,
     to_pixels,
@@ -146,7 +145,7 @@ OTHERS = {  # files that are no picture for joyjax: what they are, and what to d
     "zip": (lambda: b"PK\3\4" + bytes(99), "ZIP archive"),
     "gzip": (lambda: b"\x1f\x8b\x08" + bytes(99), "gzip; unpack it"),
     "lfs": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer.*git lfs pull"),
-    "macos": (lambda: b"\0\5\x16\7\0\2\0\0Mac OS X" + bytes(99), "macOS keeps beside a file"),
+    "macos": (lambda: b"\0\5\x16\7\0\2\0\0Mac OS X" + bytes(99), "a file of macOS metadata"),
     "nothing": (lambda: b"", "is empty$"),
 }
 
