@@ -20,7 +20,7 @@ def command(
     quantize: Annotated[
         Form | None,
         Option(
-            help="Form of the transformer's linear maps: `float8`, an approximation, halves them.  [default: exact]"
+            help="Form of the transformer's linear maps; `float8`, approximate, halves their size.  [default: exact]"
         ),
     ] = None,
     component: Annotated[str | None, Option(help="Convert only this component, such as vae.", metavar="NAME")] = None,
