@@ -17,14 +17,15 @@ from jax.sharding import Mesh
 
 from joyjax.convert import checkpoint, stream
 from joyjax.convert.safetensors import Tensor, Tensors
-from joyjax.layers.weights import Weights, leaves
+from joyjax.layers.stored import array_leaves
+from joyjax.layers.weights import Weights
 
 
 def digest(weights: Weights) -> str:
-    """Return the SHA-256 of all parameters, gathered."""
+    """Return the SHA-256 of all arrays, gathered."""
     found = hashlib.sha256()
-    for leaf in leaves(weights.state).values():
-        found.update(np.asarray(multihost_utils.process_allgather(leaf[...], tiled=True)).tobytes())
+    for array in array_leaves(weights.state).values():
+        found.update(np.asarray(multihost_utils.process_allgather(array.value, tiled=True)).tobytes())
     return found.hexdigest()
 
 
@@ -44,14 +45,19 @@ def main() -> None:
     config = toy.ToyConfig()
     streamed = stream.fill(toy.TOY, config, Tensors.open(source / "toy"), jnp.float32, mesh)
     restored = checkpoint.restore(converted, toy.TOY, config, jnp.float32, mesh)
-    arrays = [leaf[...] for leaf in leaves(streamed.state).values()]
+    arrays, exact = [array.value for array in array_leaves(streamed.state).values()], read[0]
     row = {
         "devices": len(jax.devices()),
-        "read": read[0],
+        "read": exact,
         "held": sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards[:1]) * 2,
         "all": sum(array.nbytes for array in arrays),
         "streamed": digest(streamed),
         "restored": digest(restored),
+        "streamed float8": digest(
+            stream.fill(toy.TOY, config, Tensors.open(source / "toy"), jnp.float32, mesh, storage="float8")
+        ),
+        "restored float8": digest(checkpoint.restore(converted, toy.TOY, config, jnp.float32, mesh, storage="float8")),
+        "read float8": read[0] - exact,
     }
     print(json.dumps(row), flush=True)
 
