@@ -107,6 +107,14 @@ def test_info_on_a_mesh(qwen_folder):
     }
 
 
+def test_warmup(qwen_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    done = succeed("warmup", qwen_folder, "--dtype", "float32", "--base-size", 256)
+    assert done.stdout == f"{tmp_path}\n"
+    refused = invoke("warmup", qwen_folder, "--dtype", "float32", "--references", 1)
+    assert "Qwen-Image takes 0 at most" in str(refused.exception)
+
+
 def test_bench_takes_no_picture(model):
     told = json.loads(
         succeed("bench", *model, "--dtype", "float32", "--steps", 1, "--base-size", 256, "-n", 1, "--json").stdout
