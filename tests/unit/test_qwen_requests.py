@@ -145,7 +145,7 @@ def shapes_of(found) -> tuple:
 
 
 def test_few_programs_serve_all_sizes_and_prompts(qwen_loaded):
-    """Padding is at most an eighth above 64 tokens; thirty random requests of up to 2048² have 33 × 3 at most."""
+    """Padding is at most an eighth above 64 tokens; 30 random requests of up to 2048² need at most 33 × 3 programs."""
     for tokens in range(1, 70_000, 7):
         padded = token_class(tokens)
         assert tokens <= padded <= max(tokens + 7, tokens * 9 / 8)
