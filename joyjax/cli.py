@@ -20,7 +20,7 @@ from joyjax.reading import printable
 app = typer.Typer(
     name="joyjax",
     cls=Program,
-    help="Edit pictures with open image-editing models, in JAX.",
+    help="Edit and make pictures with open diffusion models, in JAX.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -52,7 +52,7 @@ def root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Edit pictures with open image-editing models, in JAX."""
+    """Edit and make pictures with open diffusion models, in JAX."""
 
 
 def main() -> None:

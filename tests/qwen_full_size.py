@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import gpu_compile
 import jax
 import jax.numpy as jnp
 from full_size import PASSES, TARGET, WAN, parameters
@@ -92,6 +91,8 @@ def step(mesh: Mesh, layers: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 
 def working_bytes(layers: int) -> int:
     """Return the working memory of a step as compiled for an H100."""
+    import gpu_compile
+
     mesh = gpu_compile.gpu_mesh()
     function, arguments = step(mesh, layers)
     compiled = gpu_compile.compile_for_gpu(function, *arguments, mesh=mesh)

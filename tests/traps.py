@@ -72,14 +72,20 @@ class Trap:
 TRAPS: list[Trap] = []
 
 
-def trap(part: str, mistake: str, stage: str, **options: Any) -> Callable[[Callable], Callable]:
-    """Enter a function into the table."""
+def entering(traps: list[Trap]) -> Callable[..., Callable[[Callable], Callable]]:
+    """Return the decorator that enters functions into a table."""
 
-    def enter(patch: Callable) -> Callable:
-        TRAPS.append(Trap(part, mistake, stage, patch, **options))
-        return patch
+    def trap(part: str, mistake: str, stage: str, **options: Any) -> Callable[[Callable], Callable]:
+        def enter(patch: Callable) -> Callable:
+            traps.append(Trap(part, mistake, stage, patch, **options))
+            return patch
 
-    return enter
+        return enter
+
+    return trap
+
+
+trap = entering(TRAPS)
 
 
 # The transformer

@@ -1,4 +1,4 @@
-"""Qwen-Image's networks and its text to image against the reference, live, on strong random weights."""
+"""Qwen-Image's networks against the reference, live, on strong random weights."""
 
 import dataclasses
 
@@ -6,21 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from whole_step import denoise_step
+from qwen_pairs import PATCH, channel_first, channel_last
 
 from joyjax.convert import qwen2_5_vl, qwen_image
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.stream import fill
-from joyjax.convert.wan_vae import VAE
 from joyjax.layers.condition import Condition
 from joyjax.layers.decoder import TextInputs
-from joyjax.layers.patch import patchify, unpatchify
+from joyjax.layers.patch import unpatchify
 from joyjax.layers.weights import Weights
-from joyjax.models.autoencoder.stages import decode_latents
 from joyjax.models.qwen_image import image_positions, text_start
-from joyjax.models.text_encoding import encode_prompt
 from joyjax.reading import read_json
-from joyjax.sampling.schedule import ScheduleConfig, even_levels, sigmas
 
 pytestmark = [pytest.mark.jax, pytest.mark.parity]
 torch = pytest.importorskip("torch")
@@ -28,7 +24,6 @@ torch = pytest.importorskip("torch")
 VELOCITY_TOLERANCE = 8e-5  # measured: 1.6e-5; the mistakes that were tried on purpose move it by 0.027 or more
 PART_TOLERANCE = 2e-6  # the other GELU: 1e-4
 STATES_TOLERANCE = 1e-5  # measured: 1.6e-6
-PATCH = (2, 2)
 DROPPED = 34  # tokens of the template before the prompt
 predict = jax.jit(lambda weights, latents, time, condition: weights.module()(latents, time, condition))
 encode = jax.jit(lambda weights, text: weights.module()(text))
@@ -54,15 +49,6 @@ def encoder(qwen_folder):
 
 
 # The transformer
-
-
-def channel_first(tokens: np.ndarray) -> np.ndarray:
-    """Return our tokens, whose channels are the last axis of a patch, as the reference packs them."""
-    return np.asarray(tokens).reshape(*tokens.shape[:2], 4, -1).swapaxes(2, 3).reshape(tokens.shape)
-
-
-def channel_last(tokens: np.ndarray) -> np.ndarray:
-    return np.asarray(tokens).reshape(*tokens.shape[:2], -1, 4).swapaxes(2, 3).reshape(tokens.shape)
 
 
 def reference_velocity(network, tokens, sizes, txt, time, lengths=None) -> np.ndarray:
@@ -282,53 +268,7 @@ def test_bfloat16_states_are_as_exact_as_the_reference(encoder, qwen_reference, 
     assert np.sqrt(squares[0]) <= 1.1 * np.sqrt(squares[1])
 
 
-# From prompt to picture, by the stages
-
-
-def encoded(encoder, pipeline, prompt: str, negative: str) -> tuple[jax.Array, jax.Array]:
-    """Return hidden states of both prompts and how many of each row there are."""
-    rows = [
-        pipeline.tokenizer(pipeline.prompt_template_encode.format(text))["input_ids"] for text in (negative, prompt)
-    ]
-    ids = np.array([row + [0] * (max(map(len, rows)) - len(row)) for row in rows])
-    first = jnp.full(2, DROPPED, jnp.int32)
-    states = encode_prompt(encoder, text_inputs(ids, shared=DROPPED), None, first, length=ids.shape[1] - DROPPED)
-    return states, jnp.int32([len(row) - DROPPED for row in rows])
-
-
-@pytest.mark.parametrize("guided", [True, False], ids=["guided", "one pass"])
-def test_text_to_image(guided, encoder, transformer, qwen_reference, qwen_folder):
-    pipeline, height, width, steps = qwen_reference, 96, 144, 4
-    size = height // 16, width // 16
-    noise = draw(7, 1, height // 8, width // 8, 16)
-    tokens = patchify(jnp.asarray(noise), PATCH)
-    expected = pipeline(
-        "a red fox in the snow, oil painting",
-        negative_prompt="a blue house" if guided else None,
-        height=height,
-        width=width,
-        num_inference_steps=steps,
-        latents=torch.from_numpy(channel_first(np.asarray(tokens))),
-        output_type="np",
-    ).images[0]
-
-    txt, lengths = encoded(encoder, pipeline, "a red fox in the snow, oil painting", "a blue house")
-    rows = 2 if guided else 1
-    condition = Condition(
-        txt=txt[-rows:],
-        txt_lengths=lengths[-rows:],
-        references=jnp.zeros((rows, 0, 64)),
-        positions=jnp.tile(jnp.asarray(image_positions([size])), (rows, 1, 1)),
-        txt_start=jnp.full(rows, text_start([size]), jnp.int32),
-    )
-    file = qwen_folder / "scheduler" / "scheduler_config.json"
-    schedule = ScheduleConfig.from_diffusers(read_json(file), dynamic=True)
-    levels = sigmas(steps, schedule, even_levels(steps), mu=schedule.mu(size[0] * size[1]))
-    for now, then in zip(levels[:-1], levels[1:], strict=True):
-        tokens = denoise_step(transformer, tokens, condition, now, then, now, np.float32(4), channels=64)
-    picture = np.asarray(decode_latents(load(VAE, qwen_folder), tokens, patch=PATCH, width=size[1])[0][0])
-    assert np.abs(picture - 255 * expected).max() < 2
-    assert expected.std() > 0.1
+# The pipeline; whole pictures are in test_qwen_edit.py
 
 
 def test_the_template_takes_as_many_tokens_as_with_the_real_tokenizer(qwen_reference):

@@ -34,7 +34,7 @@ from parity.test_qwen3_vl import ENCODER_TOLERANCE, MLP_TOLERANCE, TOWER_TOLERAN
 from parity.test_stages import LATENTS_TOLERANCE
 from parity.test_wan_vae import DECODE_TOLERANCE, ENCODE_TOLERANCE, NORM_TOLERANCE
 from stagewise import Stages
-from traps import TRAPS, Patch
+from traps import TRAPS, Patch, Trap
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
@@ -195,17 +195,22 @@ def small_and_without_jit(monkeypatch):
     )
 
 
+def print_tables(rows: dict[str, str], stages: dict[str, Stage]) -> None:
+    """Print the tables of docs/parity.md."""
+    print("\n\n| part | mistake | seen at | moves it by | and the picture by |\n|---|---|---|---|---|")
+    print("\n".join(rows.values()))
+    print("\n| stage | lets pass | test |\n|---|---|---|")
+    for name, stage in stages.items():
+        allowed = "nothing" if stage.tolerance == 0 else stage.write(stage.tolerance)
+        print(f"| {name} | {allowed} | `tests/{stage.test}` |")
+
+
 @pytest.fixture(scope="module")
 def table():
     """The rows of the page's tables, printed at the end."""
     rows = {}
     yield rows
-    print("\n\n| part | mistake | seen at | moves it by | and the picture by |\n|---|---|---|---|---|")
-    print("\n".join(rows.values()))
-    print("\n| stage | lets pass | test |\n|---|---|---|")
-    for name, stage in STAGES.items():
-        allowed = "nothing" if stage.tolerance == 0 else stage.write(stage.tolerance)
-        print(f"| {name} | {allowed} | `tests/{stage.test}` |")
+    print_tables(rows, STAGES)
 
 
 @pytest.fixture(scope="module")
@@ -214,20 +219,20 @@ def edits():
     return {}
 
 
-def sampled() -> list[Any]:
+def sampled(traps: list[Trap]) -> list[Any]:
     """Return all traps; those that are not the first of their part and stage are nightly."""
-    first = {(trap.part, trap.stage): trap for trap in reversed(TRAPS)}
+    first = {(trap.part, trap.stage): trap for trap in reversed(traps)}
     return [
         pytest.param(
             trap,
             id=trap.patch.__name__,
             marks=() if first[trap.part, trap.stage] is trap else pytest.mark.nightly,
         )
-        for trap in TRAPS
+        for trap in traps
     ]
 
 
-@pytest.mark.parametrize("trap", sampled())
+@pytest.mark.parametrize("trap", sampled(TRAPS))
 def test_a_mistake_is_seen(trap, loaded, checkpoint, edits, table, error, monkeypatch, request):
     stage, patch = STAGES[trap.stage], Patch(monkeypatch)
     if trap.given:

@@ -216,3 +216,11 @@ def test_a_result_says_what_it_depends_on(loaded, first):
     stages_and_total = ["prepare", "prompt", "references", "denoise", "decode", "total"]
     assert list(first.timings) == stages_and_total
     assert first.timings["total"] == pytest.approx(sum(first.timings[name] for name in stages_and_total[:-1]))
+
+
+def test_a_batch_of_pictures_from_words(loaded):
+    """No edit has a reference: their axis is empty."""
+    rows = [{"image": None, "prompt": prompt, "steps": 1, **SIZE} for prompt in ("a tree", "a dog")]
+    for row, result in zip(rows, joyjax.edit_batch(loaded, rows), strict=True):
+        alone = np.asarray(joyjax.edit(loaded, **row).image, int)
+        assert np.abs(np.asarray(result.image, int) - alone).max() <= 1
