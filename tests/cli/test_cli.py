@@ -119,7 +119,7 @@ def test_wrong_usage():
 
 def test_failures_of_an_edit(tmp_path, picture):
     fails("edit", "x", "--model", tmp_path / "none", says="does not exist")
-    fails("edit", "x", "--model", picture, says="is a JPEG picture; a picture to edit is given with --image")
+    fails("edit", "x", "--model", picture, says="is a JPEG picture; give a picture to edit with --image")
     fails("edit", "x", "--model", tmp_path, says="model_index.json is missing")
     fails("edit", "x", "--model", tmp_path, "--image", tmp_path / "none.jpg", says="none.jpg does not exist")
     (tmp_path / "text.jpg").write_text("no picture")
@@ -247,7 +247,7 @@ def test_info_of_what_joyjax_does_not_run(tmp_path):
         "  tensors          894",
     ]
     assert done.stdout.splitlines()[3].startswith(
-        "what to do: this version of joyjax reads no GGUF; joyjax takes a folder"
+        "what to do: this version of joyjax does not read GGUF; joyjax takes a folder"
     )
     told = json.loads(run("info", tmp_path / "q.gguf", "--json").stdout)
     assert told["path"] == str(tmp_path / "q.gguf")
