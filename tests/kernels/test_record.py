@@ -118,7 +118,7 @@ def test_reading_a_program():
     assert bytes_of("bf16[16,64]") == 2048
 
 
-def test_what_differs_is_told():
+def test_differences_to_the_record_are_listed():
     old = {"kernels": {"copy": 100, "fusion loop": 50}, "tflop": 10.0, "arguments_gib": 30.0, "working_gib": 1.0}
     assert differences(old, old, "step") == []
     assert differences(old, old | {"kernels": {"copy": 101, "fusion loop": 50}}, "step") == []
@@ -159,7 +159,7 @@ def test_a_loop_counts_as_often_as_it_runs_and_convolutions_count():
     assert loop_slices(LOOP) == [("bf16[1,32,64]{2,1,0}", 3)]
 
 
-def test_what_differs_in_a_kernel_is_told():
+def test_differences_of_a_kernel_are_listed():
     row = {"registers": 100, "spills": 0, "shared": 16, "kernels": 1, "temporaries": 0}
 
     def told(**changes):

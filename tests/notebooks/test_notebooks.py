@@ -235,7 +235,7 @@ def test_an_old_jax_that_is_imported_asks_for_a_restart(tmp_path):
     assert "choose Runtime > Restart session" in installing(tmp_path, "import sys; sys.modules['jax'] = sys")
 
 
-def test_a_failed_installation_is_told(tmp_path, monkeypatch):
+def test_a_failed_installation_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("JOYJAX_SOURCE", (tmp_path / "nothing").as_uri())
     assert "pip install" in installing(tmp_path, "")
 

@@ -69,7 +69,7 @@ def test_progress():
     assert "&lt;b&gt;" in notebook.Progress(0, 1, "<b>")._repr_html_()
 
 
-def test_advice_is_told_and_warnings_stay():
+def test_advice_is_shown_and_warnings_stay():
     def edit():
         warnings.warn("try this", AdviceWarning, stacklevel=1)
         warnings.warn("other", UserWarning, stacklevel=1)

@@ -253,7 +253,7 @@ def test_the_format_before_zip_files(tmp_path):
     refused(saved(tmp_path, tensors(), _use_new_zipfile_serialization=False), "File is not a zip file")
 
 
-def test_numbers_of_the_other_order(tmp_path):
+def test_big_endian_values_are_refused(tmp_path):
     file = zipped(tmp_path / "model.pth", {"data.pkl": b"\x80\x02}.", "byteorder": b"big"})
     refused(file, "its values are not little-endian")
 

@@ -138,7 +138,7 @@ def test_the_same_seed_repeats(files, stream, step, tmp_path):
     same(*runs)
 
 
-def test_another_seed_draws_other_numbers():
+def test_another_seed_draws_other_values():
     """So does another step; that the model's loss draws by its key is seen below."""
 
     def loss(parameters, batch, key):
