@@ -296,7 +296,7 @@ def lowest_sigma_shifted_once(patch):
     patch.around(euler, "sigmas", wrong)
 
 
-@trap("schedule", "time told as sigma, for 1000·sigma", "latents")
+@trap("schedule", "timestep sigma, for 1000·sigma", "latents")
 def time_is_sigma(patch):
     patch.set(euler, "timesteps", lambda levels, config: levels)
 

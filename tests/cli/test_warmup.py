@@ -20,12 +20,12 @@ keep_compiled_programs()
 import jax, typer
 seen = collections.Counter()
 jax.monitoring.register_event_listener(lambda name, **_: seen.update([name.rpartition("/")[2]]))
-commands, told = typer.main.get_command(cli.app).commands, []
+commands, lines = typer.main.get_command(cli.app).commands, []
 for name, *arguments in json.loads(sys.argv[1]):
     seen.clear()
     commands[name].main(arguments, prog_name="joyjax", standalone_mode=False)
-    told.append([seen["cache_hits"], seen["cache_misses"]])
-print(json.dumps(told))
+    lines.append([seen["cache_hits"], seen["cache_misses"]])
+print(json.dumps(lines))
 """
 
 

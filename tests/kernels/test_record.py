@@ -162,15 +162,15 @@ def test_a_loop_counts_as_often_as_it_runs_and_convolutions_count():
 def test_differences_of_a_kernel_are_listed():
     row = {"registers": 100, "spills": 0, "shared": 16, "kernels": 1, "temporaries": 0}
 
-    def told(**changes):
+    def found(**changes):
         return kernel_differences(
             {"H100 mosaic": {"wide": {"norm": row}}}, {"H100 mosaic": {"wide": {"norm": row | changes}}}
         )
 
     name = "H100 mosaic, wide, norm"
-    assert told() == told(registers=109) == told(temporaries=4000) == []
-    assert told(registers=111) == [f"{name}: 111 registers; recorded: 100"]
-    assert told(spills=4) == [f"{name}: 4 bytes spilled"]
-    assert told(shared=32) == [f"{name}: shared 32; recorded: 16"]
-    assert told(temporaries=9000) == [f"{name}: 9000 bytes of temporaries; recorded: 0"]
+    assert found() == found(registers=109) == found(temporaries=4000) == []
+    assert found(registers=111) == [f"{name}: 111 registers; recorded: 100"]
+    assert found(spills=4) == [f"{name}: 4 bytes spilled"]
+    assert found(shared=32) == [f"{name}: shared 32; recorded: 16"]
+    assert found(temporaries=9000) == [f"{name}: 9000 bytes of temporaries; recorded: 0"]
     assert kernel_differences({}, {"H100 mosaic": {"wide": {"norm": row}}}) == [f"{name}: only found now"]

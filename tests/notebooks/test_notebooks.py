@@ -211,9 +211,9 @@ def test_all_on_an_older_jax(tmp_path, monkeypatch):
     for folder in here.values():
         folder.mkdir()
     book = run.execute(run.read("edit"), here["edit"], kernel="colab")
-    told = printed(book, "Install joyjax")
-    assert "JAX 0.7.2 was there" in told
-    assert "No restart is needed" in told
+    output = printed(book, "Install joyjax")
+    assert "JAX 0.7.2 was there" in output
+    assert "No restart is needed" in output
     check_edit(book, BLUE, here["edit"] / "edit.png", "make the red circle blue")
     book = run.execute(run.read("convert"), here["convert"], kernel="colab")
     assert "installed already" in printed(book, "Install joyjax")

@@ -222,7 +222,7 @@ def test_unpad_wants_the_fitted_size():
         unpad(Image.new("RGB", (65, 64)), crop)
 
 
-LINES = {  # (height, width) → size, fit → what the user is told
+LINES = {  # (height, width) → size, fit → the note for the user
     "a photo": (
         (800, 1200),
         (832, 1216),

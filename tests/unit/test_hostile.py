@@ -494,11 +494,11 @@ HOSTILE: dict[str, tuple[Break, str]] = {
     # the index of shards
     "index of shards cut off": (index_of('{"weight_map": '), "safetensors.index.json is not valid json"),
     "index of shards a list": (index_of("[]"), "safetensors.index.json holds a json list"),
-    "index of nothing": (index_of('{"weight_map": {}}'), "safetensors.index.json: weight_map should give the file"),
-    "index of a list": (index_of('{"weight_map": ["a"]}'), "safetensors.index.json: weight_map should give the file"),
+    "index of nothing": (index_of('{"weight_map": {}}'), "safetensors.index.json: weight_map should map each tensor"),
+    "index of a list": (index_of('{"weight_map": ["a"]}'), "safetensors.index.json: weight_map should map each tensor"),
     "index of numbers": (
         index_of('{"weight_map": {"a": 1}}'),
-        "safetensors.index.json: weight_map should give the file",
+        "safetensors.index.json: weight_map should map each tensor",
     ),
     "index there twice": (
         index_of('{"weight_map": {"a": "b", "a": "c"}}'),
@@ -768,13 +768,13 @@ def test_what_the_program_says(case, checkpoint, tmp_path):
     apply(folder)
     program = [Path(sys.executable).with_name("joyjax"), "info", folder]
     done = subprocess.run(program, capture_output=True, timeout=LIMIT)
-    told = done.stderr.decode()
-    assert (done.returncode, done.stdout) == (1, b""), told
-    assert told.startswith("joyjax: ")
-    assert message in told
-    assert "Traceback" not in told
-    assert len(told.splitlines()) == lines
-    assert told.replace("\n", "").isprintable()
+    errors = done.stderr.decode()
+    assert (done.returncode, done.stdout) == (1, b""), errors
+    assert errors.startswith("joyjax: ")
+    assert message in errors
+    assert "Traceback" not in errors
+    assert len(errors.splitlines()) == lines
+    assert errors.replace("\n", "").isprintable()
 
 
 def test_what_is_no_folder(tmp_path):

@@ -300,7 +300,7 @@ FILES: dict[str, tuple[Make, str, str, str]] = {
         ),
         "safetensors",
         "foreign",
-        "tensors of no network",
+        "tensors of an unknown network",
     ),
 }
 

@@ -75,9 +75,9 @@ def test_advice_is_shown_and_warnings_stay():
         warnings.warn("other", UserWarning, stacklevel=1)
         return "edited"
 
-    with warnings.catch_warnings(record=True) as caught, notebook.advice() as told:
+    with warnings.catch_warnings(record=True) as caught, notebook.advice() as notes:
         warnings.simplefilter("always")
         assert edit() == "edited"
-    assert told == ["try this"]
+    assert notes == ["try this"]
     assert str(caught[0].message) == "other"
     assert len(caught) == 1

@@ -155,9 +155,9 @@ PROGRAMS: dict[str, tuple[bytes, str]] = {
     "a place in the memo that is not": (b"\x80\x02h\x07.", NO_DICTIONARY),
     "os.system": (
         pickle_of(b"cposix\nsystem\n" + word("touch mark") + b"\x85R"),
-        "it calls posix system, which joyjax",
+        "it calls posix system; joyjax",
     ),
-    "builtins.eval": (pickle_of(b"cbuiltins\neval\n" + word("1") + b"\x85R"), "it calls builtins eval, which joyjax"),
+    "builtins.eval": (pickle_of(b"cbuiltins\neval\n" + word("1") + b"\x85R"), "it calls builtins eval; joyjax"),
     "a stack of names": (pickle_of(word("os") + word("system") + b"\x93" + word("x") + b"\x85R"), "it calls os system"),
     "a module": (pickle_of(b"ctorch.nn\nLinear\n)\x81"), "instruction NEWOBJ"),
     "an instance": (pickle_of(b"(ios\nsystem\n"), "instruction INST"),
@@ -384,10 +384,10 @@ def is_sound(file: Path) -> None:
     try:
         found = read_pickled(file)
     except CheckpointError as error:
-        found, told = {}, str(error)
+        found, message = {}, str(error)
     else:
-        told = str(file)
-    assert told.startswith(str(file))
+        message = str(file)
+    assert message.startswith(str(file))
     for name, held in found.items():
         assert name.isprintable()
         assert held.start >= 0

@@ -155,9 +155,9 @@ def test_the_line_scales_with_the_picture(size, width):
 
 
 def test_the_picture_is_made_upright_and_rgb():
-    turned = Image.new("L", (100, 40))
-    turned.getexif()[0x0112] = 6  # a quarter turn
-    marked, _ = move(turned, "apple", (0, 0, 40, 100))
+    rotated = Image.new("L", (100, 40))
+    rotated.getexif()[0x0112] = 6  # a quarter turn
+    marked, _ = move(rotated, "apple", (0, 0, 40, 100))
     assert (marked.mode, marked.size) == ("RGB", (40, 100))
     clear, _ = move(Image.new("RGBA", (50, 50), (0, 0, 255, 0)), "apple", [10, 10, 20, 20])
     assert clear.mode == "RGB"
