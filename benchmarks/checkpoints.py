@@ -1,18 +1,19 @@
 """Measures converting and loading a checkpoint of real widths, 6 GB: `python benchmarks/checkpoints.py`.
 
 A random model (random_model.py) is copied, loaded, converted and loaded again, and the same is done with Diffusers and
-Transformers, where loading and saving is the counterpart to converting. Each runs in its own process:
+Transformers; loading and saving again is their counterpart to converting. Each in a process of its own:
 
-    s         the whole process with its imports; GB/s and "of copy" are derived from this
-    call s    of that, the loading or copying
-    sync s    after it, until the written files are on the disk
-    peak GB   peak resident memory: `ru_maxrss`, with the pages of mapped files
-    read GB   bytes of read calls (`rchar`), without mapped files
-    disk GB   bytes read from the disk, not from the page cache
+    s         the whole process, from its start to its end, imports and all; GB/s and "of copy" come from this
+    call s    of that, the loading or copying itself
+    sync s    after it, until what it wrote is on the disk
+    peak GB   the most that was resident: `ru_maxrss`, nothing subtracted; pages of a mapped file count too
+    read GB   what it asked the system to read (`rchar`), which a mapped file does not show in
+    disk GB   what came from the disk in that time, not from the page cache
 
-GB are 10⁹ bytes, and GB/s refer to the Diffusers folder in every row. The page cache is not dropped: the model was
-written and copied just before, so it is cached as far as memory allows; "disk GB" is the rest. Linux only. Needs the
-extra `joyjax[reference]`, or `--no-diffusers`. The exit status is 1 where converting exceeds its memory limit.
+GB are 10⁹ bytes, and GB/s those of the Diffusers folder in every row. The page cache is not dropped: the model was
+written just before and copied first, so it lies there as far as memory reaches; "disk GB" says how far that was. Linux
+only. Needs the extra `joyjax[reference]`, or `--no-diffusers`. The exit status is 1 where converting takes more memory
+than it may.
 """
 
 import argparse
@@ -30,11 +31,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# No NumPy or JAX is imported here: a child's `ru_maxrss` starts with its parent's memory at the fork.
+# No NumPy nor JAX up here. A child's `ru_maxrss` starts with what its parent had when it forked.
 
 PROGRAM = Path(sys.executable).parent / "joyjax"
 SPARE = 10**9  # bytes: the model may be one layer larger than asked
-PEAKS = {True: 3e9, False: 1e9}  # memory limit of converting in bytes, with and without the real word embedding
+PEAKS = {True: 3e9, False: 1e9}  # bytes that converting may take, with and without the real word embedding
 CLASSES = {
     "transformer": ("diffusers", "JoyImageEditTransformer3DModel", "torch_dtype"),
     "text_encoder": ("transformers", "Qwen3VLForConditionalGeneration", "dtype"),
@@ -44,7 +45,7 @@ CLASSES = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Time and memory of one process."""
+    """What one process took: seconds and bytes."""
 
     name: str
     bytes: int
@@ -56,14 +57,14 @@ class Row:
     disk_bytes: int
 
 
-# Functions of the child processes.
+# What runs in the children.
 
 
 def copy(source: Path, target: str) -> None:
     for file in sorted(path for path in source.rglob("*") if path.is_file()):
-        copied = Path(target) / file.relative_to(source)
-        copied.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copied)
+        place = Path(target) / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
 
 
 def load(folder: Path, devices: str = "1") -> None:
@@ -104,7 +105,7 @@ CHILDREN: dict[str, Callable[..., None]] = {
 
 
 def run_child(name: str, folder: str, *more: str) -> None:
-    """Run one function and print its seconds, without imports."""
+    """Do one thing and print its seconds; what it imports first is not among them."""
     if name == "load":
         from transformers import AutoTokenizer  # noqa: F401
 
@@ -119,7 +120,7 @@ def run_child(name: str, folder: str, *more: str) -> None:
     print(time.perf_counter() - started, flush=True)
 
 
-# Functions of this process.
+# What runs here.
 
 
 def child(name: str, *values: object) -> list[str]:
@@ -127,13 +128,13 @@ def child(name: str, *values: object) -> list[str]:
 
 
 def measure(name: str, nbytes: int, command: list[str]) -> Row:
-    """Run a command and measure it. Ends this program if it fails."""
+    """Run a command to its end. Ends this program if it fails."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         os.sync()
         started = time.perf_counter()
         process = subprocess.Popen(command, stdout=out, stderr=errors, env=environment)
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, but still in /proc
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, but /proc still tells of it
         seconds = time.perf_counter() - started
         counts = dict(line.split(": ") for line in Path(f"/proc/{process.pid}/io").read_text().splitlines())
         _, status, usage = os.wait4(process.pid, 0)
@@ -161,9 +162,9 @@ def memory(what: str) -> int:
 
 
 def mesh_need(source: Path, size: int) -> tuple[int, int]:
-    """Return over how many devices, up to eight, the heads can be split, and an estimate of the memory for that.
+    """Return on how many devices, eight or fewer, the heads can be split, and about the memory that takes.
 
-    CPU devices share no memory: each has its own word embedding, time and text embedders and autoencoder.
+    Devices of a CPU share nothing: each has its own word embedding, time and text embedders and autoencoder.
     """
     text = json.loads((source / "text_encoder" / "config.json").read_text())["text_config"]
     devices, width = math.gcd(8, text["num_key_value_heads"]), text["hidden_size"]
@@ -181,7 +182,7 @@ def report(row: Row, copied: Row) -> None:
 
 
 def measure_all(arguments: argparse.Namespace, work: Path) -> tuple[list[Row], int]:
-    """Return the rows and the size of the converted folder. At most two models are on the disk; three with --keep."""
+    """Return the rows and the size of the converted folder. Two models are on the disk at most; three with --keep."""
     source, copied, converted, saved = (work / name for name in ("source", "copy", "converted", "saved"))
     size, rows = files_bytes(source), []
 
@@ -202,7 +203,7 @@ def measure_all(arguments: argparse.Namespace, work: Path) -> tuple[list[Row], i
     if devices > 1 and needed < available:
         add(f"joyjax.load, converted, tensor={devices}", child("load", converted, devices))
     elif devices > 1:
-        print(f"no mesh of {devices}: it needs {needed / 1e9:.0f} GB of memory; {available / 1e9:.0f} are available")
+        print(f"no mesh of {devices}: it takes {needed / 1e9:.0f} GB of memory; {available / 1e9:.0f} are available")
     if not arguments.keep:
         shutil.rmtree(converted)
     if not arguments.no_diffusers:
@@ -216,9 +217,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, help="folder on a disk for all files (default: a temporary one)")
     parser.add_argument("--size-gb", type=float, default=6.0)
-    parser.add_argument("--width", type=int, default=4096, help="smaller for a trial: 512 takes 0.1 GB")
+    parser.add_argument("--width", type=int, default=4096, help="less for a trial: 512 takes 0.1 GB")
     parser.add_argument("--no-embedding", action="store_true", help="without the word embedding of 1.24 GB")
-    parser.add_argument("--no-diffusers", action="store_true", help="only joyjax and the copy")
+    parser.add_argument("--no-diffusers", action="store_true", help="joyjax and the copy alone")
     parser.add_argument("--keep", action="store_true", help="keep the model and the converted one in --work")
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
@@ -227,7 +228,7 @@ def main() -> int:
     if arguments.work:
         arguments.work.mkdir(parents=True, exist_ok=True)
         return run(arguments, arguments.work)
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as work:  # /tmp may be in memory
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as work:  # /tmp may lie in memory
         return run(arguments, Path(work))
 
 
@@ -269,7 +270,7 @@ def measured(arguments: argparse.Namespace, work: Path) -> int:
     limit = PEAKS[not arguments.no_embedding]
     peak = next(row.peak_bytes for row in rows if row.name == "joyjax convert")
     print(f"\nthe converted folder has {converted / 1e9:.2f} GB")
-    print(f"converting took {peak / 1e9:.2f} GB of memory; the limit is {limit / 1e9:.0f} GB")
+    print(f"converting took {peak / 1e9:.2f} GB of memory; it may take {limit / 1e9:.0f} GB")
     if arguments.json:
         figures = {
             "about": about,

@@ -1,10 +1,10 @@
-"""Compares float8 scaling granularities on the demo model's held-out edits.
+"""What other ways to scale eight-bit numbers cost, against joyjax's own, on the demo model's held-out edits.
 
     python benchmarks/float8.py --count 16
 
 PSNR of the pictures against the exact ones. joyjax has a scale for each output channel of a weight and for each token
-(joyjax/storage/float8.py). The others are one scale for a weight and one for a batch of inputs, and both with the image
-stream's second MLP map kept exact. One JSON line for each; docs/speed.md has the decision.
+(joyjax/storage/float8.py); here it stands beside one scale for a whole weight and a whole batch of inputs, and beside
+leaving the image stream's last map of each MLP exact. One JSON line for each; docs/speed.md has the decision.
 """
 
 import argparse
@@ -34,18 +34,18 @@ DOWN = "blocks.*.img.down"
 
 
 class WholeLinear(nnx.Module):
-    """A float8 linear map with one static scale for its weight, and one dynamic scale for all of its inputs."""
+    """A linear map in eight bits with one scale for its weight, and one for all of its inputs, found as they come."""
 
     def __init__(self, linear: Linear):
         kernel, count = linear.kernel[...], linear.contracted
-        transposed = jnp.transpose(kernel, (*range(count, kernel.ndim), *range(count)))
-        values, scale = quantize(transposed, transposed.ndim)
-        self.kernel, self.scale = nnx.Param(values), nnx.Param(scale.reshape(()))
+        turned = jnp.transpose(kernel, (*range(count, kernel.ndim), *range(count)))
+        numbers, scale = quantize(turned, turned.ndim)
+        self.kernel, self.scale = nnx.Param(numbers), nnx.Param(scale.reshape(()))
         self.bias, self.contracted, self.dtype = linear.bias, count, jnp.dtype(kernel.dtype).name
 
     def __call__(self, x: jax.Array, start: int = 0, stop: int | None = None) -> jax.Array:
-        values, scale = quantize(x, x.ndim)
-        product = contract_last(values, self.kernel[...][start:stop], self.contracted, self.dtype).astype(FLOAT32)
+        numbers, scale = quantize(x, x.ndim)
+        product = contract_last(numbers, self.kernel[...][start:stop], self.contracted, self.dtype).astype(FLOAT32)
         y = (product * scale.reshape(()) * self.scale[...]).astype(self.dtype)
         return y if self.bias is None else y + self.bias[...][start:stop]
 
@@ -87,7 +87,7 @@ def measure(count: int, steps: int) -> list[dict[str, Any]]:
             picture = np.asarray(result.image)
             exact += [picture] if name == "exact" else []
             quality.append(psnr(picture, exact[number]))
-        error = 10 ** (-np.asarray(quality) / 10)  # PSNR of the mean squared error
+        error = 10 ** (-np.asarray(quality) / 10)  # the mean of errors, which no single good picture hides
         row = {"form": name, "edits": count, "steps": steps, "psnr": round(float(np.mean(quality)), 1)}
         row |= {"lowest": round(min(quality), 1), "psnr of mean error": round(-10 * math.log10(error.mean()), 1)}
         rows.append(row)

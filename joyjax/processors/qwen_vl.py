@@ -122,8 +122,8 @@ def text_inputs(plan: TextPlan, pad_id: int, image_token_id: int) -> TextInputs:
 def _shared_tokens(rows: Sequence[Sequence[int]], fixed: int) -> int:
     """Return the length of the prefix that all rows share: template and pictures.
 
-    A multiple of 32, for the shapes of products. Each value compiles a program, so it must depend neither on the prompt
-    nor on the pictures' size within a table: it is at most `fixed`, the fewest tokens of template and pictures.
+    A multiple of 32, for the shapes of products. Each value compiles a program, so it must not depend on the prompt,
+    nor on which sizes of a table the pictures have: it is at most `fixed`, the fewest tokens of template and pictures.
     """
     if len(rows) < 2:
         return 0

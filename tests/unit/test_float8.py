@@ -32,7 +32,7 @@ def make_linear(features_in, features_out, dtype=jnp.float32, bias=True) -> Line
     return linear
 
 
-def test_values_and_scale_give_the_array_back():
+def test_numbers_and_scale_give_the_array_back():
     x = draw(0, 5, 64) * jnp.asarray([1e-6, 1.0, 1e4, 0.0, 1e-30])[:, None]
     numbers, scale = quantize(x, 1)
     assert (numbers.dtype, scale.shape) == (jnp.float8_e4m3fn, (5, 1))
