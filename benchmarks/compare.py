@@ -2,11 +2,11 @@
 
     python benchmarks/compare.py MODEL --image FILE --prompt "make the sky red" [--dtype float32|bfloat16] [--steps N]
 
-Diffusers and joyjax run one after the other, each in a process of its own that stores its stages, so the two never
-share memory. Then a table is printed, and a verdict, which is also the exit status. Needs extra `joyjax[reference]`.
-On a GPU, Diffusers moves to it; joyjax takes what JAX finds.
+Diffusers and joyjax run one after the other, each in its own process, which stores its stages, so they never share
+memory. Then a table and a verdict are printed; the exit status is the verdict. Needs the extra `joyjax[reference]`. On
+a GPU, Diffusers uses it; joyjax uses JAX's default device.
 
-The reference draws its VAE posterior at random, whatever the seed; its mode is taken instead, on both sides.
+The reference samples its VAE posterior without a seed; both sides use its mode instead.
 """
 
 import argparse
@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # where an edit is run stage by stage
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # for stagewise.py
 
-# Relative, of each stage. float32: the largest difference; bfloat16: the root-mean-square one, since rounding spreads.
+# Relative, for each stage: the largest difference in float32, the root-mean-square difference in bfloat16.
 LIMITS = {"float32": 1e-4, "bfloat16": 5e-2}
 MEASURED = ("seconds to load", "seconds to edit", "peak host memory in GiB")
 IMAGE_LIMITS = {"float32": ("largest difference", 2 / 255), "bfloat16": ("PSNR in dB, at least", 34.7)}
@@ -113,12 +113,12 @@ def run_diffusers(arguments: argparse.Namespace, noise: np.ndarray, out: Path) -
 
 
 def peak_memory() -> float:
-    """Return the most memory that this process has held, in GiB."""
+    """Return the peak memory of this process, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def load_diffusers(folder: Path, dtype: object) -> object:
-    """Load the pipeline part by part: whole, it needs torchvision for a video processor that it never calls."""
+    """Load the pipeline part by part: as a whole it needs torchvision, for a video processor that is not used."""
     import diffusers
     from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -145,7 +145,7 @@ def load_diffusers(folder: Path, dtype: object) -> object:
 
 
 def run_joyjax(arguments: argparse.Namespace, noise: np.ndarray | None, out: Path) -> None:
-    """Run joyjax and store the same stages; without noise, only draw it, in the shape that the edit needs."""
+    """Run joyjax and store the same stages; without noise, only draw and store the noise."""
     import jax.numpy as jnp
     from stagewise import Stages
 
@@ -252,8 +252,8 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, default=4.0)
     parser.add_argument("--height", type=int)
     parser.add_argument("--width", type=int)
-    parser.add_argument("--base-size", type=int, help="buckets of another size than 1024, on both sides")
-    parser.add_argument("--keep", type=Path, help="folder for the stored stages (default: thrown away)")
+    parser.add_argument("--base-size", type=int, help="base size of the buckets, on both sides (default: 1024)")
+    parser.add_argument("--keep", type=Path, help="folder for the stored stages (default: not kept)")
     parser.add_argument("--side", choices=["noise", "diffusers", "joyjax"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

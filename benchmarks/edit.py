@@ -1,10 +1,10 @@
 """Times the whole edit and its stages against Diffusers, in one process on one checkpoint: `python benchmarks/edit.py`.
 
 Without MODEL a random checkpoint is made: six transformer layers of 512, language model and vision tower to match, the
-real VAE's shape at a third of its width. Sides take turns (A B B A …), after warm-up calls that do not count; compiling
-is timed on its own line. The figure to quote is the ratio of medians. Inputs, noise, steps and threads are the same,
-and the pictures are compared before anything is timed. `--compile` adds Diffusers under torch.compile as a third side.
-`--memory` runs each side once more in a process of its own and tells its peak. Needs the extra `joyjax[test]`.
+real VAE's shape at a third of its width. Sides alternate (A B B A …), after warm-up calls that are not timed; compiling
+has its own line. The figure to quote is the ratio of medians. Inputs, noise, steps and threads are the same, and the
+pictures are compared before anything is timed. `--compile` adds Diffusers under torch.compile as a third side.
+`--memory` runs each side again in its own process and prints its peak memory. Needs the extra `joyjax[test]`.
 """
 
 import argparse
@@ -34,8 +34,8 @@ def timed(function: Call) -> float:
     return time.perf_counter() - started
 
 
-def in_turns(sides: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of every side, taken in turns, forwards and backwards."""
+def alternate(sides: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
+    """Time all sides alternately, forwards and backwards; return the seconds of each."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for n in range(rounds):
         for name in list(sides) if n % 2 == 0 else list(reversed(sides)):
@@ -44,7 +44,7 @@ def in_turns(sides: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
 
 
 def report(stage: str, seconds: Mapping[str, list[float]]) -> dict[str, Any]:
-    """Print one line and return it as data; ratios are those of a side's median to ours."""
+    """Print one line and return it as data; ratios are a side's median over joyjax's."""
     ours, *others = (np.median(values) for values in seconds.values())
     spreads = [
         f"{min(values) * 1e3:8.1f} {np.median(values) * 1e3:8.1f} {max(values) * 1e3:8.1f}"
@@ -63,7 +63,7 @@ def inputs(side: int, steps: int) -> tuple[Image.Image, np.ndarray, dict[str, An
 
 
 class Diffusers:
-    """The reference's pipeline, as it is or under torch.compile."""
+    """The reference's pipeline, eager or under torch.compile."""
 
     def __init__(self, folder: Path, arguments: argparse.Namespace, *, compiled: bool):
         import torch
@@ -130,7 +130,7 @@ class Ours:
         return np.asarray(joyjax.edit(self.pipeline, self.image, PROMPT, **self.options).image)
 
     def stages(self) -> dict[str, Call]:
-        """The stages alone, on the inputs that the edit gives them."""
+        """Return the separate stages, on the inputs that the edit gives them."""
         import jax
         from stagewise import Stages, stages_of
         from whole_step import denoise_step
@@ -163,7 +163,7 @@ class Ours:
 
 
 def peaks(folder: Path, arguments: argparse.Namespace) -> dict[str, int]:
-    """Return the peak memory, in bytes, of one edit by each side in a process of its own."""
+    """Return the peak memory, in bytes, of one edit by each side in its own process."""
     found = {}
     for side in ("joyjax", "diffusers"):
         command = [sys.executable, __file__, str(folder), "--only", side]
@@ -175,7 +175,7 @@ def peaks(folder: Path, arguments: argparse.Namespace) -> dict[str, int]:
 
 
 def plot(file: Path, rows: list[dict[str, Any]], sides: list[str]) -> None:
-    """Draw the medians of each stage, ours as 1."""
+    """Plot the medians of each stage, relative to joyjax's."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.2), layout="constrained")
@@ -220,8 +220,8 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
     rows = []
     for stage in STAGES:
         calls = {name: stages[name][stage] for name in sides}
-        in_turns(calls, 2)
-        rows.append(report(stage, in_turns(calls, arguments.pairs)))
+        alternate(calls, 2)
+        rows.append(report(stage, alternate(calls, arguments.pairs)))
     figures = {
         "versions": versions,
         "arguments": {name: str(value) for name, value in vars(arguments).items()},
@@ -244,9 +244,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--compile", action="store_true", help="time Diffusers under torch.compile too")
-    parser.add_argument("--memory", action="store_true", help="tell the peak of each side, in processes of their own")
+    parser.add_argument("--memory", action="store_true", help="print the peak memory of each side in its own process")
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--plot", type=Path, help="draw them here, as PNG or SVG")
+    parser.add_argument("--plot", type=Path, help="plot the figures here, as PNG or SVG")
     parser.add_argument("--only", choices=("joyjax", "diffusers"), help="run one side once and print its peak in bytes")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")

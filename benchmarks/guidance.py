@@ -1,11 +1,10 @@
-"""Guidance as one batch of two rows against two passes of one row, compiled for an H100 without one.
+"""Guidance as one batch of two rows against two passes of one row, compiled for an H100 without running.
 
     python benchmarks/guidance.py               # the whole step, 40 layers; a few minutes
     python benchmarks/guidance.py --layers 2
 
-One JSON line for each: what a program needs besides the weights, its arithmetic, and the seconds to compile it. Two
-passes run the program of one row twice: the memory of one, the arithmetic of two. tests/gpu_compile.py names the
-packages.
+One JSON line for each: working memory, arithmetic, and compile time. Two passes run the program of one row twice: the
+memory of one, the arithmetic of two. tests/gpu_compile.py lists the packages.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from gpu_compile import compile_for_gpu, gpu_mesh
 
 
 def measure(rows: int, layers: int) -> dict[str, Any]:
-    """Return what a step of so many rows takes: 2 is guidance in one batch, 1 is one of its passes."""
+    """Return the cost of a step with this many rows: 2 is guidance in one batch, 1 is one of its passes."""
     step, (weights, latents, condition, levels) = stage("denoise_step", gpu_mesh(), layers=layers)
     cut = [jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=x.sharding) for x in condition]
     started = time.perf_counter()

@@ -1,11 +1,11 @@
 """Each kernel against XLA's own fusion of the same function, at the models' shapes, in one process.
 
     python benchmarks/kernels.py                   # on a GPU: times; elsewhere: results of interpreted kernels
-    python benchmarks/kernels.py --compile         # for an H100, without one: registers, spills, memory
+    python benchmarks/kernels.py --compile         # compiled for an H100, not run: registers, spills, memory
 
-Times are paired and interleaved: every round calls each implementation `CALLS` times, in turns of the order; the line
-has the ratio of medians, XLA over kernel, and the spread. Below 1.02 a kernel gains nothing and XLA stays what runs.
-One JSON line for each case and implementation. tests/gpu_compile.py names the packages that `--compile` needs.
+Times are interleaved: every round calls each implementation `CALLS` times, in alternating order; the line has the ratio
+of medians, XLA over kernel, and the spread. Below 1.02 a kernel is not worth using and XLA stays the default. One JSON
+line for each case and implementation. tests/gpu_compile.py lists the packages that `--compile` needs.
 """
 
 import argparse
@@ -33,11 +33,13 @@ ROUNDS, CALLS, WARM = 20, 10, 3
 TOLERANCE = {"bfloat16": 2e-2, "float32": 1e-5}
 
 
-def compiled(case: Case, how: str) -> dict[str, Any]:
-    """Return what an implementation becomes on an H100."""
+def compiled(case: Case, implementation: str) -> dict[str, Any]:
+    """Return the resources of an implementation compiled for an H100."""
     import gpu_compile
 
-    program, used = gpu_compile.kernel_resources(functools.partial(case.function, implementation=how), *case.arguments)
+    program, used = gpu_compile.kernel_resources(
+        functools.partial(case.function, implementation=implementation), *case.arguments
+    )
     memory = program.memory_analysis()
     calls = gpu_compile.custom_calls(program)
     return {
@@ -51,16 +53,16 @@ def compiled(case: Case, how: str) -> dict[str, Any]:
     }
 
 
-def checked(case: Case, how: str) -> dict[str, Any]:
-    """Return how far a kernel is from the reference, over the largest number of it, where results have a meaning."""
+def checked(case: Case, implementation: str) -> dict[str, Any]:
+    """Return the largest difference to the reference over its largest value, where results are defined."""
     arguments = draw(case.arguments, longest=1)
     ours, expected = (
         jax.tree.leaves(jax.jit(functools.partial(case.function, implementation=name))(*arguments))
-        for name in (how, "reference")
+        for name in (implementation, "reference")
     )
     error = 0.0
     for one, other in zip(ours, expected, strict=True):
-        # Lengths are 1 here: behind the first image token lie the text's, and then padding.
+        # Lengths are 1 here: the text tokens follow the first image token, then padding.
         valid = slice(None, 1 + case.arguments[1].shape[1]) if case.operation == "qk_norm_rope" else slice(None)
         one, other = (np.asarray(x[:, valid].astype(jnp.float32)) for x in (one, other))
         error = max(error, float(np.abs(one - other).max() / np.abs(other).max()))
@@ -68,12 +70,12 @@ def checked(case: Case, how: str) -> dict[str, Any]:
     return {"error": float(f"{error:.2g}"), "agrees": error < TOLERANCE[dtype]}
 
 
-def timed(case: Case, how: str) -> dict[str, Any]:
-    """Return seconds of kernel and XLA in turns."""
+def timed(case: Case, implementation: str) -> dict[str, Any]:
+    """Time kernel and XLA alternately."""
     arguments = draw(case.arguments, longest=case.arguments[0].shape[1])
     programs = {
         name: jax.jit(functools.partial(case.function, implementation=name)).lower(*arguments).compile()
-        for name in (how, "reference")
+        for name in (implementation, "reference")
     }
     for program in programs.values():
         for _ in range(WARM):
@@ -90,14 +92,14 @@ def timed(case: Case, how: str) -> dict[str, Any]:
     for name, measured in seconds.items():
         low, *_, high = sorted(measured)
         row[f"{name}_us"] = [round(1e6 * x, 1) for x in (low, statistics.median(measured), high)]
-    row["ratio"] = round(statistics.median(seconds["reference"]) / statistics.median(seconds[how]), 3)
+    row["ratio"] = round(statistics.median(seconds["reference"]) / statistics.median(seconds[implementation]), 3)
     return row
 
 
 def main() -> None:
     """Print one JSON line for each case and implementation."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--compile", action="store_true", help="for an H100, where there is none")
+    parser.add_argument("--compile", action="store_true", help="compile for an H100, which need not be present")
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--kernels", nargs="*", default=list(PALLAS), choices=list(PALLAS))
     parser.add_argument("--dtype", default="bfloat16", choices=list(TOLERANCE))
@@ -107,19 +109,19 @@ def main() -> None:
         if interpreted() and not arguments.compile:
             shape = Shape(shape.rows, 5, 3, shape.heads, shape.width, shape.channels)
         for case in cases(name, shape, arguments.dtype):
-            for how in (*(["reference"] if arguments.compile else []), *arguments.kernels):
+            for implementation in (*(["reference"] if arguments.compile else []), *arguments.kernels):
                 row = {
                     "operation": case.operation,
                     "shape": name,
                     "dtype": arguments.dtype,
-                    "implementation": how,
+                    "implementation": implementation,
                     "jax": jax.__version__,
                     "device": "H100, compiled only" if arguments.compile else target().kind,
                 }
                 if arguments.compile:
-                    row |= compiled(case, how)
+                    row |= compiled(case, implementation)
                 else:
-                    row |= checked(case, how) if interpreted() else timed(case, how)
+                    row |= checked(case, implementation) if interpreted() else timed(case, implementation)
                 print(json.dumps(row), flush=True)
 
 

@@ -1,11 +1,11 @@
-"""What an edit costs on several GPUs, by compiling its stages for them; no GPU is needed, and none is timed.
+"""The cost of an edit on several GPUs, by compiling its stages for them. No GPU is needed and nothing is timed.
 
     python benchmarks/parallel.py tensor=8 sequence=8 cfg=2,sequence=4
 
 For each mesh, at the real size (tests/full_size.py): the collectives of one block of the transformer and of the rest of
-a step; bytes of parameters and of working memory on each device, stage by stage; all from the programs compiled for
-H100s. And a prediction of the step's time on H200s from arithmetic, bytes and link speed (`predict`). Without a mesh,
-one device. tests/gpu_compile.py names the packages that this needs.
+a step, and bytes of parameters and working memory on each device for each stage, from programs compiled for H100s; and
+a prediction of the step's time on H200s from arithmetic, bytes and link speed (`predict`). Without a mesh, one device.
+tests/gpu_compile.py lists the required packages.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from joyjax.models.joyimage import JoyImageConfig
 from joyjax.sharding.attention import share_out
 from joyjax.sharding.mesh import parse_axes
 
-# An H200 of eight on one board. The rate is what dense bfloat16 products reach, the link what large transfers do.
+# One H200 of eight on a board: measured rates of dense bfloat16 products and of large transfers.
 FLOPS = 750e12
 LINK = 315e9  # bytes a second in one direction: 0.7 of NVLink's 450
 LATENCY = 15e-6  # seconds of one collective
@@ -43,10 +43,10 @@ def compile_stage(name: str, mesh: Mesh, layers: int | None = None) -> jax.stage
 
 
 def predict(sizes: Mapping[str, int], config: JoyImageConfig = JOYIMAGE) -> dict[str, float]:
-    """Return the predicted milliseconds of a step: arithmetic, transfers, and both where nothing overlaps.
+    """Return the predicted milliseconds of a step: arithmetic, transfers, and their sum.
 
-    Arithmetic is that of `config` split over all devices but `data`; transfers are those of the rule in
-    sharding/attention.py and of tensor parallelism, in rings; a ring of attention hides behind its products.
+    Arithmetic is that of `config` split over all axes but `data`. Transfers are those of the rule in
+    sharding/attention.py and of tensor parallelism, as rings; those of ring attention overlap with its products.
     """
     width, layers, tokens = config.hidden_size, config.num_layers, TARGET + REFERENCE + TEXT
     flop = PASSES * layers * (24 * width**2 * tokens + 4 * width * tokens**2)
@@ -65,7 +65,7 @@ def predict(sizes: Mapping[str, int], config: JoyImageConfig = JOYIMAGE) -> dict
 
 
 def count(sizes: Mapping[str, int]) -> dict[str, object]:
-    """Return the collectives of one block, of the rest of a step, and the shapes of what is gathered."""
+    """Return the collectives of one block and of the rest of a step, and the shapes of all-gathers."""
     mesh = gpu_mesh(sizes)
     two, three = (compile_stage("denoise_step", mesh, layers).as_text() for layers in (2, 3))
     block = count_collectives(three) - count_collectives(two)
@@ -77,7 +77,7 @@ def count(sizes: Mapping[str, int]) -> dict[str, object]:
 
 
 def measure(sizes: Mapping[str, int], name: str) -> dict[str, float]:
-    """Return what one stage takes on each device, in GiB, and the seconds to compile it."""
+    """Return the memory of one stage on each device, in GiB, and the seconds to compile it."""
     started = time.perf_counter()
     memory = compile_stage(name, gpu_mesh(sizes)).memory_analysis()
     return {
@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("meshes", nargs="*", help="such as tensor=8; none: one device")
     parser.add_argument("--predict", action="store_true", help="only predict; compile nothing")
-    parser.add_argument("--stages", nargs="*", choices=STAGES, default=list(STAGES), help="those whose memory is told")
+    parser.add_argument("--stages", nargs="*", choices=STAGES, default=list(STAGES), help="stages to report memory of")
     arguments = parser.parse_args()
     alone = predict({})["ms"]
     for text in arguments.meshes or ["tensor=1"]:

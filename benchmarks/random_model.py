@@ -1,12 +1,12 @@
 """Writes a JoyImage-Edit of any size in Diffusers format: `python benchmarks/random_model.py FOLDER --size-gb 6`.
 
-Names, shapes and shards are those of the real model, bfloat16; only the layers are fewer: four of the language model,
-of the transformer as many as make up the size. The numbers are one block of noise, over and over, and all finite:
-the model can be read but says nothing. It is written tensor by tensor, in 20 MB of memory besides the interpreter's.
-tests/random_checkpoint.py makes small models that do say something.
+Names, shapes and shards are those of the real model, in bfloat16, with fewer layers: four of the language model, and
+as many of the transformer as give the size. The values are one repeated block of finite noise, so the results mean
+nothing. It is written tensor by tensor, in 20 MB of memory besides the interpreter's. tests/random_checkpoint.py makes
+small models for comparisons of results.
 
-The word embedding is the head too. The real model has a head of its own, which no edit uses: Diffusers reads it and
-joyjax does not, and neither should be timed on that.
+The LM head is tied to the word embedding. The real model has a separate one, which no edit uses: Diffusers reads it and
+joyjax does not, which should not affect the times.
 """
 
 import argparse
@@ -28,15 +28,15 @@ from joyjax.families.joyimage import EDIT
 from joyjax.layers.weights import leaves
 from joyjax.reading import read_json, write_json
 
-DEMO = Path(joyjax.__file__).parent / "demo"  # its tokenizer, processor and scheduler serve here
+DEMO = Path(joyjax.__file__).parent / "demo"  # for its tokenizer, processor and scheduler
 DTYPE, ITEM = ml_dtypes.bfloat16, 2
 WIDTH, VOCABULARY = 4096, 151936
 SHARD_BYTES = 2 * 10**9
-BLOCK = 2**23  # numbers
+BLOCK = 2**23  # values
 
 
 def configs(width: int, layers: int, embedding: bool) -> dict[str, dict[str, Any]]:
-    """Return config.json of each component: the demo's, with the real sizes, or all of them narrower alike."""
+    """Return config.json of each component: the demo's with the real sizes, scaled to `width`."""
     given = {component.folder: read_json(DEMO / component.folder / "config.json") for component in EDIT.components}
     encoder = given["text_encoder"]
 
@@ -89,7 +89,7 @@ def configs(width: int, layers: int, embedding: bool) -> dict[str, dict[str, Any
 
 
 def tensors(component: Component, raw: dict[str, Any]) -> dict[str, Shape]:
-    """Return the tensors that Diffusers has for a component: joyjax's key table backwards."""
+    """Return Diffusers' tensors of a component, by inverting joyjax's key table."""
     config = component.configure(raw)
     rules, found = component.rules(config), {}
     for path, leaf in leaves(component.abstract(config, DTYPE).state).items():
@@ -104,17 +104,17 @@ def all_tensors(parts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Shape]]
 
 
 def nbytes(shape: Shape) -> int:
-    """Return what a tensor takes."""
+    """Return the bytes of a tensor."""
     return ITEM * math.prod(shape)
 
 
 def total(found: dict[str, dict[str, Shape]]) -> int:
-    """Return what all tensors take."""
+    """Return the bytes of all tensors."""
     return sum(nbytes(shape) for shapes in found.values() for shape in shapes.values())
 
 
 def in_shards(shapes: dict[str, Shape]) -> list[dict[str, Shape]]:
-    """Put tensors into files, in their order."""
+    """Distribute tensors over files, in order."""
     shards: list[dict[str, Shape]] = [{}]
     filled = 0
     for name, shape in shapes.items():
@@ -127,7 +127,7 @@ def in_shards(shapes: dict[str, Shape]) -> list[dict[str, Shape]]:
 
 
 def write_shard(file: BinaryIO, shapes: dict[str, Shape], block: memoryview) -> None:
-    """Write one safetensors file, holding no more than the block."""
+    """Write one safetensors file, with only the block in memory."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -157,16 +157,16 @@ def write_weights(folder: Path, file: str, shapes: dict[str, Shape], block: memo
 
 
 def write_model(folder: Path, size: float, width: int = WIDTH, embedding: bool = True) -> int:
-    """Write a model of `size` bytes or up to one layer more; return how many layers its transformer has.
+    """Write a model of `size` bytes or up to one layer more; return the number of its transformer's layers.
 
     Raises:
-        ValueError: if the width does not do, or a transformer of one layer makes more than the size.
+        ValueError: for an unsupported width, or a size below that of a one-layer transformer.
     """
     if width < 512 or width % 512:
         raise ValueError(f"width is {width}; expected a multiple of 512, so that the heads stay whole")
     one, two = (total(all_tensors(configs(width, layers, embedding))) for layers in (1, 2))
     if one > size:
-        raise ValueError(f"a model of width {width} takes {one / 1e9:.2f} GB at least: ask for more, or a lesser width")
+        raise ValueError(f"a model of width {width} takes at least {one / 1e9:.2f} GB: give more, or a smaller width")
     layers = 1 + math.ceil((size - one) / (two - one))
     parts = configs(width, layers, embedding)
     rng = np.random.default_rng(0)
@@ -183,9 +183,9 @@ def write_model(folder: Path, size: float, width: int = WIDTH, embedding: bool =
 def main() -> None:
     """Write a model from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="to be made")
+    parser.add_argument("folder", type=Path, help="folder to write")
     parser.add_argument("--size-gb", type=float, default=6.0)
-    parser.add_argument("--width", type=int, default=WIDTH, help="a lesser one, for a trial; the vocabulary goes along")
+    parser.add_argument("--width", type=int, default=WIDTH, help="smaller for a trial; scales the vocabulary too")
     parser.add_argument("--no-embedding", action="store_true", help="a vocabulary of 640, not 151,936")
     arguments = parser.parse_args()
     try:

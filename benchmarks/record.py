@@ -1,14 +1,14 @@
-"""What an edit's stages at the real size contain on an H100, and what each kernel uses, compiled without one: a record.
+"""A record of an edit's stages at the real size and of each kernel's resources, compiled for an H100 without running.
 
     python benchmarks/record.py                          # compare with benchmarks/record.json; some minutes
     python benchmarks/record.py --parts block kernels
-    python benchmarks/record.py --write                  # after a change that is meant; the difference is in the commit
+    python benchmarks/record.py --write                  # after an intended change, to be committed with it
     python benchmarks/record.py --table                  # the table of docs/kernels.md, from the record
 
 The record has, for each version of JAX, the kernels of each stage by kind, the operations of products, convolutions and
-attention, and the bytes of arguments and working memory; and of each Pallas kernel on each of its shapes the registers
-of a thread, on an H100 (Mosaic GPU) and on an A100 (Triton), and what it spills. tests/kernels/test_record.py compares
-it; tests/gpu_compile.py names the packages.
+attention, and the bytes of arguments and working memory; and for each Pallas kernel and shape the registers per thread
+and spills, on an H100 (Mosaic GPU) and on an A100 (Triton). tests/kernels/test_record.py compares it;
+tests/gpu_compile.py lists the packages.
 """
 
 import argparse
@@ -32,13 +32,13 @@ KERNELS = "kernels"
 def main() -> None:
     """Measure, and compare or write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--write", action="store_true", help="keep what is found as the record of this version of JAX")
+    parser.add_argument("--write", action="store_true", help="write the results as the record of this version of JAX")
     parser.add_argument("--parts", nargs="*", choices=(*PARTS, KERNELS), default=[*PARTS, KERNELS])
-    parser.add_argument("--shapes", nargs="*", choices=list(SHAPES), default=list(SHAPES), help="of the kernels")
-    parser.add_argument("--table", action="store_true", help="print the kernels of the record, and measure nothing")
+    parser.add_argument("--shapes", nargs="*", choices=list(SHAPES), default=list(SHAPES), help="shapes of the kernels")
+    parser.add_argument("--table", action="store_true", help="print the record's table of kernels without measuring")
     arguments = parser.parse_args()
     if arguments.write and arguments.shapes != list(SHAPES):
-        parser.error("--write keeps all shapes; leave out --shapes")
+        parser.error("--write records all shapes; leave out --shapes")
     recorded = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if arguments.table:
         print(kernel_table(recorded[version()][KERNELS]))
@@ -52,7 +52,7 @@ def main() -> None:
         RECORD.write_text(json.dumps(recorded, indent=1) + "\n")
         return
     if version() not in recorded:
-        sys.exit(f"{RECORD} has JAX {', '.join(recorded)}, not {version()}; --write keeps what was found")
+        sys.exit(f"{RECORD} has JAX {', '.join(recorded)}, not {version()}; --write adds it")
     wrong = []
     for part, contents in found.items():
         old = recorded[version()][part]

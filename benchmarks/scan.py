@@ -1,13 +1,13 @@
-"""The step with its layers unrolled, as it is, against one that loops over stacked layers with `jax.lax.scan`.
+"""The denoising step with unrolled layers against one that scans stacked layers with `jax.lax.scan`.
 
     python benchmarks/scan.py                       # timed here, in pairs, at a small size
-    python benchmarks/scan.py --compile             # for an H100, without one, at the real size; a few minutes
+    python benchmarks/scan.py --compile             # compiled for an H100 at the real size, not run; a few minutes
     python benchmarks/scan.py --compile --layers 8
 
-The loop leaves out the first block, after which the step cache decides, and the last, which computes the target alone;
-its weights are arguments that are stacked already. One JSON line for each; timed ones have the ratio of medians,
-unrolled over scanned, and compare their results first. docs/speed.md has the decision. tests/gpu_compile.py names the
-packages that `--compile` needs.
+The loop excludes the first block, after which the step cache decides, and the last, which computes only the target. Its
+weights are arguments, stacked beforehand. One JSON line for each; timed ones have the ratio of medians, unrolled over
+scanned, after a comparison of the results. docs/speed.md has the decision. tests/gpu_compile.py lists the packages that
+`--compile` needs.
 """
 
 import argparse
@@ -48,7 +48,7 @@ ENDS = 2  # the first layer and the last
 def scanned_step(
     ends: Weights, middle: Any, latents: jax.Array, condition: Condition, *numbers: Any, channels: int
 ) -> jax.Array:
-    """Take a step as `denoise_step` does; `ends` is a network of two layers, `middle` the state of those between."""
+    """Run `denoise_step`; `ends` is a network of the two outer layers, `middle` the stacked state of the inner ones."""
     sigma, sigma_next, timestep, guidance = numbers
     passes, rows, condition = expand_for_cfg(latents, condition)
     network = ends.module()
@@ -72,7 +72,7 @@ def block_state(network: Any, n: int) -> Any:
 
 
 def compiled(layers: int) -> list[dict[str, Any]]:
-    """Return what both programs are on an H100."""
+    """Return the resources of both programs compiled for an H100."""
     mesh = gpu_mesh()
     step, (weights, latents, condition, levels) = stage("denoise_step", mesh, layers=layers)
     ends = stage("denoise_step", mesh, layers=ENDS)[1][0]
@@ -108,7 +108,7 @@ def compiled(layers: int) -> list[dict[str, Any]]:
 
 
 def timed(layers: int, width: int, tokens: int, rounds: int) -> list[dict[str, Any]]:
-    """Return what both take here, in turns."""
+    """Time both here, alternately."""
     heads = width // JOYIMAGE.head_dim
     config = dataclasses.replace(
         JOYIMAGE, num_layers=layers, hidden_size=width, num_attention_heads=heads, text_dim=width
@@ -154,7 +154,7 @@ def timed(layers: int, width: int, tokens: int, rounds: int) -> list[dict[str, A
 
 
 def _with_blocks(network: Any, blocks: list[Any], shell: Any) -> Any:
-    """Return a network of two layers with the parameters of another: its ends."""
+    """Return the two-layer network `shell` with another network's parameters and these blocks."""
     for name in ("img_in", "time_in", "time_hidden", "time_out", "txt_in", "txt_hidden", "out"):
         setattr(shell, name, getattr(network, name))
     shell.blocks = nnx.List(blocks)
@@ -164,10 +164,10 @@ def _with_blocks(network: Any, blocks: list[Any], shell: Any) -> Any:
 def main() -> None:
     """Print one JSON line for each form."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--compile", action="store_true", help="for an H100, where there is none")
+    parser.add_argument("--compile", action="store_true", help="compile for an H100, which need not be present")
     parser.add_argument("--layers", type=int, help="[default: 8; with --compile, all 40]")
-    parser.add_argument("--width", type=int, default=512, help="heads of 128 channels make it up; not with --compile")
-    parser.add_argument("--tokens", type=int, default=256, help="of the target; not with --compile")
+    parser.add_argument("--width", type=int, default=512, help="a multiple of 128, the head width; not with --compile")
+    parser.add_argument("--tokens", type=int, default=256, help="target tokens; not with --compile")
     parser.add_argument("--rounds", type=int, default=20)
     arguments = parser.parse_args()
     if arguments.layers is not None and arguments.layers <= ENDS:

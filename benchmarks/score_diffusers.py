@@ -1,8 +1,8 @@
-"""The score of the demo model when Diffusers runs it, beside joyjax's own, and how far their pictures differ.
+"""The score of the demo model under Diffusers and under joyjax, and the differences of their pictures.
 
     python benchmarks/score_diffusers.py [--model FOLDER] [--count 64] [--dtype float32|bfloat16]
 
-Both get the same picture, words and noise. Prints one json object.
+Both get the same pictures, prompts and noise. Prints one json object.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main() -> None:
 
     torch.set_grad_enabled(False)
     DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mode()  # joyjax takes the mode
-    image_processor.BUCKETS[1024] = [(SIDE, SIDE)]  # how Diffusers is told the model's native size
+    image_processor.BUCKETS[1024] = [(SIDE, SIDE)]  # Diffusers' setting for the model's native size
     folder = model_folder(arguments.model)
     theirs = load_diffusers(folder, getattr(torch, arguments.dtype))
     theirs.set_progress_bar_config(disable=True)

@@ -1,12 +1,12 @@
-"""Times one denoising step at the real size, with random weights, in all its forms; the one command for a GPU.
+"""Times one denoising step at the real size, with random weights, in all its forms; meant for a GPU.
 
     python benchmarks/step.py --json step.json                        # an NVIDIA GPU of 80 GB, no weights needed
     python benchmarks/step.py --layers 2 --width 256 --tokens 64      # anywhere, to try the script
 
-Forms: exact, with the kernels of `kernels/` in place of XLA's, with float8 linear maps, a step that the cache leaves
-out, and one pass in place of guidance's two. Each is compiled first, on its own clock, and warmed up; then all take
-turns (A B C C B A …). The figure to quote is a form's median over the exact one's in the same run. TFLOP/s are those of
-the least arithmetic that a step can have.
+Forms: exact, with the Pallas kernels of `kernels/`, with float8 linear maps, a step that the cache skips, and one pass
+instead of guidance's two. Each is compiled first, timed separately, and warmed up; then all alternate (A B C C B A …).
+The figure to quote is the ratio of a form's median to the exact one's in the same run. TFLOP/s are those of the
+required arithmetic of a step.
 """
 
 import argparse
@@ -48,7 +48,7 @@ WARM_UP = 3
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """One way to take the step: `call` returns what to wait for."""
+    """One way to run the step: `call` returns its unfinished results."""
 
     name: str
     call: Callable[[], Any]
@@ -56,12 +56,12 @@ class Form:
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
 def draw(key: jax.Array, scale: np.float32, *, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Return normal numbers of this standard deviation."""
+    """Return normal values of this standard deviation."""
     return (scale * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
 
 def random_weights(config: JoyImageConfig) -> Weights:
-    """Return weights scaled as a network's are, made on the device: zeros would run faster than real ones."""
+    """Return random weights of realistic scale, drawn on the device; zeros would run faster than real ones."""
     abstract = TRANSFORMER.abstract(config, jnp.bfloat16)
     drawn = {}
     for n, (path, leaf) in enumerate(leaves(abstract.state).items()):
@@ -71,7 +71,7 @@ def random_weights(config: JoyImageConfig) -> Weights:
 
 
 def condition_of(config: JoyImageConfig, tokens: tuple[int, int, int], passes: int) -> Condition:
-    """Return random text and references of so many tokens: target, reference, text."""
+    """Return random text and references for these numbers of tokens: target, reference, text."""
     target, reference, text = tokens
     keys = jax.random.split(jax.random.key(0))
     return Condition(
@@ -86,7 +86,7 @@ def condition_of(config: JoyImageConfig, tokens: tuple[int, int, int], passes: i
 
 @contextlib.contextmanager
 def kernels_by_name(name: str, modules: tuple[Any, ...]) -> Iterator[None]:
-    """Have the operations of these modules run as `name` says while a step is traced."""
+    """Make `name` the default implementation in these modules, while a step is traced."""
     rules = [module.pallas for module in modules]
     for module in modules:
         module.pallas = lambda operation, implementation: dispatch.pallas(operation, implementation or name)
@@ -98,13 +98,13 @@ def kernels_by_name(name: str, modules: tuple[Any, ...]) -> Iterator[None]:
 
 
 def forms(weights: Weights, config: JoyImageConfig, tokens: tuple[int, int, int], pallas: str | None) -> Iterator[Form]:
-    """Give the forms that this device can take, each with its program compiled."""
+    """Yield the forms that this device supports, each with its program compiled."""
     channels = config.in_channels
     start = jax.random.normal(jax.random.key(1), (1, tokens[0], channels * config.patch_area))
     guided, alone = (condition_of(config, tokens, passes) for passes in (PASSES, 1))
 
     def step(weights: Weights, condition: Condition) -> Callable[[], Any]:
-        # A program of its own: the rule for kernels is read while it is traced, and is not part of jit's key.
+        # A separate program for each: the choice of kernels is made at trace time and is not part of jit's key.
         flat, tree = jax.tree.flatten((weights, start, condition, *NUMBERS))
         program = jax.jit(lambda *flat: denoise_step.__wrapped__(*tree.unflatten(flat), channels=channels))
         compiled = program.lower(*flat).compile()
@@ -121,12 +121,12 @@ def forms(weights: Weights, config: JoyImageConfig, tokens: tuple[int, int, int]
         weights, jnp.copy(start), cache, guided, *NUMBERS, np.float32(0), np.bool_(True), channels=channels
     )
 
-    def left_out() -> Any:
-        latents, kept = jnp.copy(start), jax.tree.map(jnp.copy, cache)  # the step takes both away
+    def skipped() -> Any:
+        latents, kept = jnp.copy(start), jax.tree.map(jnp.copy, cache)  # the step donates both
         limit = np.float32(1e6), np.bool_(False)
         return cached_step(weights, latents, kept, guided, *NUMBERS, *limit, channels=channels)
 
-    yield Form("left out by the cache", left_out)
+    yield Form("skipped by the cache", skipped)
     capability = getattr(jax.devices()[0], "compute_capability", None)
     if capability is None or float(capability) >= CAPABILITY:
         yield Form("float8", step(quantized(weights, "float8"), guided))
@@ -136,8 +136,8 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=JOYIMAGE.num_layers)
-    parser.add_argument("--width", type=int, default=JOYIMAGE.hidden_size, help="heads of 128 channels make it up")
-    parser.add_argument("--tokens", type=int, default=TARGET, help="of the target; the rest in proportion")
+    parser.add_argument("--width", type=int, default=JOYIMAGE.hidden_size, help="a multiple of 128, the head width")
+    parser.add_argument("--tokens", type=int, default=TARGET, help="target tokens; the others in proportion")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--pallas", choices=["mosaic", "triton", "none"], help="kernels to try  [default: by device]")
     parser.add_argument("--json", type=Path, help="write the figures here")

@@ -1,11 +1,11 @@
-"""What each way to trade exactness for time costs and saves, on the demo model's held-out edits.
+"""The quality and savings of each approximation, on the demo model's held-out edits.
 
     python benchmarks/tradeoffs.py tradeoffs.json --count 64 > tradeoffs.md
 
-For each row: PSNR of the pictures against the exact ones of as many steps and the same guidance, the score
-(docs/demo.md), how many steps were computed in full, and the share of FLOPs that was left out, counted by XLA on the
-compiled programs. With `--time` it also times the reduced random model of benchmarks/random_model.py, each row against
-the exact one in one process, in turns.
+For each row: PSNR of the pictures against the exact ones with the same steps and guidance, the score (docs/demo.md),
+the number of steps that ran all blocks, and the share of FLOPs that was saved, counted by XLA on the compiled programs.
+With `--time` it also times the reduced random model of benchmarks/random_model.py, each row against the exact one in
+one process, alternately.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def flops(pipeline: joyjax.Pipeline, guidance_scale: float) -> tuple[float, float]:
-    """Return the FLOPs of an exact step, and of one that leaves out all blocks but the first."""
+    """Return the FLOPs of an exact step, and of one that skips all blocks but the first."""
     image = Image.fromarray(render(next(tasks(1))[1].pair.source))
     arguments: dict[str, Any] = dict.fromkeys(("negative_prompt", "steps", "height", "width", "base_size", "noise"))
     request = check_request(
@@ -117,7 +117,9 @@ def measure(pipelines: dict[str, joyjax.Pipeline], count: int) -> list[dict[str,
                 computed.append(result.computed_steps)
                 guided = options.get("guidance_scale", 1.0) > 1
                 until = options.get("guidance_until", 1.0)
-                share = until if guided else 0.0  # of the steps that have two passes; the same of those left out
+                share = (
+                    until if guided else 0.0
+                )  # share of steps with two passes, among computed and skipped ones alike
                 left = steps - result.computed_steps
                 spent += sum(
                     part * (result.computed_steps * full + left * cheap)
@@ -135,7 +137,7 @@ def measure(pipelines: dict[str, joyjax.Pipeline], count: int) -> list[dict[str,
 
 
 def time_reduced(pairs: int) -> list[dict[str, Any]]:
-    """Time whole edits of a random model, each variant in turns with the exact one; ratios of medians."""
+    """Time whole edits of a random model, each variant alternately with the exact one; ratios of medians."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "model"
         write_model(folder, 0.12e9, 512, embedding=False)
@@ -184,10 +186,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Write the figures as JSON and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("json", type=Path, help="where the figures go")
+    parser.add_argument("json", type=Path, help="file for the figures")
     parser.add_argument("--count", type=int, default=64, help="held-out edits; a multiple of 8")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--time", type=int, default=0, metavar="PAIRS", help="pairs of edits of the reduced model, too")
+    parser.add_argument("--time", type=int, default=0, metavar="PAIRS", help="also time pairs of the reduced model")
     arguments = parser.parse_args()
     pipelines = {linear: joyjax.load(dtype=arguments.dtype, linear=linear) for linear in ("exact", "float8")}
     figures: dict[str, Any] = {"jax": jax.__version__, "dtype": arguments.dtype}

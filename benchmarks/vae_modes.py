@@ -1,9 +1,9 @@
-"""What tiles and patches of the autoencoder cost: their error against the exact picture, on the demo model.
+"""The error of the autoencoder's tiled and patch modes against the exact one, on the demo model.
 
     python benchmarks/vae_modes.py
 
-Pictures are mosaics of the demo's scenes, larger than a tile. Eight simulated devices share the work where the mode
-has a use for them; PSNR and the largest difference are of what comes out of encoding, decoding and both.
+Pictures are mosaics of the demo's scenes, larger than a tile, on eight simulated devices. PSNR and the largest
+difference are those of decoded pixels, with the mode in encoding, decoding or both.
 """
 
 import functools

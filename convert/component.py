@@ -1,4 +1,4 @@
-"""What the rest of the program must know of one component of a checkpoint."""
+"""The description of one component of a checkpoint."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -18,12 +18,12 @@ from joyjax.reading import quoted, read_json
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-    """One network of a checkpoint: its folder, its configuration, how to build it and where its tensors go.
+    """One network of a checkpoint: its folder, its configuration, its constructor and its key table.
 
     `class_names` are the accepted names in model_index.json. `configure` reads the folder's config.json and raises
     ConfigError for what the network does not implement. `rules` and `ignored` (template → reason) are the key table.
-    `unused` names the ignored tensors that the reference's classes hold all the same, with their shape and the value
-    that export gives them.
+    `unused` are the ignored tensors that the reference's classes require, with their shape and the value that export
+    writes.
     """
 
     folder: str
@@ -35,9 +35,9 @@ class Component:
     unused: Callable[[Any], Mapping[str, tuple[Shape, float]]] = lambda config: {}
 
     def abstract(self, config: Any, dtype: DTypeLike, storage: Storage = None) -> Weights:
-        """Return the network with shapes in place of arrays; costs no memory at any size.
+        """Return the network with shapes in place of arrays, which takes no memory.
 
-        `storage` is the form of all kernels that the network declares storable, or of some by path; None: arrays.
+        `storage` is the form of all storable kernels, or of some by path; None: arrays.
         """
         return with_storage(Weights.of(self.build(config, dtype=dtype, rngs=None)), storage)
 
@@ -45,7 +45,7 @@ class Component:
         """Return the component's configuration in the checkpoint `folder`.
 
         Raises:
-            CheckpointError: if the checkpoint names another class for this component, or config.json cannot be read.
+            CheckpointError: if the checkpoint has another class for this component, or config.json cannot be read.
             ConfigError: for a value that the network does not implement.
         """
         self.class_name(folder)

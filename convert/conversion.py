@@ -23,7 +23,7 @@ from joyjax.convert.component import Component
 from joyjax.convert.generation_defaults import GenerationDefaults
 from joyjax.convert.journal import Journal, open_journal
 from joyjax.convert.manifest import Converted, Manifest, Piece, Stored, Told
-from joyjax.convert.publish import INDEX, copy_files, flush, link, place_folder
+from joyjax.convert.publish import INDEX, copy_files, flush, link, publish_folder
 from joyjax.convert.rules import Match, Shape
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.stream import Progress
@@ -103,7 +103,7 @@ def convert_checkpoint(
     try:
         with open_journal(target, job) as journal:
             try:
-                if journal.placing:
+                if journal.publishing:
                     overwrite = overwrite or journal.overwrite  # the run that began it may have removed things already
                     rest = {name: converted for name, converted in made.items() if (journal.new / name).exists()}
                     _kept(target, index, rest, overwrite)  # the target may have changed since
@@ -122,7 +122,7 @@ def convert_checkpoint(
                     }
                     Manifest({**kept, **made}, defaults).write(journal.new)
                     journal.all_done(overwrite)
-                place_folder(journal.new, target, overwrite)
+                publish_folder(journal.new, target, overwrite)
                 journal.done.clear()
             except (CheckpointError, OSError) as error:
                 said = error if isinstance(error, CheckpointError) else f"{target} cannot be written: {error}"

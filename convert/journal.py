@@ -1,8 +1,8 @@
-"""What a conversion has done so far, so that one that was killed goes on.
+"""The journal of a conversion, from which a killed one resumes.
 
-Beside the target TARGET lies `.TARGET.unfinished/`: `journal.jsonl`, `lock`, and `new/`, which becomes the target. The
-journal's first line names the job; each further one a part that was written and read back, or that all were and `new/`
-is being given its place, with or without leave to overwrite. A line that was cut off by a kill is as good as none.
+Beside TARGET is `.TARGET.unfinished/` with `journal.jsonl`, `lock`, and `new/`, which becomes the target. The journal's
+first line names the job. Each further line is a part that was written and verified, or the start of publishing `new/`,
+with or without permission to overwrite. A truncated line is ignored.
 """
 
 import contextlib
@@ -19,23 +19,23 @@ from joyjax.errors import CheckpointError
 from joyjax.reading import unfinished
 
 JOURNAL = "journal.jsonl"
-PLACING = "placing"
+PUBLISHING = "placing"  # the key in journals, which older versions wrote too
 LOCK = "lock"
 
 
 @dataclasses.dataclass
 class Journal:
-    """The journal of one job: the digests in each part that is done, by component and part.
+    """The journal of one job: the digests of each finished part, by component and part.
 
-    `begun`: is this job's own journal in the folder? Until it is, there may be that of another job.
+    `begun`: the folder has this job's own journal; until then it may have that of another job.
     """
 
     folder: Path
     job: str
     done: dict[tuple[str, str], dict[str, str]] = dataclasses.field(default_factory=dict)
     begun: bool = False
-    placing: bool = False
-    overwrite: bool = False  # may `placing` replace what is in the target?
+    publishing: bool = False
+    overwrite: bool = False  # publishing may replace files of the target
 
     @property
     def new(self) -> Path:
@@ -43,10 +43,10 @@ class Journal:
         return self.folder / "new"
 
     def begin(self) -> None:
-        """Start the job where it is not begun: what another job left goes."""
+        """Start the job unless it is begun; remove the files of another job."""
         if self.begun:
             return
-        # The journal goes first: what it tells of must be there, if this is stopped and its job comes back.
+        # The journal is removed first: its entries must never refer to files that are gone.
         for path in sorted(self.folder.iterdir(), key=lambda path: path.name != JOURNAL):
             if path.name != LOCK:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -54,35 +54,35 @@ class Journal:
         self.begun = True
 
     def clear(self) -> None:
-        """Remove the folder, unless there is something in it to go on from: of this job, or of another."""
+        """Remove the folder, unless this job or another can resume from it."""
         other = not self.begun and (self.folder / JOURNAL).exists()
         if not self.done and not other:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def part_done(self, component: str, part: str, digests: Mapping[str, str]) -> None:
-        """Note that a part is on disk and was read back."""
+        """Record that a part is on disk and verified."""
         self._append({"component": component, "part": part, "sha256": digests})
         self.done[component, part] = dict(digests)
 
     def all_done(self, overwrite: bool) -> None:
-        """Note that `new` is whole, and from now on may be found in its place, whole or in part."""
-        self._append({PLACING: overwrite})
-        self.placing, self.overwrite = True, overwrite
+        """Record that `new` is complete; from now on parts of it may be in the target."""
+        self._append({PUBLISHING: overwrite})
+        self.publishing, self.overwrite = True, overwrite
 
     def _append(self, entry: object) -> None:
         with (self.folder / JOURNAL).open("a", encoding="utf-8") as opened:
-            opened.write("\n" + json.dumps(entry) + "\n")  # the line before may have been cut off
+            opened.write("\n" + json.dumps(entry) + "\n")  # the line before may be truncated
             opened.flush()
             os.fsync(opened.fileno())
 
 
 @contextlib.contextmanager
 def open_journal(target: Path, job: str) -> Iterator[Journal]:
-    """Open the journal of a job: that of an earlier run of it, or one to begin; held until the block is left.
+    """Open the journal of a job, an earlier run's or a new one, and hold its lock until the block ends.
 
     Raises:
-        CheckpointError: if another program writes to the same target at this time.
-        OSError: if the folder cannot be made.
+        CheckpointError: if another program is writing to the same target.
+        OSError: if the folder cannot be created.
     """
     folder = unfinished(target)
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def open_journal(target: Path, job: str) -> Iterator[Journal]:
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise CheckpointError(f"{target} is being written by another program at this time; let it end") from None
+        raise CheckpointError(f"{target} is being written by another program; wait until it ends") from None
     try:
         yield _read(folder, job)
     finally:
@@ -110,8 +110,8 @@ def _read(folder: Path, job: str) -> Journal:
         return journal
     journal.begun = True
     for entry in entries[1:]:
-        if PLACING in entry:
-            journal.placing, journal.overwrite = True, entry[PLACING]
+        if PUBLISHING in entry:
+            journal.publishing, journal.overwrite = True, entry[PUBLISHING]
         else:
             journal.done[entry["component"], entry["part"]] = entry["sha256"]
     return journal

@@ -1,11 +1,11 @@
-"""The layout of the model's own repository, seen as a Diffusers folder.
+"""The layout of the model's own repository, read as a Diffusers folder.
 
     transformer/transformer.pth     pickled; see pickled.py
     vae/Wan2.1_VAE.pth              pickled
-    JoyAI-Image-Und/                Qwen3-VL as Transformers keeps it, with tokenizer and processor
-    infer_config.py                 never run: its numbers are the constants below
+    JoyAI-Image-Und/                Qwen3-VL in Transformers' format, with tokenizer and processor
+    infer_config.py                 never run: its values are the constants below
 
-Tensors have other names than in Diffusers and the same numbers. Source: github.com/jd-opensource/JoyAI-Image, src/, and
+Tensors differ from Diffusers' in their names only. Source: github.com/jd-opensource/JoyAI-Image, src/, and
 scripts/convert_joyimage_edit_to_diffusers.py in Diffusers, which also has the schedule's shift, 1.5.
 """
 
@@ -21,7 +21,7 @@ from joyjax.convert.source.identity import ENCODER
 from joyjax.errors import CheckpointError
 from joyjax.reading import quoted, write_json
 
-SMALL = (".json", ".txt", ".jinja")  # of the encoder's folder: tokenizer and processor
+SMALL = (".json", ".txt", ".jinja")  # suffixes of tokenizer and processor in the encoder's folder
 WEIGHTS = (".pth", ".safetensors")
 INDEX = {
     "_class_name": "JoyImageEditPipeline",
@@ -85,15 +85,15 @@ def open_tensors(folder: Path, name: str) -> Tensors:
     """Return the tensors of one component under Diffusers' names.
 
     Raises:
-        CheckpointError: if they are missing, damaged, or anything else than tensors.
+        CheckpointError: if the file is missing, damaged, or has other contents than tensors.
     """
     if name == "text_encoder":
         return Tensors.open(folder / ENCODER)
     rename: Callable[[str], str] = {"transformer": transformer_name, "vae": vae_name}[name]
-    place = folder / name
-    files = sorted(file for file in place.glob("*") if file.suffix in WEIGHTS)
+    part = folder / name
+    files = sorted(file for file in part.glob("*") if file.suffix in WEIGHTS)
     if len(files) != 1:
-        raise CheckpointError(f"{place} holds {len(files)} files of weights; expected one, {' or '.join(WEIGHTS)}")
+        raise CheckpointError(f"{part} holds {len(files)} files of weights; expected one, {' or '.join(WEIGHTS)}")
     headers = read_header(files[0]) if files[0].suffix == ".safetensors" else read_pickled(files[0])
     renamed: dict[str, Tensor] = {}
     for original, tensor in headers.items():
@@ -105,7 +105,7 @@ def open_tensors(folder: Path, name: str) -> Tensors:
 
 
 def transformer_name(name: str) -> str:
-    """Return Diffusers' name of a tensor of the transformer, where attention has a module of its own."""
+    """Return Diffusers' name of a tensor of the transformer, where attention is a submodule."""
     return re.sub(r"^(double_blocks\.[0-9]+\.)((?:img|txt)_attn_)", r"\1attn.\2", name)
 
 
@@ -119,7 +119,7 @@ RESIDUAL = {
 
 
 def vae_name(name: str) -> str:
-    """Return Diffusers' name of a tensor of the autoencoder. The original numbers the decoder's blocks through."""
+    """Return Diffusers' name of an autoencoder tensor. The original counts the decoder's blocks over all levels."""
     name = re.sub(r"^conv1\.", "quant_conv.", name)
     name = re.sub(r"^conv2\.", "post_quant_conv.", name)
     name = re.sub(r"coder\.conv1\.", "coder.conv_in.", name)

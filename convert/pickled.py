@@ -1,8 +1,8 @@
-"""The tensors of a file that `torch.save` wrote, found without unpickling it.
+"""The tensors of a file that `torch.save` wrote, located without unpickling it.
 
-A pickle is a program. This reads its instructions one by one and follows only those that a dictionary of tensors is
-made of, on plain values: nothing is imported, nothing is called. The numbers themselves lie uncompressed in the zip
-file around it, where `joyjax.convert.safetensors.Tensor` reads them. Source: torch/serialization.py, `_save`.
+A pickle is a program. This interprets only the instructions that a dictionary of tensors needs, on plain values:
+nothing is imported, nothing is called. The values are stored uncompressed in the zip file around the pickle, where
+`joyjax.convert.safetensors.Tensor` reads them. Source: torch/serialization.py, `_save`.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from joyjax.errors import CheckpointError
 from joyjax.reading import Stamp, stamp
 from joyjax.signatures import stand_in
 
-LONGEST_PICKLE = 2**22  # bytes; the real one has 2**18. The zip file's own directory has no more either
+LONGEST_PICKLE = 2**22  # bytes, also of the zip directory; the real pickle has 2**18
 MOST_DIMENSIONS = 32
 STORAGES = {
     f"torch {name}Storage": dtype
@@ -32,14 +32,14 @@ MARK = object()
 
 @dataclasses.dataclass(frozen=True)
 class Global:
-    """The name of something that the pickle would import."""
+    """The name of a global that the pickle would import."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A run of numbers: a member of the zip file."""
+    """A torch storage: a member of the zip file."""
 
     key: str
     dtype: str
@@ -47,17 +47,17 @@ class Storage:
 
 
 class _Capped(FileIO):
-    """A file of which only so much is read at once, whatever its zip directory says."""
+    """A file with bounded reads, whatever sizes its zip directory claims."""
 
     def read(self, size: int | None = -1) -> bytes:
         return super().read(LONGEST_PICKLE if size is None or not 0 <= size < LONGEST_PICKLE else size)
 
 
 def read_pickled(file: Path) -> dict[str, Tensor]:
-    """Find the tensors of a `.pth` file by name.
+    """Locate the tensors of a `.pth` file by name.
 
     Raises:
-        CheckpointError: if it is no zip file of the kind that torch writes, or holds anything else than tensors.
+        CheckpointError: if it is not a zip file as torch writes it, or has other contents than tensors.
     """
     try:
         seen = stamp(file)
@@ -67,14 +67,14 @@ def read_pickled(file: Path) -> dict[str, Tensor]:
             root = pickles[0].removesuffix("data.pkl") if len(pickles) == 1 else ""
             read = {f"{root}data.pkl", f"{root}byteorder"} & members.keys()
             if not root or any(members[name].file_size > LONGEST_PICKLE for name in read):
-                raise _unreadable(file, "it has no data.pkl of a size that can be")
+                raise _unreadable(file, f"it has no data.pkl of at most {LONGEST_PICKLE} bytes")
             starts = {
                 name: _start(raw, info, seen[2])
                 for name, info in members.items()
                 if name in read or name.startswith(f"{root}data/")
             }
             if f"{root}byteorder" in read and opened.read(f"{root}byteorder") != b"little":
-                raise _unreadable(file, "its numbers are not little-endian")
+                raise _unreadable(file, "its values are not little-endian")
             text = opened.read(pickles[0])
     except FileNotFoundError:
         raise CheckpointError(f"{file} is missing; is the download complete?") from None
@@ -86,21 +86,21 @@ def read_pickled(file: Path) -> dict[str, Tensor]:
     try:
         found = _follow(text)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-        raise _unreadable(file, f"its pickle is no dictionary of tensors ({error})") from None
+        raise _unreadable(file, f"its pickle is not a dictionary of tensors ({error})") from None
     found = found.get("model", found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not found:
-        raise _unreadable(file, "its pickle is no dictionary of tensors")
+        raise _unreadable(file, "its pickle is not a dictionary of tensors")
     return {name: _tensor(file, seen, name, value, root, members, starts) for name, value in found.items()}
 
 
 def _follow(text: bytes) -> Any:
-    """Run the instructions of a pickle on plain values; raises ValueError for one that a dictionary does not need."""
+    """Interpret the instructions of a pickle on plain values; raises ValueError for any that tensors do not need."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
 
     def popped(count: int) -> list[Any]:
         if count > len(stack):
-            raise ValueError("too little on the stack")
+            raise ValueError("stack underflow")
         values = stack[len(stack) - count :]
         del stack[len(stack) - count :]
         return values
@@ -111,9 +111,9 @@ def _follow(text: bytes) -> Any:
         return values
 
     def put(items: list[Any]) -> None:
-        # Only plain keys: Python's hash of a tuple that holds a tuple that holds … overflows the C stack.
+        # Only plain keys: hashing a deeply nested tuple overflows the C stack.
         if not isinstance(stack[-1], dict) or not all(type(key) in (str, int) for key in items[::2]):
-            raise ValueError("it fills what is no dictionary of names")
+            raise ValueError("it sets items of another object than a dictionary by name")
         stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     for code, argument, _ in pickletools.genops(text):
@@ -154,14 +154,14 @@ def _follow(text: bytes) -> Any:
             case "STACK_GLOBAL":
                 names = popped(2)
                 if any(len(name) > LONGEST_NAME for name in names):
-                    raise ValueError("it names what has no such name")
+                    raise ValueError(f"it has a name of over {LONGEST_NAME} letters")
                 stack.append(Global(" ".join(names)))
             case "BINPERSID":
                 kind, storage, key, _, size = stack.pop()
                 if kind != "storage" or not isinstance(key, str) or type(size) is not int:
-                    raise ValueError("it has numbers of no kind that torch writes")
+                    raise ValueError("it has an invalid storage")
                 if storage.name not in STORAGES:
-                    raise ValueError(f"it has numbers of the kind {storage.name}")
+                    raise ValueError(f"it has a storage of the kind {storage.name}")
                 stack.append(Storage(key, STORAGES[storage.name], size))
             case "REDUCE":
                 called, arguments = popped(2)
@@ -170,14 +170,14 @@ def _follow(text: bytes) -> Any:
                 elif called.name == TENSOR:
                     stack.append(arguments)
                 else:
-                    raise ValueError(f"it calls {called.name}, which joyjax does not")
+                    raise ValueError(f"it calls {called.name}; joyjax calls nothing")
             case "BUILD":  # attributes of the dictionary: versions of modules
                 stack.pop()
             case "STOP":
                 return stack.pop()
             case _:
                 raise ValueError(f"instruction {code.name}")
-    raise ValueError("no end")
+    raise ValueError("it does not end")
 
 
 def _tensor(
@@ -189,7 +189,7 @@ def _tensor(
     members: dict[str, zipfile.ZipInfo],
     starts: dict[str, int],
 ) -> Tensor:
-    """Return where a tensor lies, once it is known to lie there in one run."""
+    """Return the location of a tensor, which must be contiguous in its storage."""
     check_name(file, name)
     try:
         storage, offset, shape, strides = value[:4]
@@ -202,26 +202,26 @@ def _tensor(
             for axis, (size, stride) in enumerate(zip(shape, strides, strict=True))
         )
         fits = (offset + math.prod(shape)) * item <= storage.size * item <= members[member].file_size
-        seen_otherwise = any(value[6:])  # torch's marks of numbers to be negated or conjugated
+        transformed = any(value[6:])  # torch's flags of lazily negated or conjugated values
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise _unreadable(file, f"{name!r} in it is no tensor of numbers") from None
-    if not fits or seen_otherwise or not (in_order or 0 in shape):
-        raise _unreadable(file, f"tensor {name} does not lie in one run of its numbers")
+        raise _unreadable(file, f"{name!r} in it is not a tensor") from None
+    if not fits or transformed or not (in_order or 0 in shape):
+        raise _unreadable(file, f"tensor {name} is not contiguous in its storage")
     return Tensor(tuple(shape), storage.dtype, file, starts[member] + offset * item, seen)
 
 
 def _start(raw: FileIO, info: zipfile.ZipInfo, size: int) -> int:
-    """Return where the bytes of a member begin; its local header has a length of its own."""
+    """Return the offset of a member's bytes, after its local header of variable length."""
     if not 0 <= info.header_offset < size:
-        raise ValueError(f"{info.filename} lies outside of the file")
+        raise ValueError(f"{info.filename} is outside of the file")
     raw.seek(info.header_offset)
     header = raw.read(30)
-    as_it_is = info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size
-    if len(header) < 30 or header[:4] != b"PK\3\4" or not as_it_is:
-        raise ValueError(f"{info.filename} is not stored as it is")
+    uncompressed = info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size
+    if len(header) < 30 or header[:4] != b"PK\3\4" or not uncompressed:
+        raise ValueError(f"{info.filename} is not stored uncompressed")
     start = info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     if start + info.file_size > size:
-        raise ValueError(f"{info.filename} ends behind the file")
+        raise ValueError(f"{info.filename} ends beyond the file")
     return start
 
 

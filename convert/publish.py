@@ -1,4 +1,4 @@
-"""Moving files about: what a conversion copies beside the weights, and giving the finished folder its name."""
+"""File operations of a conversion: copying what is not weights, and publishing the finished folder."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ INDEX = "model_index.json"
 
 
 def copy_files(source: Path, target: Path, index: Mapping[str, Any], chosen: Iterable[str], networks: Set[str]) -> None:
-    """Copy what is not weights: the index, the chosen networks' configurations, the folders of what is no network."""
+    """Copy all but weights: the index, the chosen networks' configurations, and the folders of other components."""
     target.mkdir(exist_ok=True)
     shutil.copyfile(source / INDEX, target / INDEX)
     for name in chosen:
@@ -24,12 +24,12 @@ def copy_files(source: Path, target: Path, index: Mapping[str, Any], chosen: Ite
         if names_a_class and name not in networks:
             if not name.isidentifier() or not (source / name).is_dir():
                 raise CheckpointError(f"{source / INDEX} names {name}, but {source} has no such folder")
-            shutil.rmtree(target / name, ignore_errors=True)  # of a run that was killed
+            shutil.rmtree(target / name, ignore_errors=True)  # left by a killed run
             _copy_folder(source / name, target / name)
 
 
 def _copy_folder(source: Path, target: Path) -> None:
-    """Copy the files, but not their modes: what is read-only could not be replaced or moved later."""
+    """Copy the files without their modes: read-only files could not be replaced or moved later."""
     target.mkdir()
     for entry in source.iterdir():
         if entry.is_dir():
@@ -39,9 +39,9 @@ def _copy_folder(source: Path, target: Path) -> None:
 
 
 def flush(folder: Path) -> None:
-    """Have the disk hold what is in a folder, so that a loss of power takes nothing that the journal calls done."""
-    for place, _, files in os.walk(folder):
-        for path in (*(os.path.join(place, name) for name in files), place):
+    """Sync a folder to the disk, so that a power loss loses nothing that the journal records as done."""
+    for parent, _, files in os.walk(folder):
+        for path in (*(os.path.join(parent, name) for name in files), parent):
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
@@ -49,35 +49,35 @@ def flush(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def place_folder(new: Path, target: Path, overwrite: bool) -> None:
-    """Give the finished folder its name, or move what is in it into a target that has files already.
+def publish_folder(new: Path, target: Path, overwrite: bool) -> None:
+    """Rename the finished folder to `target`, or move its entries into a target that has files already.
 
-    May be called again where an earlier call was killed.
+    May be called again after an earlier call was killed.
     """
     if not new.exists():
         return
     if not target.exists() or not any(target.iterdir()):
         os.replace(new, target)
         return
-    # Without these two nothing loads the target, whatever model is left in it: they go first and come last.
+    # Nothing loads a target without these two: they are removed first and moved last.
     for name in (INDEX, MANIFEST):
         if overwrite and (new / name).exists():
             (target / name).unlink(missing_ok=True)
     for entry in sorted(new.iterdir(), key=lambda entry: (entry.name == INDEX, entry.name == MANIFEST)):
-        place = target / entry.name
-        if place.exists() and not overwrite and entry.name != MANIFEST:
+        old = target / entry.name
+        if old.exists() and not overwrite and entry.name != MANIFEST:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             continue
-        if place.is_dir() and not place.is_symlink():
-            shutil.rmtree(place)
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old)
         elif entry.is_dir():
-            place.unlink(missing_ok=True)
-        os.replace(entry, place)
+            old.unlink(missing_ok=True)
+        os.replace(entry, old)
     new.rmdir()
 
 
 def link(source: str, target: str) -> None:
-    """Give a file a second name, or where that cannot be, copy it. Parts are never written to again."""
+    """Hard-link a file, or copy it where that fails. Parts are never modified later."""
     try:
         os.link(source, target)
     except OSError:

@@ -5,8 +5,8 @@ from joyjax.convert.rules import Rule, Shape, flatten_in, reshape, split_in, spl
 from joyjax.models.qwen3_vl import Qwen3VL, Qwen3VLConfig
 
 IGNORED = {
-    "lm_head.weight": "makes words, which an encoder does not",
-    "model.language_model.norm.weight": "comes after the hidden states that are used",
+    "lm_head.weight": "the LM head, which a text encoder does not use",
+    "model.language_model.norm.weight": "applies after the hidden states that are used",
 }
 
 
@@ -69,7 +69,7 @@ def _linear(theirs: str, ours: str) -> list[Rule]:
 
 
 def unused(config: Qwen3VLConfig) -> dict[str, tuple[Shape, float]]:
-    """Return what `Qwen3VLForConditionalGeneration` holds besides, where its head is tied to the embedding."""
+    """Return the other tensors of `Qwen3VLForConditionalGeneration` with a head that is tied to the embedding."""
     return {"model.language_model.norm.weight": ((config.text.hidden_size,), 1.0)}
 
 

@@ -1,10 +1,10 @@
-"""Key tables: which tensor of a checkpoint fills which parameter, and how its axes are rearranged.
+"""Key tables: which tensor of a checkpoint fills which parameter, and how its axes are permuted.
 
 A rule is a pair of templates and a transform:
 
     Rule("double_blocks.{i}.attn.img_attn_proj.weight", "blocks.{i}.img.out.kernel", split_in)
 
-`{i}`, `{j}`, … stand for numbers. Templates read aloud in both directions, so one table serves loading and export.
+`{i}`, `{j}`, … match numbers. Templates are invertible, so one table serves loading and export.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """A rearrangement of a tensor's axes, as data, so that it goes backwards too, and any part of it can be found.
+    """A permutation of a tensor's axes as data, so that it can be inverted and applied to any part.
 
-    The tensor, of `source_shape`, is seen with the shape `view`, its numbers in the order of the file. `axes` says
-    which axis of the view becomes the first of the parameter, the second, …; an axis that is not among them is left at
-    its last place. All three depend on the parameter's shape. What comes out has that shape, or is reshaped to it.
+    The tensor, of `source_shape`, is reshaped to `view`, in the order of the file. `axes` are the view's axes in the
+    order of the parameter's; of an axis that is missing there, only the last index is used. All three are functions of
+    the parameter's shape. The result has that shape, or is reshaped to it.
     """
 
     name: str
@@ -35,17 +35,17 @@ class Transform:
     axes: Callable[[Shape], tuple[int, ...]]
 
     def forward(self, tensor: np.ndarray, shape: Shape) -> np.ndarray:
-        """Return the parameter of `shape`; wherever NumPy can, a view of the tensor."""
+        """Return the parameter of `shape`, a view of the tensor wherever NumPy can."""
         return self.arrange(tensor.reshape(self.view(shape)), shape).reshape(shape)
 
     def arrange(self, seen: np.ndarray, shape: Shape) -> np.ndarray:
-        """Return the view of a tensor, or of a part of it, with its axes in the order of a parameter of `shape`."""
+        """Permute the axes of a tensor's view, or of a part of it, to those of a parameter of `shape`."""
         axes = self.axes(shape)
         kept = seen[(*(slice(None) if axis in axes else -1 for axis in range(seen.ndim)), ...)]
         return kept.transpose(_ranks(axes))
 
     def inverse(self, parameter: np.ndarray) -> np.ndarray:
-        """Return the tensor of a parameter, zero in what the parameter does not hold."""
+        """Return the tensor of a parameter, with zeros where the parameter has no values."""
         view, axes = self.view(parameter.shape), self.axes(parameter.shape)
         seen = parameter.reshape([view[axis] for axis in axes]).transpose(np.argsort(_ranks(axes)))
         if len(axes) < len(view):
@@ -55,7 +55,7 @@ class Transform:
         return seen.reshape(self.source_shape(parameter.shape))
 
     def part(self, shape: Shape, index: Sequence[slice]) -> tuple[slice, ...] | None:
-        """Return where in the view the part `index` of the parameter comes from; None where axes were merged."""
+        """Return the slices of the view for the part `index` of the parameter; None where axes are merged."""
         view, axes = self.view(shape), self.axes(shape)
         if tuple(view[axis] for axis in axes) != tuple(shape):
             return None
@@ -66,7 +66,7 @@ class Transform:
 
 
 def _ranks(axes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the permutation once the axes that are left out are gone."""
+    """Return the permutation among the axes that are kept."""
     return tuple(sorted(axes).index(axis) for axis in axes)
 
 
@@ -85,7 +85,7 @@ def _permute(name: str, *axes: int) -> Transform:
 
 copy = Transform("copy", lambda shape: shape, lambda shape: shape, _in_order)
 
-# Torch keeps a linear map as [out, in].
+# Torch stores a linear map as [out, in].
 transpose = _permute("transpose", 1, 0)
 
 # [O, I, H, W] ↔ [H, W, I, O]
@@ -120,7 +120,7 @@ def squeeze(ones: int) -> Transform:
 
 
 def last_frame(frames: int) -> Transform:
-    """[O, I, frames, H, W] ↔ [H, W, I, O]: on one frame a causal convolution reads its last temporal slice only."""
+    """[O, I, frames, H, W] ↔ [H, W, I, O]: for one frame a causal convolution uses only its last temporal slice."""
 
     def source_shape(shape: Shape) -> Shape:
         height, width, features_in, features_out = shape
@@ -171,7 +171,7 @@ def token_out(height: int, width: int) -> Transform:
 class Rule:
     """The tensor named `source` fills the parameter at `target`, rearranged by `transform`.
 
-    `also`: other names that the tensor has in files of other programs, or of other versions.
+    `also`: other names of the tensor, in files of other programs or versions.
     """
 
     source: str
@@ -191,12 +191,12 @@ class Match:
 
     @property
     def rows(self) -> int:
-        """The axis of the parameter along which parts lie in one run in the file; 0 where there is none."""
+        """The axis of the parameter along which parts are contiguous in the file; 0 where there is none."""
         axes = self.transform.axes(self.shape)
         return axes.index(0) if 0 in axes[: len(self.shape)] else 0
 
     def parameter(self, tensor: np.ndarray) -> np.ndarray:
-        """Return the parameter made of its tensor."""
+        """Return the parameter of a tensor."""
         return self.transform.forward(tensor, self.shape)
 
 
@@ -240,7 +240,7 @@ def match(
 
 
 def raise_faults(what: str, faults: Sequence[str]) -> None:
-    """Raise one CheckpointError that lists all faults, the first twenty of them in words; nothing if there are none."""
+    """Raise one CheckpointError for all faults, with the first twenty of them; do nothing if there are none."""
     if faults:
         shown = "\n  ".join(faults[:20]) + (f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else "")
         raise CheckpointError(f"{what}:\n  {shown}")

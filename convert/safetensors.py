@@ -1,7 +1,7 @@
 """Reading the safetensors files of one component: headers first, then any part of any tensor.
 
-A checkpoint is untrusted. Everything a header says is checked against the file before memory is taken, and what is
-read later must come from the same file. It is read, not mapped: a mapped file that is cut short kills the process.
+A checkpoint is untrusted. A header is checked against the file before memory is allocated, and later reads must be
+from the same, unchanged file. Files are read, not mapped: truncating a mapped file kills the process.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from joyjax.reading import Stamp, read_json, stamp
 
 LONGEST_NAME = 200  # of a tensor; the real ones have 68
 
-# The format's names and NumPy's. Parameters have one of dtypes.STORED; what is not read may be of any of these kinds.
+# The format's names and NumPy's. Parameters have one of dtypes.STORED; ignored tensors may have any of these.
 DTYPES = {
     **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"},
     **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "BOOL": "bool"},
@@ -33,7 +33,7 @@ DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor: its shape, its dtype under NumPy's name, and where its bytes begin in which file."""
+    """One tensor: its shape, its dtype under NumPy's name, its file and the offset of its bytes there."""
 
     shape: Shape
     dtype: str
@@ -47,10 +47,10 @@ class Tensor:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def read(self, view: Shape | None = None, part: Sequence[slice] | None = None) -> np.ndarray:
-        """Return the tensor seen with the shape `view`, or the part of that which slices of step one select.
+        """Return the tensor reshaped to `view`, or the part of that view which slices of step 1 select.
 
         Raises:
-            OSError: if the file has gone, changed since its header was read, or ends too early.
+            OSError: if the file is missing, has changed since its header was read, or is truncated.
         """
         view = self.shape if view is None else view
         ranges = [range(size)[each] for size, each in zip(view, part or [slice(None)] * len(view), strict=True)]
@@ -65,10 +65,10 @@ class Tensor:
 
 
 def _read_runs(file: FileIO, start: int, view: Shape, ranges: Sequence[range], out: np.ndarray) -> None:
-    """Fill `out` with a part of an array that lies in the file from byte `start`, run by run."""
+    """Fill `out` with a part of the array at byte `start` of the file, one contiguous run at a time."""
     if not out.size:
         return
-    # What is whole behind some axis lies in one run with it.
+    # The last axis that is not read whole; all after it are contiguous.
     last = max((axis for axis, each in enumerate(ranges) if len(each) < view[axis]), default=0)
     outer = ranges[:last]
     run = out.size // math.prod(map(len, outer))
@@ -88,18 +88,18 @@ def _read_runs(file: FileIO, start: int, view: Shape, ranges: Sequence[range], o
 
 @dataclasses.dataclass(frozen=True)
 class Tensors:
-    """The tensors of one component by name; `where` is what to call them in messages. None has been read."""
+    """The tensors of one component by name, not read yet; `where` names them in messages."""
 
     where: str
     headers: Mapping[str, Tensor]
 
     @classmethod
     def open(cls, folder: Path) -> "Tensors":
-        """Look into a component's folder: one safetensors file, or shards with an index.
+        """Read the headers of a component's folder: one safetensors file, or shards with an index.
 
         Raises:
-            CheckpointError: if the folder or its weights are missing or unreadable, if they are pickled, or if index
-                and shards do not agree.
+            CheckpointError: if the folder or its weights are missing, unreadable or pickled, or if index and shards
+                disagree.
         """
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is missing; it should hold {WEIGHTS[0]} or {WEIGHTS[1]}")
@@ -121,7 +121,7 @@ class Tensors:
         """Return one tensor, or a part of it: see `Tensor.read`.
 
         Raises:
-            CheckpointError: if the file has gone or changed since it was opened.
+            CheckpointError: if the file is missing or has changed since its header was read.
         """
         tensor = self.headers[name]
         try:
@@ -131,7 +131,7 @@ class Tensors:
 
 
 def read_header(file: Path) -> dict[str, Tensor]:
-    """Read what a safetensors file says of its tensors, and check it against the file.
+    """Read the tensors of a safetensors header, and check them against the file.
 
     Raises:
         CheckpointError: naming the file, and the tensor where there is one.
@@ -152,7 +152,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
     end = 0
     for first, last, name in sorted(spans):
         if first != end:
-            raise unreadable(file, f"tensor {name} begins at byte {first} of the data, where {end} is next")
+            raise unreadable(file, f"tensor {name} begins at byte {first} of the data; expected {end}")
         end = last
     if end != size - begin:
         raise unreadable(file, f"its tensors take {end} bytes; it holds {size - begin}: is the download complete?")
@@ -160,16 +160,16 @@ def read_header(file: Path) -> dict[str, Tensor]:
 
 
 def check_name(file: Path, name: object) -> None:
-    """Raise CheckpointError unless this can be the name of a tensor, short and printable, as messages show it."""
+    """Raise CheckpointError unless the name of a tensor is short and printable, since messages show it."""
     if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
         shown = ascii(name[:100]) if isinstance(name, str) else f"of type {type(name).__name__}"
         raise CheckpointError(f"{file}: a tensor has the name {shown}; expected up to {LONGEST_NAME} printable letters")
 
 
 def _checked(file: Path, name: str, entry: Any) -> tuple[str, Shape, tuple[int, int]]:
-    """Return dtype, shape and byte range of one tensor, each of the right kind."""
+    """Return the checked dtype, shape and byte range of one tensor."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise unreadable(file, f"tensor {name} is not told by dtype, shape and data_offsets")
+        raise unreadable(file, f"tensor {name} is not described by dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         shown = dtype if isinstance(dtype, str) and dtype.isprintable() else ascii(dtype)
@@ -183,10 +183,10 @@ def _checked(file: Path, name: str, entry: Any) -> tuple[str, Shape, tuple[int, 
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    """Read the headers of all files in an index; each tensor must be where the index says, and nowhere else."""
+    """Read the headers of all files in an index; each tensor must be in the indexed file only."""
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
-        raise CheckpointError(f"{index}: weight_map should give the file of each tensor")
+        raise CheckpointError(f"{index}: weight_map should map each tensor to its file")
     tensors: dict[str, Tensor] = {}
     for name in where:
         check_name(index, name)
@@ -201,6 +201,6 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         if name not in tensors:
             raise CheckpointError(f"{index}: tensor {name} should be in {where[name]}, which does not hold it")
         if where.get(name) != tensors[name].file.name:
-            said = f"in {where[name]}" if name in where else "nowhere"
-            raise CheckpointError(f"{index}: tensor {name} is in {tensors[name].file.name}; the index has it {said}")
+            indexed = f"in {where[name]}" if name in where else "nowhere"
+            raise CheckpointError(f"{index}: tensor {name} is in {tensors[name].file.name}; the index has it {indexed}")
     return tensors

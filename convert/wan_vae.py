@@ -45,7 +45,7 @@ def _conv(source: str, target: str, transform: Transform) -> list[Rule]:
 
 
 def unused(config: WanVAEConfig) -> dict[str, tuple[Shape, float]]:
-    """Return the convolutions that resample in time, where the reference has them."""
+    """Return the temporal convolutions of the reference's resampling."""
     levels = len(config.temperal_downsample)
     found: dict[str, tuple[Shape, float]] = {}
     for level, temporal in enumerate(config.temperal_downsample):

@@ -1,4 +1,4 @@
-"""Counts what devices say to each other in a compiled program."""
+"""Counts the collectives of a compiled program."""
 
 import collections
 import re
@@ -9,9 +9,9 @@ ARRAY = re.compile(r"\w+\[[\d,]*\]")
 
 
 def count_collectives(program: str) -> collections.Counter:
-    """Return the collectives of a program in XLA's text by kind; one that XLA made of several counts as so many.
+    """Return the collectives of a program in XLA's text by kind; a combined one counts once for each of its arrays.
 
-    The chunks that an all-to-all of XLA's takes and gives apart are one array.
+    The chunks of an all-to-all, which XLA lists separately, are one array.
     """
     found = collections.Counter()
     for _, kind, operands in CALL.findall(program):
@@ -20,5 +20,5 @@ def count_collectives(program: str) -> collections.Counter:
 
 
 def gathered_shapes(program: str) -> list[str]:
-    """Return the results of all gathers."""
+    """Return the result shapes of all all-gathers."""
     return [shape for shape, kind, _ in CALL.findall(program) if kind == "all-gather"]

@@ -1,4 +1,4 @@
-"""Counting what JAX compiles."""
+"""Counts JAX's compilations."""
 
 import collections
 import contextlib
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 class Compilations(logging.Handler):
-    """Counts what JAX says that it has compiled, by the name of the function."""
+    """Counts the compilations in JAX's log by the name of the function."""
 
     def __init__(self):
         super().__init__()
@@ -23,7 +23,7 @@ class Compilations(logging.Handler):
 def counting() -> Iterator[collections.Counter]:
     """Yield the counts, which grow within the block."""
     handler, logger = Compilations(), logging.getLogger("jax._src.dispatch")
-    level, spread = logger.level, logger.propagate
+    level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
@@ -32,4 +32,4 @@ def counting() -> Iterator[collections.Counter]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-        logger.propagate = spread
+        logger.propagate = propagate

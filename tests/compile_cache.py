@@ -1,8 +1,8 @@
-"""Where the tests keep compiled programs: one folder, kept between runs, for all workers and what they start.
+"""The tests' persistent compilation cache: one folder, kept between runs, for all workers and their subprocesses.
 
-JOYJAX_TEST_CACHE names another place for it; empty, nothing is kept. JAX's own lock makes it safe for several
-processes, and its size is bounded. A test that counts compilations or times a cold start gives its programs a fresh
-folder with `fresh`.
+JOYJAX_TEST_CACHE names another folder; empty disables the cache. JAX's own lock makes it safe for several processes,
+and its size is bounded. A test that counts compilations or times a cold start gives its programs an empty cache with
+`fresh`.
 """
 
 import hashlib
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-SIZE = 2**31  # bytes; what was used least goes first
-LEAST = 0.2  # seconds of compiling; what takes less is compiled anew
+SIZE = 2**31  # bytes; the least recently used entries are evicted first
+LEAST = 0.2  # seconds of compile time below which programs are not cached
 SETTINGS = (
     "JAX_COMPILATION_CACHE_DIR",
     "JAX_COMPILATION_CACHE_MAX_SIZE",
@@ -22,38 +22,38 @@ SETTINGS = (
 
 
 def folder() -> Path | None:
-    """Return the folder, by all that a compiled program depends on; None: nothing is kept."""
-    place = os.environ.get("JOYJAX_TEST_CACHE", str(Path.home() / ".cache" / "joyjax-tests"))
-    if not place:
+    """Return the folder for these versions and this processor; None: no cache."""
+    root = os.environ.get("JOYJAX_TEST_CACHE", str(Path.home() / ".cache" / "joyjax-tests"))
+    if not root:
         return None
-    return Path(place).expanduser() / f"jax-{metadata.version('jax')}-python-{platform.python_version()}-{_processor()}"
+    return Path(root).expanduser() / f"jax-{metadata.version('jax')}-python-{platform.python_version()}-{_processor()}"
 
 
 def _processor() -> str:
-    """Return a short name for the instructions of this processor: a home folder may be shared by unlike machines."""
+    """Return a digest of this processor's instruction set: a home folder may be shared by different machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = [platform.processor()]
-    told = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:8]
+    features = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+    return hashlib.sha256("\n".join(features).encode()).hexdigest()[:8]
 
 
 def settings() -> dict[str, str]:
-    """Return the environment in which JAX keeps programs there; it reads it when it is imported."""
-    place = folder()
-    return dict(zip(SETTINGS, map(str, (place, SIZE, LEAST)), strict=True)) if place else {}
+    """Return the environment variables of the cache, which JAX reads when it is imported."""
+    cache = folder()
+    return dict(zip(SETTINGS, map(str, (cache, SIZE, LEAST)), strict=True)) if cache else {}
 
 
-def mend() -> None:
-    """Remove what a killed process left half-written: JAX writes an entry and then the time of its last use."""
-    place = folder()
-    for entry in place.glob("*-cache") if place else ():
+def remove_incomplete() -> None:
+    """Remove the incomplete entries of killed processes: JAX writes an entry and then the time of its last use."""
+    cache = folder()
+    for entry in cache.glob("*-cache") if cache else ():
         if not entry.with_name(entry.name.removesuffix("-cache") + "-atime").exists():
             entry.unlink(missing_ok=True)
 
 
-def fresh(environment: Mapping[str, str], place: Path) -> dict[str, str]:
-    """Return the environment of a user whose caches begin empty in `place`."""
+def fresh(environment: Mapping[str, str], cache: Path) -> dict[str, str]:
+    """Return the environment of a user with empty caches in `cache`."""
     kept = {name: value for name, value in environment.items() if name not in SETTINGS}
-    return {**kept, "XDG_CACHE_HOME": str(place)}
+    return {**kept, "XDG_CACHE_HOME": str(cache)}

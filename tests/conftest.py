@@ -1,4 +1,4 @@
-"""Set-up that must come before JAX starts, and the checkpoints that several tests share."""
+"""Set-up before JAX starts, and the checkpoints that several tests share."""
 
 import importlib.util
 import os
@@ -19,17 +19,17 @@ import jax
 import numpy as np
 import pytest
 
-hypothesis.settings.register_profile("same", derandomize=True)  # a test that passed passes again
+hypothesis.settings.register_profile("same", derandomize=True)  # the same examples in every run
 hypothesis.settings.load_profile("same")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# Real configs, tokenizer and photographs, where this checkout has them beside it; never needed to pass.
+# Optional real configs, tokenizer and photographs, beside this checkout; tests that need them are skipped otherwise.
 REFERENCE = Path(os.environ.get("JOYJAX_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
 
 
 def relative_error(ours, theirs) -> float:
-    """Return the largest difference over the largest number of the reference."""
+    """Return the largest difference over the largest value of the reference."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     assert ours.shape == theirs.shape, f"{ours.shape} is not {theirs.shape}"
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
@@ -37,7 +37,7 @@ def relative_error(ours, theirs) -> float:
 
 @pytest.fixture(scope="session")
 def error():
-    """The measure of every parity test: largest difference over the largest number of the reference."""
+    """The error measure of parity tests: largest difference over the largest value of the reference."""
     return relative_error
 
 
@@ -45,7 +45,7 @@ def error():
 def reference_files() -> Path:
     if not REFERENCE.is_dir():
         pytest.skip(
-            f"the model's own configs and tokenizer are not at {REFERENCE} (JOYJAX_REFERENCE names another place)"
+            f"the model's own configs and tokenizer are not at {REFERENCE} (JOYJAX_REFERENCE names another folder)"
         )
     return REFERENCE
 
@@ -61,7 +61,7 @@ def _no_gradients():
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
-    """Programs that tests start keep what they compile in a place of the tests' own."""
+    """Give subprocesses of tests a cache folder of the test run."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
@@ -86,11 +86,11 @@ def checkpoint(reference, tmp_path_factory) -> Path:
 
 def pytest_configure(config) -> None:
     if not hasattr(config, "workerinput"):  # once, before any worker starts
-        compile_cache.mend()
+        compile_cache.remove_incomplete()
 
 
 def pytest_collection_modifyitems(config, items) -> None:
-    """Leave the nightly tests out, unless `-m` speaks of them or a test is called by its name."""
+    """Deselect the nightly tests, unless `-m` mentions them or a test is selected by its name."""
     if "nightly" in config.option.markexpr or any("::" in argument for argument in config.args):
         return
     nightly = [item for item in items if item.get_closest_marker("nightly")]

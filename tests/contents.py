@@ -1,4 +1,4 @@
-"""What a program compiled for a GPU contains, read from XLA's text: its kernels, its arithmetic, its largest arrays."""
+"""The contents of a program compiled for a GPU, from XLA's text: kernels, arithmetic, largest arrays."""
 
 import collections
 import json
@@ -23,9 +23,9 @@ OWN_KERNELS = {
 
 
 def kernels(program: str) -> dict[str, int]:
-    """Count what runs: calls of libraries and hand-written kernels by name, products also by epilogue, XLA's by kind.
+    """Count kernels: library calls and hand-written kernels by name, products also by epilogue, XLA's by kind.
 
-    XLA's own kernels are the instructions of the main program and of its loops' bodies, not those inside a fusion.
+    XLA's own kernels are the instructions of the main program and of loop bodies, without those inside a fusion.
     """
     found: collections.Counter[str] = collections.Counter()
     for line in _outside_fusions(program):
@@ -47,7 +47,7 @@ def kernels(program: str) -> dict[str, int]:
 
 
 def flops(program: str) -> float:
-    """Return the floating-point operations of all products, convolutions and fused attention, as often as they run."""
+    """Return the floating-point operations of all products, convolutions and fused attention, loops counted in full."""
     shapes = {match[1]: ARRAY.findall(match[2]) for match in INSTRUCTION.finditer(program)}
     times, computation = _times(program), ""
     total = 0.0
@@ -60,7 +60,7 @@ def flops(program: str) -> float:
 
 
 def _flops_of_call(match: re.Match[str], shapes: dict[str, list[tuple[str, str]]]) -> float:
-    """Return the arithmetic of one call of a library, done once."""
+    """Return the floating-point operations of one library call."""
     target = re.search(r'custom_call_target="([^"]+)"', match[4])
     operands = [_sizes(shapes[name][0]) for name in re.findall(r"%([^\s,)]+)", match[4].partition(")")[0])]
     if target is None:
@@ -83,7 +83,7 @@ def _flops_of_call(match: re.Match[str], shapes: dict[str, list[tuple[str, str]]
 
 
 def _times(program: str) -> dict[str, int]:
-    """Return how often the body of each loop runs, in a program or in another loop; others run once."""
+    """Return how often each loop's body runs, nested loops multiplied."""
     inside: dict[str, tuple[str, int]] = {}
     computation = ""
     for line in program.splitlines():
@@ -101,7 +101,7 @@ def _times(program: str) -> dict[str, int]:
 
 
 def largest_arrays(program: str, count: int = 3) -> list[str]:
-    """Return the largest arrays that anything but an argument gives, such as `bf16[2,8192,16384]`."""
+    """Return the largest arrays besides arguments, such as `bf16[2,8192,16384]`."""
     sizes: dict[str, int] = {}
     for match in INSTRUCTION.finditer(program):
         if match[3] == "parameter":
@@ -112,9 +112,9 @@ def largest_arrays(program: str, count: int = 3) -> list[str]:
 
 
 def loop_slices(program: str) -> list[tuple[str, int]]:
-    """Return the arrays that loops cut out of larger ones, such as one layer's weights, and how often each is made.
+    """Return the slices that loops copy out of larger arrays, such as one layer's weights, with their counts.
 
-    Whether as a kernel of its own or within a fusion that does no more; a slice that a product reads in place is none.
+    A slice is a separate kernel or a fusion of its own. One that a product reads in place is not counted.
     """
     times, found, computation, inside = _times(program), [], "", {}
     for line in program.splitlines():
@@ -140,7 +140,7 @@ def bytes_of(array: str) -> int:
 
 
 def _outside_fusions(program: str) -> list[str]:
-    """Return the lines of the main program and of loops, without what a fusion calls or a reduction applies."""
+    """Return the lines of the main program and of loops, without computations of fusions and reductions."""
     called = set(re.findall(r"(?:calls|to_apply)=%([^\s,)]+)", program))
     lines, inside = [], False
     for line in program.splitlines():
@@ -163,7 +163,7 @@ def _sizes(array: tuple[str, str]) -> list[int]:
 
 
 def _tokens_first(shape: list[int]) -> tuple[int, ...]:
-    """Return batch, tokens, heads and channels; cuDNN's operands lie so."""
+    """Return batch, tokens, heads and channels, the order of cuDNN's operands."""
     assert len(shape) == 4, shape
     return tuple(shape)
 

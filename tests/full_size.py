@@ -1,4 +1,4 @@
-"""The compiled stages of an edit at the real size, as shapes: for compiling without weights, for devices not here.
+"""The compiled stages of an edit at the real size, as shapes: for compiling without weights or devices.
 
 An edit of 1024 × 1024 with one reference and guidance, in bfloat16.
 """
@@ -33,9 +33,9 @@ from joyjax.sharding.place import parameter_sharding
 
 SIDE = 1024  # pixels
 TARGET, REFERENCE = 4096, 4096  # image tokens
-TEXT, PASSES = 1088, 2  # hidden states of a prompt of up to some 40 words with its picture; the passes of guidance
-PROMPT = 1152  # tokens that the text encoder reads: those, and the system turn that is dropped
-SHARED = 928  # of them, the first, are the same in both passes, whichever of the table's sizes the picture has
+TEXT, PASSES = 1088, 2  # hidden states of a prompt of about 40 words with its picture; the passes of guidance
+PROMPT = 1152  # tokens of the text encoder: those, and the system turn that is dropped
+SHARED = 928  # length of the common prefix of both passes, for every size of the table
 PATCHES = (SIDE // 16) ** 2  # of the picture, in the vision tower
 
 JOYIMAGE = JoyImageConfig.from_diffusers(joyimage_original.TRANSFORMER)
@@ -75,29 +75,29 @@ STAGES = ("encode_prompt", "encode_images", "denoise_step", "decode_latents")
 
 
 def stage(name: str, mesh: Mesh, *, layers: int | None = None) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Return a stage as a function of arrays alone, and the shapes and places of these on a mesh.
+    """Return a stage as a function of arrays, and their shapes and shardings on a mesh.
 
-    `layers`: of the transformer, or of the text encoder, in place of all.
+    `layers`: number of layers of the transformer or text encoder, instead of all.
     """
 
     def array(dtype: DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
 
-    integers, numbers = jnp.int32, jnp.float32
+    integers, floats = jnp.int32, jnp.float32
     token = JOYIMAGE.in_channels * JOYIMAGE.patch_area
-    canvas = padded_sizes(buckets(SIDE))[0]
-    patches = canvas[0] * canvas[1] // (WAN.spatial_factor**2 * JOYIMAGE.patch_area)
-    place = [array(integers, 2), array(bool), array(integers), array(integers, TARGET), array(integers, patches)]
-    # Inputs that are dataclasses of arrays are put together inside: they hold arrays, not shapes.
+    bucket = padded_sizes(buckets(SIDE))[0]
+    patches = bucket[0] * bucket[1] // (WAN.spatial_factor**2 * JOYIMAGE.patch_area)
+    placement = [array(integers, 2), array(bool), array(integers), array(integers, TARGET), array(integers, patches)]
+    # Dataclasses of arrays are built inside the functions, since they hold arrays, not shapes.
     if name == "encode_prompt":
         text = QWEN.text if layers is None else dataclasses.replace(QWEN.text, num_hidden_layers=layers)
         weights = parameters(TEXT_ENCODER, dataclasses.replace(QWEN, text=text), mesh)
         prompt = [array(integers, PASSES, PROMPT), array(integers, PASSES, PROMPT, 3), array(integers, PASSES, PROMPT)]
         picture = [
-            array(numbers, 1, PATCHES, QWEN.vision.patch_values),
+            array(floats, 1, PATCHES, QWEN.vision.patch_values),
             array(integers, 1, PATCHES, 2),
             array(integers, 1, PATCHES, 4),
-            array(numbers, 1, PATCHES, 4),
+            array(floats, 1, PATCHES, 4),
             array(integers, 1),
         ]
 
@@ -107,23 +107,23 @@ def stage(name: str, mesh: Mesh, *, layers: int | None = None) -> tuple[Callable
 
         return encode, (weights, array(integers, PASSES), prompt, picture)
     if name == "encode_images":
-        pixels = array(jnp.uint8, 1, *canvas, 3)
+        pixels = array(jnp.uint8, 1, *bucket, 3)
         return (
             lambda *given: encode_images(*given[:2], Placement(*given[2]), patch=JOYIMAGE.patch),
-            (parameters(VAE, WAN, mesh), pixels, place),
+            (parameters(VAE, WAN, mesh), pixels, placement),
         )
     if name == "decode_latents":
-        latents = array(numbers, 1, TARGET, token)
+        latents = array(floats, 1, TARGET, token)
         return (
-            lambda *given: decode_latents(*given[:2], Placement(*given[2]), patch=JOYIMAGE.patch, bucket=canvas),
-            (parameters(VAE, WAN, mesh), latents, place),
+            lambda *given: decode_latents(*given[:2], Placement(*given[2]), patch=JOYIMAGE.patch, bucket=bucket),
+            (parameters(VAE, WAN, mesh), latents, placement),
         )
     if name == "denoise_step":
         config = JOYIMAGE if layers is None else dataclasses.replace(JOYIMAGE, num_layers=layers)
         condition = [
             array(jnp.bfloat16, PASSES, TEXT, config.text_dim),
             array(integers, PASSES),
-            array(numbers, PASSES, REFERENCE, token),
+            array(floats, PASSES, REFERENCE, token),
             array(integers, PASSES, TARGET + REFERENCE, 3),
             array(integers, PASSES),
             array(integers, PASSES),
@@ -134,13 +134,13 @@ def stage(name: str, mesh: Mesh, *, layers: int | None = None) -> tuple[Callable
         ) -> jax.Array:
             return denoise_step(weights, latents, Condition(*condition), *levels, channels=config.in_channels)
 
-        weights, latents = parameters(TRANSFORMER, config, mesh), array(numbers, 1, TARGET, token)
-        return step, (weights, latents, condition, [*[array(numbers)] * 3, array(numbers, 1)])
+        weights, latents = parameters(TRANSFORMER, config, mesh), array(floats, 1, TARGET, token)
+        return step, (weights, latents, condition, [*[array(floats)] * 3, array(floats, 1)])
     raise ValueError(f"stage {name!r}; there are {', '.join(STAGES)}")
 
 
 def parameters(component: Component, config: Any, mesh: Mesh) -> Weights:
-    """Return a network whose parameters are shapes that lie on the mesh as they do in an edit."""
+    """Return a network whose parameters are shapes with their shardings of an edit."""
     abstract = component.abstract(config, jnp.bfloat16)
     placed = {
         path: jax.ShapeDtypeStruct(

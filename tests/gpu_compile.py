@@ -1,8 +1,8 @@
-"""Compiling for NVIDIA GPUs on a machine that has none: which kernels a program has, its memory and its collectives.
+"""Compiling for NVIDIA GPUs on a machine without one: a program's kernels, memory and collectives.
 
-Nothing runs: no timing, no autotuning, no plan of cuDNN. It takes `jax-cuda13-plugin` and `jax-cuda13-pjrt` of JAX's
-own version, `nvidia-cuda-nvcc` and `nvidia-nvvm`, all `--no-deps`; Mosaic GPU also takes `absl-py`. No driver, no
-CUDA, no cuDNN. Import this before JAX where JAX_PLATFORMS is not set.
+Nothing runs: no timing, no autotuning, no cuDNN plans. It needs `jax-cuda13-plugin` and `jax-cuda13-pjrt` of JAX's
+version, `nvidia-cuda-nvcc` and `nvidia-nvvm`, all `--no-deps`; Mosaic GPU also needs `absl-py`. It needs no driver, no
+CUDA and no cuDNN. Import this before JAX where JAX_PLATFORMS is not set.
 """
 
 import collections
@@ -41,7 +41,7 @@ AMPERE = (
     "core_count: 108 fpus_per_core: 64 clock_rate_ghz: 1.41 l2_cache_size: 41943040 "
     "shared_memory_per_block_optin: 166912 shared_memory_per_core: 167936"
 )
-DEVICES = {  # bytes, bytes a second, what is the same for all of its kind
+DEVICES = {  # memory in bytes, bandwidth in bytes per second, properties of the architecture
     "A100": (85197979648, 2039000000000, AMPERE),
     "H100": (84942979072, 3352000000000, HOPPER),
     "H200": (151397597184, 4800000000000, HOPPER),
@@ -59,14 +59,14 @@ gpu_device_info {{
 platform_name: "CUDA" device_description_str: "NVIDIA {name}"
 dnn_version_info {{ major: {cudnn[0]} minor: {cudnn[1]} patch: {cudnn[2]} }}
 """
-# Without a device XLA cannot measure, and would give every product to a kernel that a real GPU does not choose.
+# Without a device XLA cannot autotune, and would choose Triton kernels for all products, unlike on a real GPU.
 OPTIONS: dict[str, Any] = {"xla_gpu_enable_triton_gemm": False}
-# What ptxas says of its kernels, and the host's program that launches them.
+# ptxas's output for the kernels, and the host program that launches them.
 MOSAIC_DUMPS = ("MOSAIC_GPU_DUMP_PTXAS", "MOSAIC_GPU_DUMP_HOST_LLVM")
 
 
 def missing_packages() -> str | None:
-    """Return why nothing can be compiled for a GPU here; None: it can."""
+    """Return why compiling for a GPU is impossible here; None: it is possible."""
     for name in PACKAGES:
         try:
             found = importlib.util.find_spec(name)
@@ -85,7 +85,7 @@ def _devices(count: int, name: str) -> tuple[Any, ...]:
 
 
 def gpu_mesh(sizes: Mapping[str, int] | None = None, name: str = "H100") -> Mesh:
-    """Return a mesh over GPUs of one machine that exist for compiling alone; one device unless sizes are given."""
+    """Return a mesh over compile-only GPUs of one machine; one device unless sizes are given."""
     sizes = {"data": 1} if sizes is None else sizes
     devices = np.asarray(_devices(math.prod(sizes.values()), name)).reshape(tuple(sizes.values()))
     return check_mesh(Mesh(devices, tuple(sizes)))
@@ -93,20 +93,20 @@ def gpu_mesh(sizes: Mapping[str, int] | None = None, name: str = "H100") -> Mesh
 
 @contextlib.contextmanager
 def cudnn_assumed() -> Iterator[None]:
-    """Let JAX trace attention by cuDNN where none is installed: it asks for the version while it traces."""
+    """Let JAX trace cuDNN attention without cuDNN, whose version it checks at trace time."""
     from jax._src.cudnn import fused_attention_stablehlo as private
 
-    asked = private.check_cudnn_version
+    original = private.check_cudnn_version
     private.check_cudnn_version = lambda: CUDNN[0] * 10000 + CUDNN[1] * 100 + CUDNN[2]
     try:
         yield
     finally:
-        private.check_cudnn_version = asked
+        private.check_cudnn_version = original
 
 
 @contextlib.contextmanager
 def nothing_kept() -> Iterator[None]:
-    """Keep JAX from writing programs to its cache, which cannot be read back for a device that is not there."""
+    """Disable JAX's persistent cache, whose entries cannot be read for a device that is not present."""
     least = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
     try:
@@ -118,34 +118,36 @@ def nothing_kept() -> Iterator[None]:
 def compile_for_gpu(
     function: Callable[..., Any], *arguments: Any, mesh: Mesh | None = None, options: Mapping[str, Any] | None = None
 ) -> jax.stages.Compiled:
-    """Compile for the devices of `gpu_mesh`; arguments are pytrees of jax.ShapeDtypeStruct, whole unless placed.
+    """Compile for the devices of `gpu_mesh`; arguments are pytrees of jax.ShapeDtypeStruct, replicated by default.
 
-    `options` are XLA's, beside those that every program here is compiled with.
+    `options` are XLA's, in addition to `OPTIONS`.
     """
     mesh = gpu_mesh() if mesh is None else mesh
-    whole = NamedSharding(mesh, PartitionSpec())
-    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or whole), arguments)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    sharded = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or replicated), arguments
+    )
     jitted = function if hasattr(function, "trace") else jax.jit(function)
-    # The abstract mesh names the device, from which Pallas takes the architecture.
+    # Pallas takes the architecture from the abstract mesh's device.
     with nothing_kept(), cudnn_assumed(), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        lowered = jitted.trace(*placed).lower(lowering_platforms=("cuda",))
+        lowered = jitted.trace(*sharded).lower(lowering_platforms=("cuda",))
         return lowered.compile(compiler_options=OPTIONS | dict(options or {}))
 
 
 def custom_calls(compiled: jax.stages.Compiled) -> collections.Counter[str]:
-    """Count what the program leaves to libraries and to hand-written kernels, by name."""
+    """Count the calls of libraries and hand-written kernels by name."""
     return collections.Counter(re.findall(r'custom_call_target="([^"]+)"', compiled.as_text()))
 
 
 def fusions(compiled: jax.stages.Compiled) -> collections.Counter[str]:
-    """Count XLA's own fused kernels, by kind."""
+    """Count XLA's fusions by kind."""
     return collections.Counter(re.findall(r" fusion\(.*kind=k(\w+)", compiled.as_text()))
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[list[str]]:
-    """Have Mosaic GPU say what its kernels use and ask for, and collect what this process prints, from any language."""
-    told: list[str] = []
+def _compiler_output() -> Iterator[list[str]]:
+    """Enable Mosaic GPU's dumps, and collect everything that this process prints, from any language."""
+    output: list[str] = []
     before = {name: os.environ.get(name) for name in MOSAIC_DUMPS}
     os.environ.update(dict.fromkeys(MOSAIC_DUMPS, "1"))
     sys.stdout.flush()
@@ -155,7 +157,7 @@ def _told() -> Iterator[list[str]]:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
         try:
-            yield told
+            yield output
         finally:
             for number, copy in zip((1, 2), kept, strict=True):
                 os.dup2(copy, number)
@@ -166,47 +168,45 @@ def _told() -> Iterator[list[str]]:
                 else:
                     os.environ[name] = value
             file.seek(0)
-            told.append(file.read().decode(errors="replace"))
+            output.append(file.read().decode(errors="replace"))
 
 
 def kernel_resources(
     function: Callable[..., Any], *arguments: Any, mesh: Mesh | None = None
 ) -> tuple[jax.stages.Compiled, dict[str, int | None] | None]:
-    """Compile, and return what a thread of the Pallas kernel in it uses; None: no kernel, or ptxas said nothing.
+    """Compile, and return the resources of the Pallas kernel in it; None: no kernel, or no output of ptxas.
 
-    `registers` of 32 bits, bytes of `spills` to memory, and `shared` bytes that a block asks for; None: not told, as by
-    Mosaic GPU of JAX 0.12. Mosaic GPU compiles a kernel once in a process, and is silent when it comes again.
+    `registers` per thread, `spills` in bytes, and `shared` bytes of a block; None where unknown, as for Mosaic GPU of
+    JAX 0.12. Mosaic GPU compiles a kernel once per process and prints nothing the second time.
     """
     with tempfile.TemporaryDirectory() as dumped:
-        with _told() as told:
+        with _compiler_output() as output:
             options = {"xla_dump_to": dumped, "xla_dump_hlo_as_text": True, "xla_dump_emitter_re": "^ptx$"}
             compiled = compile_for_gpu(function, *arguments, mesh=mesh, options=options)
         names = re.findall(r'"__gpu\$xla\.gpu\.triton".*name = \\?"(\w+)', compiled.as_text())
         if names:
             return compiled, _triton_resources(Path(dumped), names[0])
-    return compiled, _resources(told[0], re.findall(r"@mosaic_gpu_get_function\(.*, i32 (\d+), i32 \d+\)", told[0]))
+    return compiled, _resources(output[0], re.findall(r"@mosaic_gpu_get_function\(.*, i32 (\d+), i32 \d+\)", output[0]))
 
 
 def _triton_resources(dumped: Path, name: str) -> dict[str, int | None] | None:
-    """Give a kernel's PTX to ptxas once more, as XLA did, to hear what it says."""
+    """Run ptxas again on a kernel's PTX, as XLA does, for its verbose output."""
     [ptx] = [path for path in dumped.glob("*.ptx") if f".entry {name}(" in path.read_text()]
     architecture = re.search(r"\.target (\w+)", ptx.read_text())
     assert architecture, ptx.read_text()[:200]
     package = importlib.util.find_spec("nvidia")
     assert package, missing_packages()
-    [assembler] = [
-        path for place in package.submodule_search_locations or () for path in Path(place).glob("*/bin/ptxas")
-    ]
+    [assembler] = [path for root in package.submodule_search_locations or () for path in Path(root).glob("*/bin/ptxas")]
     command = [assembler, "-v", "--gpu-name", architecture[1], ptx, "-o", os.devnull]
-    told = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     launches = "".join(path.read_text() for path in dumped.glob("*thunk_sequence.txt"))
-    return _resources(told.stdout + told.stderr, re.findall(rf" {name} grid: .*shared_memory: (\d+) bytes", launches))
+    return _resources(done.stdout + done.stderr, re.findall(rf" {name} grid: .*shared_memory: (\d+) bytes", launches))
 
 
-def _resources(told: str, shared: list[str]) -> dict[str, int | None] | None:
-    """Read what ptxas told of a kernel; `shared` memory is asked for at the launch, of which ptxas knows nothing."""
-    found = [int(number) for number in re.findall(r"[Uu]sed (\d+) registers", told)]
+def _resources(output: str, shared: list[str]) -> dict[str, int | None] | None:
+    """Parse ptxas's output for a kernel; `shared` memory is requested at the launch, which ptxas does not see."""
+    found = [int(number) for number in re.findall(r"[Uu]sed (\d+) registers", output)]
     if not found:
         return None
-    spills = [int(number) for number in re.findall(r"(\d+) bytes spill", told)]
+    spills = [int(number) for number in re.findall(r"(\d+) bytes spill", output)]
     return {"registers": max(found), "spills": sum(spills), "shared": max(map(int, shared), default=None)}

@@ -1,4 +1,4 @@
-"""Runs joyjax's commands: in this process, where programs stay compiled, or in one of their own, as a user does."""
+"""Runs joyjax's commands: in this process, where programs stay compiled, or in a subprocess, as a user does."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ PROGRAM = Path(sys.executable).with_name("joyjax")
 
 
 def invoke(command: str, *arguments: object, input: bytes | None = None) -> Result:
-    """Run a command here, with this on standard input. What `main` makes status 1 of is in `exception`."""
+    """Run a command in this process with this standard input. The error behind a status 1 is in `exception`."""
     from joyjax.cli import app
 
     return CliRunner().invoke(
@@ -22,7 +22,7 @@ def invoke(command: str, *arguments: object, input: bytes | None = None) -> Resu
 
 
 def succeed(command: str, *arguments: object) -> Result:
-    """Run a command that must end well."""
+    """Run a command that must succeed."""
     done = invoke(command, *arguments)
     if done.exit_code:
         raise AssertionError(f"{done.stderr}\n{done.exception!r}") from done.exception
@@ -30,15 +30,15 @@ def succeed(command: str, *arguments: object) -> Result:
 
 
 def environment() -> dict[str, str]:
-    """Return what a user has: not what conftest.py sets for this process."""
+    """Return a user's environment, without the settings of conftest.py."""
     return {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TOKENIZERS_"))}
 
 
 def hearing_interrupts(*command: object, terminal: bool = False) -> list[str]:
-    """Return a command whose process Ctrl-C reaches, also where these tests are a shell's job in the background.
+    """Return a command whose process receives Ctrl-C, also where these tests run as a background job of a shell.
 
-    `terminal`: standard input becomes the terminal that it is pressed on. What the process does first is done by a
-    program in its place, since JAX's threads do not survive a fork that runs Python.
+    `terminal`: standard input becomes the controlling terminal. A small Python program sets this up and then executes
+    the command, since JAX's threads do not survive a fork that runs Python.
     """
     first = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); " if terminal else ""
     reset = "signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
@@ -47,7 +47,7 @@ def hearing_interrupts(*command: object, terminal: bool = False) -> list[str]:
 
 
 def start(*arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> subprocess.Popen:
-    """Start the installed program; `env` is set besides what a user has."""
+    """Start the installed program in a user's environment with `env` added."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = hearing_interrupts(PROGRAM, *arguments)
     return subprocess.Popen(command, cwd=cwd, **pipes, text=True, env={**environment(), **(env or {})})

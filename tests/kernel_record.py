@@ -1,4 +1,4 @@
-"""The record of what each Pallas kernel uses on its full-size shapes: measured, compared with tolerance, as a table."""
+"""The record of each Pallas kernel's resources on full-size shapes: measurement, comparison with tolerance, table."""
 
 import functools
 from typing import Any
@@ -7,25 +7,25 @@ import gpu_compile
 
 from joyjax.kernels.cases import SHAPES, cases
 
-# Which implementation of `kernels/` is for which GPU, and what XLA makes of the reference.
+# The implementation of `kernels/` for each GPU, and XLA's fusion of the reference.
 COLUMNS = {"H100 mosaic": ("H100", "mosaic"), "A100 triton": ("A100", "triton"), "H100 xla": ("H100", "reference")}
-REGISTERS = 0.1  # what may change from build to build of a compiler, relative
-TEMPORARIES = 4096  # bytes, of which a change says nothing
+REGISTERS = 0.1  # relative tolerance, for changes between builds of a compiler
+TEMPORARIES = 4096  # bytes of tolerance
 
 Row = dict[str, Any]
 Kernels = dict[str, dict[str, dict[str, Row]]]
 
 
 def measure_kernels(shapes: tuple[str, ...] = tuple(SHAPES)) -> Kernels:
-    """Return, by column, shape and operation, what a kernel uses and how many kernels and temporaries its program has.
+    """Return a kernel's resources, and its program's kernels and temporaries, by column, shape and operation.
 
-    Once in a process: Mosaic GPU tells what a kernel uses only when it compiles it for the first time.
+    To be called once per process: Mosaic GPU prints a kernel's resources only at its first compilation.
     """
     found: Kernels = {}
-    for column, (device, how) in COLUMNS.items():
+    for column, (device, implementation) in COLUMNS.items():
         for shape in shapes:
             for case in cases(shape):
-                function = functools.partial(case.function, implementation=how)
+                function = functools.partial(case.function, implementation=implementation)
                 compiled, used = gpu_compile.kernel_resources(
                     function, *case.arguments, mesh=gpu_compile.gpu_mesh(name=device)
                 )
@@ -36,7 +36,7 @@ def measure_kernels(shapes: tuple[str, ...] = tuple(SHAPES)) -> Kernels:
 
 
 def kernel_differences(recorded: Kernels, found: Kernels) -> list[str]:
-    """Say, a line each, where a kernel spills, or uses more or less than recorded; of shapes that were measured."""
+    """Return a line for each spill and each difference to the record, for the measured shapes."""
     lines = []
     for column, shapes in found.items():
         for shape, operations in shapes.items():

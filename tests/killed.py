@@ -1,9 +1,9 @@
-"""A program that converts the toy model in children of its own and has them die, so that JAX is imported once.
+"""Converts the toy model in child processes that are killed; children are forked, so that JAX is imported once.
 
     python killed.py < jobs > answers      # one line of json each
 
-Each child is forked before JAX has a backend. A job says what to convert, and at which write or after how many seconds
-the child gets a signal; the answer says how it ended.
+Each child is forked before JAX has a backend. A job is what to convert, and the write or the number of seconds after
+which the child gets a signal; the answer is how it ended.
 """
 
 import ctypes
@@ -31,22 +31,22 @@ WRITES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symli
 
 @dataclasses.dataclass
 class Job:
-    """What to do in a child."""
+    """The job of a child."""
 
     source: str
     target: str
     options: dict[str, Any]
     part_bytes: int
-    at: list | None = None  # the kind of a write, and the how manieth of this kind from 0
+    at: list | None = None  # the kind of a write, and its index among those of this kind
     after: float | None = None  # seconds
     signal: int = signal.SIGKILL
     longest_file: int | None = None  # bytes
-    mere_user: bool = False  # root without its right to pass by what files permit
+    mere_user: bool = False  # root without the capability to bypass file permissions
 
 
 @dataclasses.dataclass
 class Answer:
-    """How a child ended: the signal or 0, what was raised, and the kinds of all its writes in order."""
+    """How a child ended: its signal or 0, its error, and the kinds of all its writes in order."""
 
     pid: int
     signal: int
@@ -56,7 +56,7 @@ class Answer:
 
 
 def kind(event: str, args: tuple) -> str | None:
-    """Return the kind of write that an audit event tells of, if it does."""
+    """Return the kind of write of an audit event; None for other events."""
     if event == "open":
         path, _, flags = args
         if not isinstance(path, str | os.PathLike) or not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
@@ -69,8 +69,8 @@ def kind(event: str, args: tuple) -> str | None:
     return f"{event.removeprefix('os.')} {re.sub('[0-9a-f]{16,}', 'data', name)}"
 
 
-def convert(job: Job, tell: int) -> None:
-    """Be the child."""
+def convert(job: Job, pipe: int) -> None:
+    """Run a job in the child; write its start and its result to the pipe."""
     if job.longest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job.longest_file, job.longest_file))
     if job.mere_user:
@@ -87,14 +87,14 @@ def convert(job: Job, tell: int) -> None:
 
     jax.devices()
     sys.addaudithook(watch)
-    os.write(tell, b"\n")
+    os.write(pipe, b"\n")
     error = ""
     try:
         options = {name: value and Path(value) if name == "share" else value for name, value in job.options.items()}
         convert_checkpoint(Path(job.source), Path(job.target), (toy.TOY, toy.OTHER), **options)
     except BaseException as raised:
         error = f"{type(raised).__name__}: {raised}"
-    with os.fdopen(tell, "w") as opened:
+    with os.fdopen(pipe, "w") as opened:
         json.dump([error, seen], opened)
 
 
@@ -110,7 +110,7 @@ def give_up_root() -> None:
 
 
 def run(job: Job, stopped: list[int]) -> Answer:
-    """Have a child do a job, once those that were stopped before are dead."""
+    """Run a job in a child, after the stopped children of earlier jobs have ended."""
     while stopped:
         os.waitpid(stopped.pop(), 0)
     read, write = os.pipe()
@@ -129,20 +129,20 @@ def run(job: Job, stopped: list[int]) -> Answer:
     if job.after is not None and not select.select([read], [], [], job.after)[0]:
         os.kill(pid, job.signal)
     stops = job.signal == signal.SIGSTOP
-    told = b""
+    output = b""
     while not stops and (more := os.read(read, 2**16)):
-        told += more
+        output += more
     os.close(read)
     _, status = os.waitpid(pid, os.WUNTRACED if stops else 0)
     stopped += [pid] if stops else []
     ended = os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WSTOPSIG(status) if os.WIFSTOPPED(status) else 0
-    return Answer(pid, ended, time.monotonic() - begin, *([] if ended else json.loads(told)))
+    return Answer(pid, ended, time.monotonic() - begin, *([] if ended else json.loads(output)))
 
 
 if __name__ == "__main__":
     jobs, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-    os.dup2(2, 1)  # what anything else prints is no answer
+    os.dup2(2, 1)  # only answers go to standard output
     stopped: list[int] = []
     for line in jobs:
         answers.write(json.dumps(dataclasses.asdict(run(Job(**json.loads(line)), stopped))) + "\n")

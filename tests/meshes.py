@@ -46,13 +46,13 @@ def make_weights(config: Any = CONFIG, mesh: Mesh | None = None, component: Comp
     for path, leaf in leaves(abstract.state).items():
         fan = np.prod(leaf.shape[: -1 if "qkv" not in path else 1]) if "kernel" in path else 4
         array = rng.standard_normal(leaf.shape) * 1.5 / fan**0.5 + ("norm" in path)
-        place = parameter_sharding(path, leaf.shape, leaf.axes, mesh)
-        arrays[path] = jax.device_put(np.asarray(array, leaf.dtype), place or jax.devices()[0])
+        sharding = parameter_sharding(path, leaf.shape, leaf.axes, mesh)
+        arrays[path] = jax.device_put(np.asarray(array, leaf.dtype), sharding or jax.devices()[0])
     return abstract.filled(arrays)
 
 
 def make_condition(edits: int, passes: int, tokens: tuple[int, int, int], *, ragged: bool) -> Condition:
-    """Return a condition with so many text, target and reference tokens; edits differ where it is ragged."""
+    """Return a condition with these numbers of text, target and reference tokens; `ragged`: lengths differ by edit."""
     rows = edits * passes
     texts, targets, references = tokens
     rng = np.random.default_rng(5)
@@ -70,7 +70,7 @@ def make_condition(edits: int, passes: int, tokens: tuple[int, int, int], *, rag
     )
 
 
-# Every axis alone, pairs, three and all four; a sequence over more devices than there are heads; one shared by hand.
+# Every axis alone, pairs, three and all four; a sequence over more devices than heads; explicit ring and ulysses.
 MESHES = (
     {"tensor": 2},
     {"tensor": 4},
@@ -99,5 +99,5 @@ DAILY = ({"data": 3}, {"ring": 4}, {"sequence": 2, "tensor": 4}, {"cfg": 2, "seq
 
 
 def name_of(sizes: dict[str, int]) -> str:
-    """Return a mesh's sizes as the name of a test."""
+    """Return a mesh's sizes as a test id."""
     return "-".join(f"{name}{size}" for name, size in sizes.items())

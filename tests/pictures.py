@@ -1,4 +1,4 @@
-"""Pictures of every kind, made here: builders of files, some that Pillow would not write, and tables of odd ones."""
+"""Picture files of every kind: builders, also of files that Pillow does not write, and tables of unusual ones."""
 
 import io
 import struct
@@ -88,9 +88,9 @@ def exif(orientation: int, *entries: bytes) -> bytes:
     return b"Exif\0\0MM\0*" + struct.pack(">IH", 8, len(tags)) + b"".join(tags) + bytes(44)
 
 
-FLOAT_AS_TEXT = struct.pack(">HHIf", 0x010F, 11, 1, 1.0)  # a maker's name that is a number: Pillow cannot write it
+FLOAT_AS_TEXT = struct.pack(">HHIf", 0x010F, 11, 1, 1.0)  # a float as the maker's name, which Pillow cannot write
 
-RGB_FORM: dict[str, Callable[[], bytes]] = {  # files that give what Pillow's RGB form of them gives
+RGB_FORM: dict[str, Callable[[], bytes]] = {  # files that are read as Pillow's conversion to RGB
     "png": lambda: encoded(picture(), "PNG"),
     "png with alpha": lambda: encoded(picture("RGBA"), "PNG"),
     "png, grey with alpha": lambda: encoded(picture("LA"), "PNG"),
@@ -98,7 +98,7 @@ RGB_FORM: dict[str, Callable[[], bytes]] = {  # files that give what Pillow's RG
     "png, palette with one transparent colour": lambda: encoded(picture("P"), "PNG", transparency=3),
     "png, palette with an alpha table": palette_with_alpha_table,
     "png, palette, no colours": lambda: png(8, 3, 2, [b"\1\2"]),
-    "png, palette, a colour that is not there": lambda: png(8, 3, 2, [b"\1\2"], (b"PLTE", bytes(6))),
+    "png, palette, a missing colour": lambda: png(8, 3, 2, [b"\1\2"], (b"PLTE", bytes(6))),
     "png, palette of two colours": lambda: png(1, 3, 9, [b"\x5a\x80"] * 2, (b"PLTE", bytes([9, 8, 7, 200, 100, 50]))),
     "png, rgb with a transparent colour": lambda: encoded(picture(), "PNG", transparency=(1, 2, 3)),
     "png, 1 bit": lambda: encoded(picture("1"), "PNG"),
@@ -142,7 +142,7 @@ RGB_FORM: dict[str, Callable[[], bytes]] = {  # files that give what Pillow's RG
 if features.check("avif"):  # from Pillow 11.3 on
     RGB_FORM["avif"] = lambda: encoded(picture("RGBA", 16, 16), "AVIF")
 
-SCALED = {  # files of 16-bit grey, and what they are in 8 bits
+SCALED = {  # files of 16-bit grey, and their values in 8 bits
     "png": (lambda: encoded(Image.fromarray(GREY16), "PNG"), GREY16_AS_8),
     "png with a transparent value": (
         lambda: png(16, 0, 4, [row.astype(">u2").tobytes() for row in GREY16], (b"tRNS", struct.pack(">H", 257))),

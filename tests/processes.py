@@ -1,4 +1,4 @@
-"""Loads a toy model as one process of two, each with two devices, and prints what it read and holds.
+"""Loads a toy model as one process of two, each with two devices, and prints the bytes that it read and holds.
 
 python processes.py RANK PORT SOURCE CONVERTED
 """

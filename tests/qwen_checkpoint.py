@@ -1,9 +1,9 @@
-"""Writes a tiny Qwen-Image checkpoint in Diffusers format, with random weights that hide nothing.
+"""Writes a tiny Qwen-Image checkpoint in Diffusers format, with random weights that make every mistake visible.
 
     python tests/qwen_checkpoint.py FOLDER [--seed N] [--dtype float32|bfloat16] [--distilled]
 
-Weights are drawn as in random_checkpoint.py. The modulation of each block is a linear map here, of the embedding of the
-time, and is drawn like any other. `--distilled` writes the schedule of checkpoints for few steps.
+Weights are drawn as in random_checkpoint.py; modulations are linear maps here, drawn like all others. `--distilled`
+writes the schedule of checkpoints for few steps.
 """
 
 import argparse
@@ -42,7 +42,7 @@ SCHEDULER = {
     "use_dynamic_shifting": True,
 }
 DISTILLED = SCHEDULER | {"base_shift": math.log(3), "max_shift": math.log(3), "shift_terminal": None}
-# The text stream is narrower than the image's, and neither the width nor the length of a head is a power of two.
+# Text and image widths differ, and the head width is not a power of two.
 TRANSFORMER = {
     "patch_size": 2,
     "in_channels": 64,
@@ -68,9 +68,9 @@ VAE = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1
 
 
 def make_tokenizer() -> Qwen2Tokenizer:
-    """Return a byte-level BPE tokenizer that holds Qwen's special tokens, and the template's words as one token each.
+    """Return a byte-level BPE tokenizer with Qwen's special tokens and one token for each word of the template.
 
-    So the template takes as many tokens as with the real one: 34 before the prompt.
+    The template then has as many tokens as with the real one: 34 before the prompt.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -132,7 +132,9 @@ def save(
     folder = Path(folder)
     for name in ("transformer", "text_encoder", "vae"):
         part = getattr(pipeline, name)
-        if dtype != torch.float32:  # a copy, because rounding spoils the RoPE frequencies too, which are no parameters
+        if (
+            dtype != torch.float32
+        ):  # a copy, since the conversion rounds the RoPE frequencies too, which are not parameters
             part = copy.deepcopy(part).to(dtype)
         part.save_pretrained(folder / name, max_shard_size=shard_size)
         if resaved and name == "text_encoder":
@@ -153,7 +155,7 @@ def save(
 
 
 def file_of(folder: Path) -> Path:
-    """Return the one file of the text encoder's weights."""
+    """Return the file of the text encoder's weights."""
     return folder / "text_encoder" / "model.safetensors"
 
 

@@ -1,10 +1,10 @@
-"""Writes a JoyImage-Edit checkpoint of any size in Diffusers format, with random weights that hide nothing.
+"""Writes a JoyImage-Edit checkpoint of any size in Diffusers format, with random weights that make mistakes visible.
 
     python tests/random_checkpoint.py FOLDER [--size tiny|small|wide] [--seed N] [--plus] [--dtype float32|bfloat16]
 
-On a library's default initialisation most mistakes move the picture by less than can be seen. Here matrices are drawn
-from N(0, 1.5/√fan_in), embeddings from N(0, 1), norms and biases get noise, and the modulation tables, which are zero
-at initialisation, are drawn from N(0, 0.5).
+With default initialisation most mistakes change the picture too little to be seen. Here matrices are drawn from
+N(0, 1.5/√fan_in), embeddings from N(0, 1), norms and biases get noise, and the modulation tables, which are zero at
+initialisation, are drawn from N(0, 0.5).
 """
 
 import argparse
@@ -58,7 +58,7 @@ SIZES = {
 
 
 def make_tokenizer() -> Qwen2Tokenizer:
-    """Return a byte-level BPE tokenizer of about 500 tokens that holds Qwen's special ones."""
+    """Return a byte-level BPE tokenizer of about 500 tokens with Qwen's special tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -73,7 +73,7 @@ def make_tokenizer() -> Qwen2Tokenizer:
 
 
 def make_processor(tokenizer: Qwen2Tokenizer, shortest_edge: int = 1024) -> Qwen3VLProcessor:
-    """Return the reference's processor without its video part, which needs torchvision."""
+    """Return the reference's processor without its video processor, which needs torchvision."""
     images = Qwen2VLImageProcessorPil(
         size={"shortest_edge": shortest_edge, "longest_edge": 16777216},
         patch_size=16,
@@ -93,7 +93,7 @@ def make_processor(tokenizer: Qwen2Tokenizer, shortest_edge: int = 1024) -> Qwen
 
 
 def strong_(module: torch.nn.Module, generator: torch.Generator) -> None:
-    """Redraw every parameter so that each one matters to the result."""
+    """Redraw every parameter so that each one affects the result."""
     for name, p in module.named_parameters():
         noise = torch.randn(p.shape, generator=generator)
         if name.endswith("modulate_table"):
@@ -117,16 +117,16 @@ def make_pipeline(
     tokenizer: str | os.PathLike | None = None,
     shortest_edge: int = 1024,
 ) -> JoyImageEditPipeline | JoyImageEditPlusPipeline:
-    """Return the reference's pipeline, float32, with strong random weights; without a tokenizer's folder a tiny one."""
+    """Return the reference's pipeline, float32, with strong random weights; by default with a tiny tokenizer."""
     generator = torch.Generator().manual_seed(seed)
-    numbers = SIZES[size]
+    sizes = SIZES[size]
     words = Qwen2Tokenizer.from_pretrained(tokenizer) if tokenizer else make_tokenizer()
     ids = {name: words.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad", "vision_start")}
-    hidden = numbers["text"]["hidden_size"]
-    more = dict(numbers["text_more"])
+    hidden = sizes["text"]["hidden_size"]
+    more = dict(sizes["text_more"])
     mrope = {"rope_type": "default", "mrope_section": more.pop("mrope_section"), "mrope_interleaved": True}
-    text = {"vocab_size": max(len(words), 512), **numbers["text"], **more, "rope_scaling": mrope, "rope_theta": 5e6}
-    vision = {**numbers["vision"], **numbers["vision_more"], "out_hidden_size": hidden, "patch_size": 16}
+    text = {"vocab_size": max(len(words), 512), **sizes["text"], **more, "rope_scaling": mrope, "rope_theta": 5e6}
+    vision = {**sizes["vision"], **sizes["vision_more"], "out_hidden_size": hidden, "patch_size": 16}
     config = Qwen3VLConfig(
         text_config=text,
         vision_config=vision,
@@ -139,9 +139,9 @@ def make_pipeline(
     parts = {
         "text_encoder": Qwen3VLForConditionalGeneration(config),
         "transformer": transformer_class(
-            **numbers["transformer"], text_dim=hidden, theta=10000, rope_type=rope_type, out_channels=16
+            **sizes["transformer"], text_dim=hidden, theta=10000, rope_type=rope_type, out_channels=16
         ),
-        "vae": AutoencoderKLWan(z_dim=16, temperal_downsample=[False, True, True], **numbers["vae"]),
+        "vae": AutoencoderKLWan(z_dim=16, temperal_downsample=[False, True, True], **sizes["vae"]),
     }
     for part in parts.values():
         strong_(part.eval(), generator)
@@ -165,7 +165,9 @@ def save(
     folder = Path(folder)
     for name in ("transformer", "text_encoder", "vae"):
         part = getattr(pipeline, name)
-        if dtype != torch.float32:  # a copy, because rounding spoils the RoPE frequencies too, which are no parameters
+        if (
+            dtype != torch.float32
+        ):  # a copy, since the conversion rounds the RoPE frequencies too, which are not parameters
             part = copy.deepcopy(part).to(dtype)
         part.save_pretrained(folder / name, max_shard_size=shard_size)
     pipeline.scheduler.save_pretrained(folder / "scheduler")

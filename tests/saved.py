@@ -1,4 +1,4 @@
-"""Writes pictures with recipes, as a result does, where a test has no edit."""
+"""Writes pictures with recipes, as a result does, for tests without an edit."""
 
 from pathlib import Path
 

@@ -35,14 +35,14 @@ def make_vae(dim_mult: tuple[int, ...] = (1, 2), dtype: DTypeLike = jnp.float32)
 
 
 def draw(batch: int, height: int, width: int, factor: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Return pixels in [-1, 1] of that size, and unrelated latents of which each is `factor` pixels wide."""
+    """Return pixels in [-1, 1] of this size, and unrelated latents for it, each `factor` pixels wide."""
     rng = np.random.default_rng(0)
     pixels = rng.uniform(-1, 1, (batch, height, width, 3)).astype(np.float32)
     return pixels, rng.standard_normal((batch, height // factor, width // factor, 4)).astype(np.float32)
 
 
-def on_canvas(x: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return pictures at the top left of a canvas of that size, with NaN beside them."""
-    canvas = np.full((len(x), height, width, x.shape[-1]), np.nan, x.dtype)
-    canvas[:, : x.shape[1], : x.shape[2]] = x
-    return canvas
+def pad_with_nan(x: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return pictures at the top left of this size, padded with NaN."""
+    padded = np.full((len(x), height, width, x.shape[-1]), np.nan, x.dtype)
+    padded[:, : x.shape[1], : x.shape[2]] = x
+    return padded

@@ -1,4 +1,4 @@
-"""A request run stage by stage, each only when it is asked for."""
+"""Runs a request stage by stage, each stage on first use."""
 
 import functools
 import importlib
@@ -70,7 +70,7 @@ class Stages:
 
 
 def inputs_of(pipeline: joyjax.Pipeline, request: Request) -> SimpleNamespace:
-    """What is prepared of a request, flat."""
+    """The prepared inputs of a request, in one flat namespace."""
     stages = Stages(pipeline, request)
     plan, own = stages.plan, stages.arrays.own
     return SimpleNamespace(

@@ -1,4 +1,4 @@
-"""The record of what the compiled stages of an edit contain on an H100: measured, and compared with tolerance."""
+"""The record of the compiled stages of an edit on an H100: measurement, and comparison with tolerance."""
 
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,18 @@ from joyjax.models.joyimage import JoyImageConfig
 RECORD = Path(__file__).parents[1] / "benchmarks" / "record.json"
 STAGES = ("encode_prompt", "encode_images", "decode_latents")
 PARTS = ("block", "step", *STAGES)
-BYTES, KERNELS = 0.05, 0.02  # what may change from build to build of XLA, relative
+BYTES, KERNELS = 0.05, 0.02  # relative tolerances, for changes between builds of XLA
 
 
 def version() -> str:
-    """Return JAX's version, by which the record is kept: each has an XLA of its own."""
+    """Return JAX's version, the key of the record: each has its own version of XLA."""
     return jax.__version__
 
 
 def measure(part: str) -> dict[str, Any]:
-    """Return what the whole `step` contains, or another stage of an edit, for one picture of full size.
+    """Return the contents of the whole `step`, or of another stage of an edit, for one picture of full size.
 
-    Or one `block` of the step: the difference of one with three and one with two.
+    The contents of one `block` are the difference of a step with three and a step with two blocks.
     """
     if part in STAGES:
         return _contents(part)
@@ -48,10 +48,10 @@ def measure(part: str) -> dict[str, Any]:
 def least_tflop(
     layers: int, config: JoyImageConfig = JOYIMAGE, sizes: tuple[int, ...] = (TARGET, REFERENCE, TEXT)
 ) -> float:
-    """Return the arithmetic of a step that nothing can leave out, in 10¹² operations.
+    """Return the required arithmetic of a step, in 10¹² operations.
 
-    The last block computes the target's queries and MLP alone, and of the text keys and values. `sizes` are the tokens
-    of target, reference and text.
+    The last block computes queries and MLP of the target only, and keys and values of all tokens. `sizes` are the
+    tokens of target, reference and text.
     """
     target, reference, text = sizes
     width, image = config.hidden_size, target + reference
@@ -64,7 +64,7 @@ def least_tflop(
 
 
 def differences(recorded: dict[str, Any], found: dict[str, Any], part: str) -> list[str]:
-    """Say, a line each, what is not as recorded: more or fewer kernels, other arithmetic, more memory."""
+    """Return a line for each difference to the record: kernels, arithmetic, memory."""
     lines = []
     for name in sorted({*recorded["kernels"], *found["kernels"]}):
         old, new = (contents["kernels"].get(name, 0) for contents in (recorded, found))

@@ -1,4 +1,4 @@
-"""Runs joyjax on a pseudo-terminal, as a person does, and keeps what its screen showed."""
+"""Runs joyjax on a pseudo-terminal and records its screen."""
 
 import fcntl
 import os
@@ -22,7 +22,7 @@ class Shown:
 
     @property
     def lines(self) -> list[str]:
-        """All lines at the end, scrolled ones among them, without empty ones."""
+        """All non-empty lines at the end, with those that scrolled off."""
         history = ["".join(line[x].data for x in range(self._screen.columns)) for line in self._screen.history.top]
         return [line.rstrip() for line in [*history, *self._screen.display] if line.strip()]
 
@@ -32,7 +32,7 @@ class Shown:
 
 
 def show(*arguments: object, cwd: Path, columns: int = 100, rows: int = 24, interrupt_after: str = "") -> Shown:
-    """Run the installed program on a terminal of this size; Ctrl-C is pressed once a line holds `interrupt_after`."""
+    """Run the installed program on a terminal of this size; press Ctrl-C once a line contains `interrupt_after`."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     env = {k: v for k, v in environment().items() if k not in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")}

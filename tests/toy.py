@@ -1,4 +1,4 @@
-"""A small network with a key table, and the Diffusers folder of a model that is made of it."""
+"""A small network with a key table, and Diffusers folders of models made of it."""
 
 import dataclasses
 import json
@@ -67,7 +67,7 @@ OTHER = dataclasses.replace(TOY, folder="other")
 
 
 def tensors(config: ToyConfig = ToyConfig(), dtype: str = "float32", seed: int = 0) -> dict[str, np.ndarray]:
-    """Return random tensors as the Diffusers model would have them."""
+    """Return random tensors under the names of the Diffusers model."""
     inner = config.heads * config.head_width
     shapes = {"first.weight": (config.width, 5), "first.bias": (config.width,)}
     shapes |= {"conv.weight": (3, 2, 3, 3, 3), "conv.bias": (3,), "unused.7": (4,)}
@@ -90,7 +90,7 @@ def save_sharded(folder: Path, named: dict[str, np.ndarray], shards: int, stem: 
 
 
 def save_model(folder: Path, *components: Component, dtype: str = "float32") -> Path:
-    """Write a Diffusers folder of these components, with a scheduler and a tokenizer beside them."""
+    """Write a Diffusers folder of these components, a scheduler and a tokenizer."""
     config = ToyConfig()
     for n, component in enumerate(components):
         (folder / component.folder).mkdir(parents=True)

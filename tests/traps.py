@@ -1,7 +1,7 @@
-"""Mistakes that are easily made when this model is written anew, each made on purpose by patching joyjax.
+"""Typical mistakes in an implementation of this model, each planted by patching joyjax.
 
 `tests/parity/test_traps.py` runs an edit with each of them and asserts that the tests would notice. A trap is a
-function that patches; above it stand what is wrong, in words, and the stage of the edit at which it is measured.
+function that patches; its decorator describes the mistake and names the stage of the edit at which it is measured.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ from joyjax.sampling.guidance import Guidance
 
 @dataclasses.dataclass(frozen=True)
 class Patch:
-    """Puts something else in a name's place until the test ends."""
+    """Replaces attributes until the test ends."""
 
     monkeypatch: pytest.MonkeyPatch
 
@@ -52,14 +52,14 @@ class Patch:
         self.monkeypatch.setattr(owner, name, value, raising=False)
 
     def around(self, owner: Any, name: str, wrong: Callable) -> None:
-        """Call `wrong` with the right function in front of the arguments."""
+        """Replace a function by `wrong`, which gets the original as its first argument."""
         right = getattr(owner, name)
         self.set(owner, name, lambda *args, **kwargs: wrong(right, *args, **kwargs))
 
 
 @dataclasses.dataclass(frozen=True)
 class Trap:
-    """A mistake. `given` patches both sides of the comparison; `reload`: it is made while the checkpoint is read."""
+    """A mistake. `given` patches both sides of the comparison; `reload`: the checkpoint is read with the mistake."""
 
     part: str
     mistake: str
@@ -137,7 +137,7 @@ def items_not_numbered(patch):
 
 
 def rotate_text(patch, offset=0):
-    """Give the text positions, as `rope_type` mrope does; with an offset, wrong ones."""
+    """Rotate text, as `rope_type` mrope does; with an offset, from a wrong position."""
 
     def wrong(right, self, latents, condition, mesh):
         start = jnp.max(condition.positions, axis=(1, 2)) + 1 + offset
@@ -242,7 +242,7 @@ def qkv_by_head(patch):
 
 @trap("transformer", "patches flattened channel last into img_in, for channel first", "velocity", reload=True)
 def patches_in_channel_last(patch):
-    def wrong(right, *size):  # our tokens are channel-last; the mistake is a kernel that is not turned to fit them
+    def wrong(right, *size):  # our tokens are channel-last; the mistake is a kernel that is not permuted for them
         return dataclasses.replace(right(*size), view=lambda shape: (shape[1], shape[0]), axes=lambda shape: (1, 0))
 
     patch.around(joyimage_keys, "patch_in", wrong)
@@ -302,7 +302,7 @@ def lowest_sigma_shifted_once(patch):
     patch.around(euler, "sigmas", wrong)
 
 
-@trap("schedule", "time told as sigma, for 1000·sigma", "latents")
+@trap("schedule", "timestep sigma, for 1000·sigma", "latents")
 def time_is_sigma(patch):
     patch.set(euler, "timesteps", lambda levels, config: levels)
 
@@ -362,7 +362,7 @@ def latents_not_normalised(patch):
 
 
 @trap("autoencoder", "latents decoded without undoing the normalisation", "decoded")
-def latents_not_brought_back(patch):
+def latents_not_denormalised(patch):
     def wrong(right, self, latents, *mode):
         mean, std = statistics(self)
         return right(self, (latents - mean) / std, *mode)
@@ -406,8 +406,8 @@ def after_the_final_norm(patch):
 @trap("text encoder", "RoPE pairs channels 2i and 2i + 1, for i and i + H/2", "hidden states")
 def interleaved_pairs(patch):
     def wrong(right, x, rotation):
-        turned = right(jnp.concatenate([x[..., ::2], x[..., 1::2]], axis=-1), rotation)
-        return rearrange(turned, "b l n (two h) -> b l n (h two)", two=2)
+        rotated = right(jnp.concatenate([x[..., ::2], x[..., 1::2]], axis=-1), rotation)
+        return rearrange(rotated, "b l n (two h) -> b l n (h two)", two=2)
 
     patch.around(decoder, "rotate_half_split", wrong)
 
@@ -618,7 +618,7 @@ def halves_up(patch):
     patch.set(vision, "round", lambda x: math.floor(x + 0.5))
 
 
-# What Edit-Plus does in its own way
+# Differences of Edit-Plus
 
 
 @trap("Edit-Plus", "negative prompt empty, for one space", "velocity")

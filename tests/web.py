@@ -1,4 +1,4 @@
-"""A web server on this machine."""
+"""A local web server."""
 
 import contextlib
 import http.server
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 @contextlib.contextmanager
 def serving(pages: Mapping[str, bytes]) -> Iterator[str]:
-    """Serve pages by their paths; yields where, as in http://127.0.0.1:8000."""
+    """Serve pages by their paths; yield the base URL, such as http://127.0.0.1:8000."""
 
     class Pages(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # noqa: N802 - http.server's name

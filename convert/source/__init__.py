@@ -1,1 +1,1 @@
-"""What a path or a hub id holds: checkpoints, single files, adapters, and what is none of these."""
+"""Identification of model sources, by path or hub id: checkpoints, single files, adapters and anything else."""

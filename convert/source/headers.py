@@ -1,4 +1,4 @@
-"""The headers of safetensors and GGUF files, as far as they can be read without believing them."""
+"""The headers of safetensors and GGUF files, read without trusting them."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ LONGEST_HEADER = 2**24  # bytes; the real one has 2**17
 
 @dataclasses.dataclass(frozen=True)
 class RawHeader:
-    """The header of a safetensors file, a json object of unchecked entries; `begin` is the first byte of the data."""
+    """The header of a safetensors file with unchecked entries; `begin` is the offset of the data in the file."""
 
     entries: Mapping[str, Any]
     metadata: Mapping[str, Any]
@@ -25,7 +25,7 @@ class RawHeader:
 
 
 def read_raw_header(file: Path) -> RawHeader:
-    """Read the header of a safetensors file; what it says of tensors is not checked.
+    """Read the header of a safetensors file without checking its entries.
 
     Raises:
         CheckpointError: naming the file.
@@ -39,7 +39,7 @@ def read_raw_header(file: Path) -> RawHeader:
                 if wrong := stand_in(file):
                     raise CheckpointError(f"{file} is {wrong}")
                 cut = "; is the download complete?" if opened.read(1) == b"{" and length <= LONGEST_HEADER else ""
-                raise unreadable(file, f"{size} bytes, which a header of {length} does not fit{cut}")
+                raise unreadable(file, f"{size} bytes are too few for a header of {length}{cut}")
             text = opened.read(length)
     except FileNotFoundError:
         raise CheckpointError(f"{file} is missing; is the download complete?") from None
@@ -48,7 +48,7 @@ def read_raw_header(file: Path) -> RawHeader:
     try:
         raw = parse_json(text)
     except (ValueError, TypeError) as error:
-        raise unreadable(file, f"its header is no json object: {error}") from None
+        raise unreadable(file, f"its header is not a json object: {error}") from None
     metadata = raw.pop("__metadata__", {})
     if not isinstance(metadata, dict):
         raise unreadable(file, f"its __metadata__ is a json {type(metadata).__name__}")
@@ -56,21 +56,21 @@ def read_raw_header(file: Path) -> RawHeader:
 
 
 def unreadable(file: Path, why: str) -> CheckpointError:
-    """Build the error for a file that is no safetensors file, or a damaged one."""
+    """Build the error for a file that is not a safetensors file, or a damaged one."""
     return CheckpointError(f"{file} is not a readable safetensors file: {why}")
 
 
 def data_end(header: RawHeader) -> int:
-    """Return the byte of the file where the last tensor ends, from the offsets that can be read."""
+    """Return the offset in the file where the last tensor ends, from the entries with valid offsets."""
     ends = [entry.get("data_offsets") for entry in header.entries.values() if isinstance(entry, dict)]
     last = [each[1] for each in ends if isinstance(each, list) and len(each) == 2 and type(each[1]) is int]
     return header.begin + max(last, default=0)
 
 
 def comfy_metadata(file: Path, header: RawHeader) -> Mapping[str, Any]:
-    """Return the metadata, with the first layer's quantisation where ComfyUI put it into a tensor instead.
+    """Return the metadata, with the first layer's quantisation where ComfyUI stores it in a tensor.
 
-    The tensor holds json, such as {"format": "int8_tensorwise", "convrot": true}.
+    The tensor is json, such as {"format": "int8_tensorwise", "convrot": true}.
     """
     entry = next((entry for name, entry in header.entries.items() if name.endswith(".comfy_quant")), None)
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
@@ -88,7 +88,7 @@ def comfy_metadata(file: Path, header: RawHeader) -> Mapping[str, Any]:
     return {**header.metadata, "_quantization_metadata": json.dumps({"layers": {"first": layer}})}
 
 
-# GGUF's types of values: those of fixed size; 8 is a string, 9 an array
+# GGUF's value types of fixed size in bytes; 8 is a string, 9 an array
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 STRING, ARRAY = 8, 9
 MOST_VALUES = 1000
@@ -99,20 +99,20 @@ FILE_TYPES = {
 
 
 def gguf_facts(head: bytes) -> dict[str, Any]:
-    """Return the version, number of tensors, architecture and quantisation that the first bytes of a GGUF file name.
+    """Return version, number of tensors, architecture and quantisation from the first bytes of a GGUF file.
 
-    What lies beyond `head`, or is of an unknown type, is left out.
+    Facts beyond `head` or after a value of unknown type are left out.
     Source: docs/gguf.md in ggml.
     """
     facts: dict[str, Any] = {}
     try:
         version, tensors, values = struct.unpack_from("<IQQ", head, 4)
         facts |= {"version": version, "tensors": tensors}
-        place = 24
+        offset = 24
         for _ in range(min(values, MOST_VALUES)):
-            key, place = _string(head, place)
-            (kind,) = struct.unpack_from("<I", head, place)
-            value, place = _value(head, kind, place + 4)
+            key, offset = _string(head, offset)
+            (kind,) = struct.unpack_from("<I", head, offset)
+            value, offset = _value(head, kind, offset + 4)
             if key == "general.architecture" and isinstance(value, str):
                 facts["architecture"] = value[:100]
             if key == "general.file_type" and value in FILE_TYPES:
@@ -124,26 +124,26 @@ def gguf_facts(head: bytes) -> dict[str, Any]:
     return facts
 
 
-def _string(head: bytes, place: int) -> tuple[str, int]:
-    (length,) = struct.unpack_from("<Q", head, place)
-    end = place + 8 + length
+def _string(head: bytes, offset: int) -> tuple[str, int]:
+    (length,) = struct.unpack_from("<Q", head, offset)
+    end = offset + 8 + length
     if end > len(head):
         raise ValueError("beyond the head")
-    return head[place + 8 : end].decode("utf-8", "replace"), end
+    return head[offset + 8 : end].decode("utf-8", "replace"), end
 
 
-def _value(head: bytes, kind: int, place: int) -> tuple[str | int | None, int]:
-    """Return a string or unsigned number and where the next value begins; None for what is of another type."""
+def _value(head: bytes, kind: int, offset: int) -> tuple[str | int | None, int]:
+    """Return a string or uint32 (None for other types) and the offset of the next value."""
     if kind == STRING:
-        return _string(head, place)
+        return _string(head, offset)
     if kind == ARRAY:
-        inner, count = struct.unpack_from("<IQ", head, place)
-        place += 12
+        inner, count = struct.unpack_from("<IQ", head, offset)
+        offset += 12
         if inner == STRING:
             for _ in range(count):
-                _, place = _string(head, place)
-            return None, place
-        return None, place + SIZES.get(inner, len(head)) * count
+                _, offset = _string(head, offset)
+            return None, offset
+        return None, offset + SIZES.get(inner, len(head)) * count
     if kind not in SIZES:
         raise ValueError(f"type {kind}")
-    return (struct.unpack_from("<I", head, place)[0] if kind == 4 else None), place + SIZES[kind]
+    return (struct.unpack_from("<I", head, offset)[0] if kind == 4 else None), offset + SIZES[kind]

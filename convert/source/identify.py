@@ -1,7 +1,7 @@
-"""What is it? One function that tells apart what people give as a model: `identify`.
+"""`identify` determines what a path that is given as a model is.
 
-It reads names, first bytes and headers, of bounded size; nothing is unpickled and no weights are read. Every error on a
-model that joyjax cannot use says what this function found, and `joyjax info` prints it.
+It reads names, first bytes and headers, of bounded size; nothing is unpickled and no weights are read. Errors on
+unusable models include its result, and `joyjax info` prints it.
 """
 
 import itertools
@@ -37,7 +37,7 @@ MODULAR = "modular_model_index.json"
 
 SINGLE = (".safetensors", ".gguf", ".onnx", *PICKLED)
 LARGEST_POINTER = 1024  # bytes of a Git LFS pointer
-WITHOUT_WEIGHTS = {  # files by which the folder of a component without weights is known
+WITHOUT_WEIGHTS = {  # files that identify the folder of a component without weights
     "scheduler_config.json": "scheduler",
     "preprocessor_config.json": "processor",
     "tokenizer_config.json": "tokenizer",
@@ -48,21 +48,19 @@ ROLES = (("Transformer", "transformer"), ("Autoencoder", "vae"), ("Scheduler", "
 
 
 def identify(path: str | os.PathLike) -> Identity:
-    """Say what a path is, whatever it is; nothing is raised, and nothing taken from the hub."""
-    place = Path(path)
+    """Return what a path is, whatever it is. Raises nothing and downloads nothing."""
+    given = Path(path)
     try:
-        if place.name and unfinished(place).is_dir() and not (place / INDEX).exists():
-            what = "a model whose conversion is not whole yet"
-            return Identity(
-                str(path), "unfinished", what, "give the `joyjax convert` that began it once more", "broken"
-            )
-        if not os.path.lexists(place):
-            return Identity(str(path), "missing", "not there", TAKES, "broken")
-        if place.is_symlink() and not place.exists():
-            what = f"a link to {os.readlink(place)}, which is not there"
-            return Identity(str(path), "broken-link", what, "mend the link, or name the folder itself", "broken")
-        return _folder(place) if place.is_dir() else identify_file(place)
-    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a link in a circle, in older Pythons
+        if given.name and unfinished(given).is_dir() and not (given / INDEX).exists():
+            what = "a model whose conversion is unfinished"
+            return Identity(str(path), "unfinished", what, "run the same `joyjax convert` again", "broken")
+        if not os.path.lexists(given):
+            return Identity(str(path), "missing", "missing", TAKES, "broken")
+        if given.is_symlink() and not given.exists():
+            what = f"a link to {os.readlink(given)}, which does not exist"
+            return Identity(str(path), "broken-link", what, "repair the link, or give the folder itself", "broken")
+        return _folder(given) if given.is_dir() else identify_file(given)
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a circular link, in older Pythons
         why = getattr(error, "strerror", None) or str(error)
         return Identity(str(path), "unreadable", f"something that cannot be read ({why})", TAKES, "broken")
 
@@ -72,8 +70,8 @@ def _folder(folder: Path) -> Identity:
     names = sorted(entry.name for entry in itertools.islice(os.scandir(folder), MOST_NAMES))
     if absolute.name.startswith(".") and absolute.name.endswith(".unfinished"):
         target = absolute.name[1:].removesuffix(".unfinished")
-        what = f"the work of a conversion to {target} that is not whole yet"
-        return Identity(name, "unfinished", what, "give the `joyjax convert` that began it once more", "broken")
+        what = f"the work folder of an unfinished conversion to {target}"
+        return Identity(name, "unfinished", what, "run the same `joyjax convert` again", "broken")
     if not names:
         return Identity(name, "empty", f"an empty folder: {INDEX} is missing", TAKES, "broken")
     if (folder / INDEX).exists():
@@ -122,10 +120,10 @@ def _pipeline(folder: Path) -> Identity:
         what += f" with {counted(len(pointers), 'Git LFS pointer')} in place of files, such as {pointers[0]}"
         return Identity(name, "git-lfs", what, advice, "broken", details | {"pointers": pointers[:100]})
     for component in NETWORKS:
-        if (place := folder / component).is_dir():
-            if found := weights_problem(place):
+        if (part := folder / component).is_dir():
+            if found := weights_problem(part):
                 return Identity(name, found[0], what, found[1], "foreign", details | {"component": component})
-            if method := quantised(place):
+            if method := quantised(part):
                 advice = f"the weights of {component} are quantised ({method}); {NOT_QUANTISED}"
                 return Identity(name, "quantised", what, advice, "foreign", details | {"quantisation": method})
     return Identity(name, "pipeline", what, "joyjax runs it", "runs", details)
@@ -153,7 +151,7 @@ def _component(folder: Path) -> Identity:
         named = folder.absolute().name.startswith("text_encoder")
         if named or pipeline_above(folder) or is_own_layout(folder.absolute().parent):
             return _part(folder, "text_encoder", kind)
-        what = f"a model of Transformers, {class_named(kind)}, alone"
+        what = f"a single model of Transformers, {class_named(kind)}"
         details = {"class_name": _short(kind), "model_type": _short(family)}
         return Identity(
             name, "transformers", what, f"a text encoder is one part of a model; {TAKES}", "foreign", details
@@ -164,7 +162,7 @@ def _component(folder: Path) -> Identity:
 
 
 def _part(folder: Path, role: str, kind: str) -> Identity:
-    """Describe a folder of one component, and say where its pipeline is."""
+    """Describe a folder of one component, with advice where its pipeline is."""
     parent = folder.absolute().parent
     if (parent / INDEX).is_file():
         index = _read(parent / INDEX)
@@ -183,10 +181,10 @@ def _peft(folder: Path) -> Identity:
     method, rank, base = (config.get(key) for key in ("peft_type", "r", "base_model_name_or_path"))
     rank = rank if type(rank) is int and 0 < rank < 2**31 else None
     details = {"method": _short(method), "rank": rank, "base": _short(base)}
-    told = [class_named(method)] if isinstance(method, str) else []
-    told += [f"rank {rank}"] if rank else []
-    told += [f"of {quoted(base)}"] if isinstance(base, str) and base else []
-    what = "an adapter of PEFT" + (f" ({', '.join(told)})" if told else "")
+    facts = [class_named(method)] if isinstance(method, str) else []
+    facts += [f"rank {rank}"] if rank else []
+    facts += [f"of {quoted(base)}"] if isinstance(base, str) and base else []
+    what = "an adapter of PEFT" + (f" ({', '.join(facts)})" if facts else "")
     return Identity(str(folder), "lora", what, f"{NO_ADAPTERS}; {TAKES}", details=details)
 
 
@@ -205,7 +203,7 @@ def _without_config(folder: Path, names: list[str]) -> Identity:
         return Identity(name, "incomplete", what, "download the rest of it", "broken", {"components": components})
     if any(each.endswith((".incomplete", ".part", ".crdownload", ".aria2")) for each in names):
         what = "a folder with an unfinished download"
-        return Identity(name, "incomplete", what, "give the command that began the download once more", "broken")
+        return Identity(name, "incomplete", what, "run the command of the download again", "broken")
     files = [Path(each) for each in names if each.endswith(SINGLE)]
     files += [
         Path(each, file)
@@ -222,14 +220,14 @@ def _without_config(folder: Path, names: list[str]) -> Identity:
         if first.state == "broken":
             return Identity(name, first.kind, what, first.advice, "broken", details)
         return Identity(name, first.kind, what, TAKES, "foreign", details)
-    return Identity(name, "unknown", f"a folder of no kind that joyjax knows: {INDEX} is missing", TAKES, "unknown")
+    return Identity(name, "unknown", f"a folder of an unknown kind: {INDEX} is missing", TAKES, "unknown")
 
 
 def _pointers(folder: Path) -> list[str]:
     """Return the Git LFS pointers in a folder and its components."""
     found = []
-    for place in (folder, *(each for each in itertools.islice(folder.iterdir(), MOST_NAMES) if each.is_dir())):
-        for entry in itertools.islice(os.scandir(place), MOST_NAMES):
+    for each in (folder, *(path for path in itertools.islice(folder.iterdir(), MOST_NAMES) if path.is_dir())):
+        for entry in itertools.islice(os.scandir(each), MOST_NAMES):
             if os.path.isfile(entry.path) and entry.stat().st_size <= LARGEST_POINTER:
                 with open(entry.path, "rb") as opened:
                     known = signature(opened.read(128))
@@ -239,12 +237,12 @@ def _pointers(folder: Path) -> list[str]:
 
 
 def _short(value: object) -> str | None:
-    """Return a text of a configuration for `details`; None for what is no text."""
+    """Return a string of a configuration for `details`, cut to 200 letters; None for other values."""
     return value[:200] if isinstance(value, str) else None
 
 
 def _read(file: Path) -> Mapping[str, Any]:
-    """Return a json object; an empty one where the file cannot be read, which what needs it says by itself."""
+    """Return a json object, an empty one where the file cannot be read; later readers raise the error."""
     try:
         return read_json(file)
     except CheckpointError:

@@ -1,4 +1,4 @@
-"""What a single file is that was given as a model, and what joyjax takes in its place."""
+"""Identification of a single file that is given as a model, and advice on what joyjax takes."""
 
 import codecs
 import dataclasses
@@ -19,14 +19,14 @@ TAKES = f"joyjax takes a folder in Diffusers format, one that `joyjax convert` w
 RECIPES = (b"iTXtjoyjax\0", b"joyjax:recipe=")  # in a PNG and in XMP, see joyjax/media/metadata.py
 INDEX = "model_index.json"
 
-# runs: joyjax runs it. converts: `joyjax convert` takes it. foreign: a whole thing that joyjax does not run.
-# broken: damaged, or not there in full. unknown: no kind that joyjax knows.
+# runs: joyjax runs it. converts: `joyjax convert` takes it. foreign: complete, but joyjax does not run it.
+# broken: damaged or incomplete. unknown: of an unknown kind.
 State = Literal["runs", "converts", "foreign", "broken", "unknown"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What a path is: `str` says it in one sentence, with what to do. `details` can be written as json."""
+    """What a path is. `str` is one sentence with advice. `details` is a json object."""
 
     path: str
     kind: str
@@ -41,7 +41,7 @@ class Identity:
 
 
 def identify_file(path: Path) -> Identity:
-    """Say what a path is that is no folder; it need not be a regular file, or readable."""
+    """Return what a path other than a folder is; it need not be a regular or readable file."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -54,7 +54,7 @@ def identify_file(path: Path) -> Identity:
         return Identity(str(path), "empty", "an empty file", f"download it again; {TAKES}", "broken")
     found = signature(head)
     named = path.suffix == ".safetensors" and (found is None or found.kind not in STAND_INS)
-    if named or head[5:9] == b"\0\0\0{":  # a length of eight bytes, far below a terabyte, and a json object
+    if named or head[5:9] == b"\0\0\0{":  # an 8-byte length below 2**40, then a json object
         return _safetensors(path, status.st_size)
     if found is None and path.suffix == ".onnx" and head[:1] == b"\x08":
         return _named(path, "onnx", "ONNX", head)
@@ -64,7 +64,7 @@ def identify_file(path: Path) -> Identity:
         details = {"begins": text}
         return Identity(str(path), "text", f"a text file that begins {quoted(text)}", TAKES, "unknown", details)
     size = status.st_size
-    return Identity(str(path), "unknown", f"a file of {size:,} bytes in no format that joyjax knows", TAKES, "unknown")
+    return Identity(str(path), "unknown", f"a file of {size:,} bytes in an unknown format", TAKES, "unknown")
 
 
 def _named(path: Path, kind: str, form: str, head: bytes) -> Identity:
@@ -76,24 +76,24 @@ def _named(path: Path, kind: str, form: str, head: bytes) -> Identity:
             return Identity(name, kind, what, advice, "broken")
         case "gguf":
             facts = gguf_facts(head)
-            told = [f"architecture {quoted(facts['architecture'])}"] if "architecture" in facts else []
-            told += [facts["quantisation"]] if "quantisation" in facts else []
-            told += [counted(facts["tensors"], "tensor")] if "tensors" in facts else []
-            what = f"a GGUF file ({', '.join(told)})" if told else "a GGUF file that is cut off"
-            advice = f"this version of joyjax reads no GGUF; {TAKES}"
-            return Identity(name, kind, what, advice, "foreign" if told else "broken", facts)
+            shown = [f"architecture {quoted(facts['architecture'])}"] if "architecture" in facts else []
+            shown += [facts["quantisation"]] if "quantisation" in facts else []
+            shown += [counted(facts["tensors"], "tensor")] if "tensors" in facts else []
+            what = f"a GGUF file ({', '.join(shown)})" if shown else "a truncated GGUF file"
+            advice = f"this version of joyjax does not read GGUF; {TAKES}"
+            return Identity(name, kind, what, advice, "foreign" if shown else "broken", facts)
         case "pickle":
             what = f"a file of pickled weights ({form}, as .ckpt, .pt, .pth and .bin files are)"
             if is_own_layout(path.absolute().parent.parent):
                 advice = f"convert the folder of the whole model: joyjax convert {path.absolute().parent.parent} TARGET"
             else:
-                advice = whole or f"joyjax unpickles nothing, as a pickle may run any code; {TAKES}"
+                advice = whole or f"joyjax unpickles nothing, since a pickle may run any code; {TAKES}"
             return Identity(name, kind, what, advice, details={"format": form})
         case "picture":
             recipe = any(mark in head for mark in RECIPES)
             what = f"a {form} picture" + (" with a recipe of joyjax" if recipe else "")
-            advice = "its recipe, which names the model, is taken with `joyjax edit --from`" if recipe else ""
-            advice = advice or f"a picture to edit is given with --image; {TAKES}"
+            advice = "`joyjax edit --from` runs its recipe, which names the model" if recipe else ""
+            advice = advice or f"give a picture to edit with --image; {TAKES}"
             return Identity(name, kind, what, advice, details={"format": form, "recipe": recipe})
         case "archive":
             what = f"a {form} archive"
@@ -106,7 +106,7 @@ def _named(path: Path, kind: str, form: str, head: bytes) -> Identity:
 
 
 def _json(path: Path) -> Identity:
-    """Describe a json file: one of a checkpoint, whose folder is to be given, or another."""
+    """Describe a json file; for one of a checkpoint, advise to give the folder."""
     name, folder = str(path), path.absolute().parent
     try:
         raw = read_json(path)
@@ -139,33 +139,33 @@ def _safetensors(path: Path, size: int) -> Identity:
     whole = pipeline_above(path)
     if found := tensor_names.adapter(entries):
         return Identity(name, "lora", _adapter(found), f"{NO_ADAPTERS}; {TAKES}", details=facts | found)
-    low = tensor_names.quantisation(entries, metadata)
-    stored = low or ", ".join(facts["dtypes"]) or "no tensors"
+    quantisation = tensor_names.quantisation(entries, metadata)
+    stored = quantisation or ", ".join(facts["dtypes"]) or "no tensors"
     model, component = tensor_names.network(entries) or ("", "")
-    facts |= {"quantisation": low, "model": model or None, "component": component or None}
+    facts |= {"quantisation": quantisation, "model": model or None, "component": component or None}
     several = tensor_names.is_whole(entries)
-    held = "several components in one file" if several else f"one component: {f'{model} {component}'.strip()}"
-    held = held if component or several else "tensors of no network that joyjax knows"
-    what = f"a single safetensors file with {held} ({counted(len(entries), 'tensor')}, {stored})"
+    content = "several components in one file" if several else f"one component: {f'{model} {component}'.strip()}"
+    content = content if component or several else "tensors of an unknown network"
+    what = f"a single safetensors file with {content} ({counted(len(entries), 'tensor')}, {stored})"
     kind = "single-file" if several or component else "safetensors"
-    advice = whole or f"a single file holds no tokenizer and no configurations; {TAKES}"
+    advice = whole or f"a single file has no tokenizer and no configurations; {TAKES}"
     return Identity(name, kind, what, advice, details={key: value for key, value in facts.items() if value is not None})
 
 
-NO_ADAPTERS = "this version of joyjax applies no adapters"
+NO_ADAPTERS = "this version of joyjax does not apply adapters"
 
 
 def _adapter(facts: Mapping[str, Any]) -> str:
-    told = [f"for {facts['model']}"] if "model" in facts else []
-    told += [counted(facts["modules"], "module")]
-    told += [f"rank {', '.join(map(str, facts['ranks']))}"] if "ranks" in facts else []
-    told += [f"with {facts['naming']}'s names"] if "naming" in facts else []
+    shown = [f"for {facts['model']}"] if "model" in facts else []
+    shown += [counted(facts["modules"], "module")]
+    shown += [f"rank {', '.join(map(str, facts['ranks']))}"] if "ranks" in facts else []
+    shown += [f"with {facts['naming']}'s names"] if "naming" in facts else []
     name = "a LoRA" if facts["method"] == "LoRA" else f"an adapter of the kind {facts['method']}"
-    return f"{name} ({', '.join(told)})"
+    return f"{name} ({', '.join(shown)})"
 
 
 def pipeline_above(path: Path) -> str | None:
-    """Return the advice to give the pipeline's folder that a path or its component is in; None without one."""
+    """Return the advice to give the pipeline's folder that contains a path or its component; None without one."""
     folder = path.absolute()
     above = next((each for each in (folder.parent, folder.parent.parent) if (each / INDEX).is_file()), None)
     return None if above is None else f"give the folder of the whole pipeline: {above}"
@@ -175,7 +175,7 @@ ENCODER = "JoyAI-Image-Und"
 
 
 def is_own_layout(folder: Path) -> bool:
-    """Say whether a folder has the layout of the model's own repository, see convert/joyimage_original.py."""
+    """Return whether a folder has the layout of the model's own repository, see convert/joyimage_original.py."""
     return (folder / ENCODER / "config.json").is_file() and not (folder / INDEX).exists()
 
 
@@ -195,9 +195,9 @@ def _special(mode: int) -> str:
 
 
 def _text(head: bytes) -> str | None:
-    """Return the beginning of a text in UTF-8; None for what is no text."""
+    """Return the beginning of a UTF-8 text; None for anything else."""
     try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head[:200])  # which may end within a letter
+        text = codecs.getincrementaldecoder("utf-8")().decode(head[:200])  # the cut may split a letter
     except UnicodeDecodeError:
         return None
     readable = all(c.isprintable() or c in "\r\n\t" for c in text) and bool(text.strip())

@@ -1,4 +1,4 @@
-"""Finding the folder of a model: one on this machine, one of the hub, or the bundled demo."""
+"""Resolving a model to its folder: a local one, one from the hub, or the bundled demo."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from joyjax.reading import check_files
 
 DEMO = Path(version.__file__).parent / "demo"
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
-# Other forms of one: an address, with a branch or a file; the path of one on the hub's pages.
+# Other forms of a hub id: a URL, with a branch or a file; a path of the hub's pages.
 ADDRESS = re.compile(
     r"(?:https?:/+)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<kind>datasets/|spaces/)?(?P<id>\w[\w.-]*/\w[\w.-]*)"
     r"(?:/(?:tree|blob|resolve|raw)/(?P<revision>[\w.-]+))?(?:/.*)?",
@@ -33,13 +33,13 @@ PATTERNS_OF_TEXT = ("*.json", "*.txt", "*.jinja")
 def model_folder(model: str | os.PathLike | None, *, weights: bool = True) -> Path:
     """Return the folder of a model; of the bundled demo where None is given.
 
-    What names no folder here and looks like `owner/name` or `owner/name@revision` is a hub id: what joyjax reads of it
-    comes through huggingface_hub, with its cache, its tokens and its offline mode. Without `weights`, of a hub id only
-    the configurations, tokenizer and indices are fetched.
+    `owner/name` or `owner/name@revision` is a hub id unless it is a local folder. The files that joyjax reads are
+    downloaded by huggingface_hub, with its cache, tokens and offline mode; without `weights`, only configurations,
+    tokenizer and indices.
 
     Raises:
-        RequestError: if what is given is no path.
-        CheckpointError: if there is no such folder or hub id, or something in it is not the checkpoint's own.
+        RequestError: if the model is not a path.
+        CheckpointError: if there is no such folder or hub id, or a file in it links outside of the checkpoint.
     """
     if model is None:
         return DEMO
@@ -67,7 +67,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def meant_hub_id(text: str) -> str | None:
-    """Return the advice for a hub id in another form, such as its address; None for what has no such form."""
+    """Return the advice for a hub id in another form, such as its URL; None for other texts."""
     text = text.partition("?")[0].partition("#")[0]
     found = ADDRESS.fullmatch(text) or PATH_IN_HUB.fullmatch(text)
     if found is None:
@@ -83,14 +83,14 @@ def _from_hub(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
 
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
-    except Exception as error:  # of the hub's, of its HTTP library, of the disk
+    except Exception as error:  # errors of the hub, of its HTTP library, of the disk
         if isinstance(error, OSError) and error.filename is not None:  # an error of the disk, not of HTTP
             raise CheckpointError(
-                f"model {name!r} is no folder here, and the folder of the hub's files cannot be used: "
+                f"model {name!r} is not a local folder, and the folder of the hub's files cannot be used: "
                 f"{error.filename}: {error.strerror}; set HF_HOME to a folder that can be written, or unset it"
             ) from error
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"model {name!r} is no folder here, and cannot be had from the hub ({type(error).__name__}: {reason}); "
-            "check the name and the connection, and for a closed model do `hf auth login`"
+            f"model {name!r} is not a local folder, and cannot be downloaded from the hub ({type(error).__name__}: "
+            f"{reason}); check the name and the connection, and for a gated model run `hf auth login`"
         ) from error

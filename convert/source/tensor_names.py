@@ -1,4 +1,4 @@
-"""What the names, dtypes and shapes in a safetensors header say: an adapter, a network, a kind of quantisation.
+"""Recognition of adapters, networks and quantisation by the names, dtypes and shapes in a safetensors header.
 
 Source of the names: files that Diffusers, PEFT, ComfyUI, kohya's sd-scripts, DiffSynth, LyCORIS and Nunchaku write.
 """
@@ -31,7 +31,7 @@ STYLES: tuple[tuple[str, str], ...] = (
     ("transformer.", "Diffusers"),
 )
 
-# what the names of a network have in them, in dotted form or as kohya flattens it; the first that matches
+# patterns of a network's tensor names, dotted or flattened as kohya does; the first that matches counts
 NETWORKS: tuple[tuple[str, str, re.Pattern[str]], ...] = (
     (
         "JoyImage",
@@ -54,7 +54,7 @@ NETWORKS: tuple[tuple[str, str, re.Pattern[str]], ...] = (
     ("", "text encoder", re.compile(r"^(model\.)?(language_model\.)?(layers|embed_tokens)\b")),
 )
 WHOLE = ("first_stage_model.", "cond_stage_model.", "conditioner.embedders.", "vae.", "text_encoders.")
-# dtypes of few bits by the format's names; a file is quantised if most of its numbers have one
+# dtypes of few bits by the format's names; a file is quantised if most of its values have one
 LOW = {"F8_E4M3": "fp8", "F8_E5M2": "fp8", "F8_E4M3FNUZ": "fp8", "F8_E5M2FNUZ": "fp8", "F4": "fp4", "F6_E2M3": "fp6"}
 LONGEST_METADATA = 2**22
 
@@ -66,9 +66,9 @@ def dtypes(entries: Mapping[str, Any]) -> dict[str, int]:
 
 
 def adapter(entries: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the facts on an adapter: its method, number of modules, ranks, naming and the model that it is for.
+    """Return the facts of an adapter: method, number of modules, ranks, naming, and the model that it is for.
 
-    None for other files: a file is an adapter if most of its tensors are named as parts of one.
+    A file is an adapter if most of its tensors have names of an adapter's parts; None for other files.
     """
     methods: Counter[str] = Counter()
     modules: set[str] = set()
@@ -101,7 +101,7 @@ def adapter(entries: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def network(names: Iterable[str]) -> tuple[str, str] | None:
-    """Return (model, component) by the names of tensors, with an empty model where only the component is clear."""
+    """Return (model, component) by the names of tensors; the model is empty where only the component is known."""
     names = list(names)
     for model, component, shape in NETWORKS:
         if any(shape.search(name) for name in names):
@@ -110,13 +110,13 @@ def network(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def is_whole(names: Iterable[str]) -> bool:
-    """Say whether names are of a single file that holds several components, as those of ComfyUI do."""
+    """Return whether tensor names are those of a single file with several components, as ComfyUI has them."""
     prefixes = {prefix for name in names for prefix in ("model.diffusion_model.", *WHOLE) if name.startswith(prefix)}
     return "model.diffusion_model." in prefixes and len(prefixes) > 1
 
 
 def quantisation(entries: Mapping[str, Any], metadata: Mapping[str, Any]) -> str | None:
-    """Return how the weights of a file are quantised, in one phrase; None if they are not, or not by known marks."""
+    """Return how the weights of a file are quantised, in one phrase; None if they are not, or in an unknown way."""
     names, kinds = entries.keys(), dtypes(entries)
     suffixes = Counter(name.rpartition(".")[2] for name in names)
     if suffixes["qweight"] and (suffixes["wscales"] or suffixes["smooth_factor"] or suffixes["proj_down"]):
@@ -142,7 +142,7 @@ def quantisation(entries: Mapping[str, Any], metadata: Mapping[str, Any]) -> str
 
 
 def _most_are_low(entries: Mapping[str, Any]) -> str | None:
-    """Return the kind of few bits that most of the numbers have, if any."""
+    """Return the few-bit format that most values have, if any."""
     sizes: Counter[str | None] = Counter()
     for entry in entries.values():
         shape = entry.get("shape") if isinstance(entry, dict) else None
@@ -154,14 +154,14 @@ def _most_are_low(entries: Mapping[str, Any]) -> str | None:
 
 
 def _formats(layers: object) -> list[str]:
-    """Return the formats in ComfyUI's description of layers, in json, in the metadata of a file."""
+    """Return the formats in ComfyUI's json description of layers, from the metadata of a file."""
     if not isinstance(layers, str) or len(layers) > LONGEST_METADATA:
         return []
     try:
-        told = parse_json(layers.encode()).get("layers")
+        described = parse_json(layers.encode()).get("layers")
     except (ValueError, TypeError):
         return []
-    each = told.values() if isinstance(told, dict) else ()
+    each = described.values() if isinstance(described, dict) else ()
     named = ((layer.get("format"), layer.get("convrot")) for layer in each if isinstance(layer, dict))
     formats = {
         f"{name[:40]}{' with ConvRot' if rotated is True else ''}"

@@ -1,4 +1,4 @@
-"""The files of weights in a component's folder: under which names, and whether they are quantised."""
+"""The weight files of a component's folder: their names, and whether they are quantised."""
 
 import itertools
 import os
@@ -12,19 +12,19 @@ from joyjax.convert.source.tensor_names import quantisation
 from joyjax.errors import CheckpointError
 from joyjax.reading import read_json
 
-# The names that Diffusers and Transformers give; a variant such as model.fp16.safetensors is not looked at.
+# The default names of Diffusers and Transformers; a variant such as model.fp16.safetensors is not read.
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 INDEX = ".index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 VARIANT = re.compile(r"\.(?P<variant>[A-Za-z]\w*)(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?$")
 
-MOST_NAMES = 1000  # of a folder
-MOST_SHARDS = 4  # of a component, whose headers are read
+MOST_NAMES = 1000  # that are read of a folder
+MOST_SHARDS = 4  # of a component whose headers are read
 NOT_QUANTISED = "joyjax reads float32, bfloat16 and float16: take the checkpoint that is not quantised"
 
 
 def weights_problem(folder: Path) -> tuple[str, str] | None:
-    """Return a kind and a sentence if a component's folder has weights, under names that joyjax does not read."""
+    """Return a kind and a message if a component's folder has weights only under names that joyjax does not read."""
     names = sorted(entry.name for entry in itertools.islice(os.scandir(folder), MOST_NAMES))
     if any(name in names for stem in WEIGHTS for name in (stem, stem + INDEX)):
         return None
@@ -45,7 +45,7 @@ def quantised(folder: Path) -> str | None:
     """Return how the weights of a component are quantised, by its config.json or the headers of its first files."""
     try:
         config = read_json(folder / "config.json")
-    except CheckpointError:  # what reads it for good says so
+    except CheckpointError:  # a later reader raises it
         config = {}
     if method := quantisation_method(config):
         return method

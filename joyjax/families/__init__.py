@@ -1,1 +1,1 @@
-"""Model families: what turns a request into arrays, and which networks it runs."""
+"""Model families: how a request becomes arrays, and which networks it runs."""

@@ -1,4 +1,4 @@
-"""Checks that families share: the parts of a checkpoint against each other, sizes, and given noise."""
+"""Checks that families share: consistency of a checkpoint's parts, sizes, and given noise."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +13,7 @@ from joyjax.media.image import Size
 
 
 def check_equal(folder: Path, pairs: Iterable[tuple[str, str, Any, str, Any]]) -> None:
-    """Compare values of two parts: (file, key, its value, what it must equal, that value).
+    """Compare values of two parts: (file, key, value, name of the expected value, expected value).
 
     Raises:
         CheckpointError: for the first pair that differs.
@@ -25,13 +25,13 @@ def check_equal(folder: Path, pairs: Iterable[tuple[str, str, Any, str, Any]]) -
 
 def check_vocabulary(folder: Path, tokenizer: Any, vocab_size: int) -> None:
     """Raise CheckpointError if a tokenizer has more tokens than the text encoder."""
-    tokens = 1 + max(tokenizer.get_vocab().values())  # there may be gaps
+    tokens = 1 + max(tokenizer.get_vocab().values())  # ids may have gaps
     if tokens > vocab_size:
         raise CheckpointError(f"{folder} has {tokens} tokens; the text encoder {vocab_size}")
 
 
 def check_sides(size: Size, sides: Size, option: str) -> None:
-    """Raise RequestError unless a size is made of whole tokens, which are `sides` pixels high and wide."""
+    """Raise RequestError unless a size is a multiple of `sides`, the height and width of a token in pixels."""
     height, width = size
     if height % sides[0] or width % sides[1]:
         fit = [max(1, round(length / side)) * side for length, side in zip(size, sides, strict=True)]
@@ -42,7 +42,7 @@ def check_sides(size: Size, sides: Size, option: str) -> None:
 
 
 def check_noise(request: Request, shape: tuple[int, ...], size: Size) -> None:
-    """Raise RequestError if noise is given in another shape than a result of this size needs."""
+    """Raise RequestError if given noise does not have the shape for a result of this size."""
     if request.noise is not None and request.noise.shape != shape:
         raise RequestError(
             f"noise has shape {request.noise.shape}; a {size[0]}×{size[1]} result needs {shape}: "
@@ -51,6 +51,6 @@ def check_noise(request: Request, shape: tuple[int, ...], size: Size) -> None:
 
 
 def noise_tokens(noise: np.ndarray, patch: tuple[int, int], padded: int) -> np.ndarray:
-    """Return noise, `[1, height, width, channels]`, as tokens with padding."""
+    """Return noise, `[1, height, width, channels]`, as padded tokens."""
     tokens = patchify(noise, patch)
     return np.pad(tokens, ((0, 0), (0, padded - tokens.shape[1]), (0, 0)))

@@ -1,7 +1,7 @@
-"""What a model family says of itself, and what passes between it and the engine.
+"""The protocol of a model family, and the values that pass between it and the engine.
 
-A request is planned, prepared, encoded, denoised and finished. `plan` and `prepare` are the host's: nothing of them is
-on a device. `encode` and `finish` use networks through `Networks`, which alone decides what is in memory.
+A request is planned, prepared, encoded, denoised and finished. `plan` and `prepare` run on the host and put nothing on
+a device. `encode` and `finish` use networks through `Networks`, which alone decides what is in memory.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ Task = Literal["edit", "text-to-image"]
 
 @runtime_checkable
 class Guard(Protocol):
-    """Refuses what must not be made. Where it raises, no pixels leave the engine, previews included."""
+    """A safety filter. Where it raises, no pixels leave the engine, previews included."""
 
     def check_text(self, prompt: str) -> None:
         """Raise JoyJaxError for a prompt that is refused, before anything is computed."""
@@ -41,7 +41,7 @@ class Guard(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a family reads of a checkpoint besides its networks' weights."""
+    """Everything that a family reads from a checkpoint besides its networks' weights."""
 
     tokenizer: Any
     processor: Any
@@ -52,7 +52,7 @@ class Parts:
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Tokens of a request: valid and padded. `text` is the longest prompt's; `passes` is 2 with guidance."""
+    """Numbers of tokens of a request: (valid, padded). `text` is the longest prompt's; `passes` is 2 with guidance."""
 
     text: tuple[int, int]
     target: tuple[int, int]
@@ -62,21 +62,21 @@ class Lengths:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A request with everything decided that needs no pixels: NumPy and tuples, some KB beside the request.
+    """A planned request: everything that can be decided without pixels. NumPy and tuples, some KB beside the request.
 
     Attributes:
-        request: what is planned.
+        request: the request.
         size: frames, height and width of the result, in pixels.
-        latents: the shape of the padded latents, `[tokens, numbers]`.
-        lengths: tokens, valid and padded.
-        shift: mu of a dynamic schedule; None: the scheduler's own.
-        batch_key: what edits of one batch have in common, which is what its programs are compiled for: padded shapes,
-            passes of each step, number of steps, cache rule. Never levels, seed or guidance scale.
-        encode_key: all but seed and noise; requests that have it alike are encoded once.
-        base: the reference that the result goes back into; None without references.
-        crops: what was kept of each reference.
+        latents: the shape of the padded latents, `[tokens, channels]`.
+        lengths: numbers of tokens, valid and padded.
+        shift: mu of a dynamic schedule; None: the scheduler's own shift.
+        batch_key: edits with equal keys share a batch and its compiled programs: padded shapes, passes of each step,
+            number of steps, cache rule. Never levels, seed or guidance scale.
+        encode_key: everything but seed and noise; requests with equal keys are encoded once.
+        base: index of the reference that the result is pasted back into; None without references.
+        crops: the part of each reference that is used.
         notes: for the user.
-        own: the family's.
+        own: the family's own data.
     """
 
     request: Request
@@ -111,7 +111,7 @@ class Media:
 
 @dataclasses.dataclass(frozen=True)
 class StageCost:
-    """What a stage of one request needs: networks that it uses, and working memory besides their parameters."""
+    """The cost of a stage for one request: the networks that it uses, and working memory besides their parameters."""
 
     stage: str
     parts: tuple[str, ...]
@@ -120,10 +120,10 @@ class StageCost:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A folder that is no Diffusers folder and can be converted as if it were.
+    """A layout of folders other than Diffusers' that `convert` can read.
 
     `write_skeleton(folder, target)` writes everything of the Diffusers folder but the weights;
-    `open_tensors(folder, component)` gives the tensors of a component under Diffusers' names.
+    `open_tensors(folder, component)` returns the tensors of a component under Diffusers' names.
     """
 
     recognises: Callable[[Path], bool]
@@ -133,7 +133,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """The real model of a family, so that nothing need be fetched to say whether it fits: bytes in bfloat16."""
+    """Sizes of a family's published model in bytes, in bfloat16, so that its fit is known without a download."""
 
     name: str
     resident_bytes: int
@@ -143,7 +143,7 @@ class Published:
 
 @runtime_checkable
 class Networks(Protocol):
-    """The networks of a pipeline. What is in memory is decided here."""
+    """The networks of a pipeline. Decides which are in memory."""
 
     @property
     def mesh(self) -> Mesh | None:
@@ -154,12 +154,12 @@ class Networks(Protocol):
         """The networks' configurations."""
 
     def use(self, part: str) -> contextlib.AbstractContextManager[Weights]:
-        """Give a network's weights, on the devices for as long as the context lasts."""
+        """Return a context with a network's weights, which are on the devices until it ends."""
 
 
 @runtime_checkable
 class Events(Protocol):
-    """What a stage tells while it works."""
+    """The events of a stage while it runs."""
 
     def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Time a stage."""
@@ -170,27 +170,27 @@ class Family:
     """A model family: plain functions, and the defaults of its reference pipeline.
 
     Attributes:
-        name: as users know it.
-        class_names: of model_index.json.
+        name: shown to users.
+        class_names: pipeline classes in model_index.json.
         components: its networks.
-        tasks: what it does.
+        tasks: what it can do.
         references: the fewest and the most pictures of a request; None: any number.
-        defaults: the family's own of options that a request leaves out (joyjax/options.py).
+        defaults: the family's defaults of options (joyjax/options.py).
         without: options that this family does not have.
         denoiser: the component that the loop over steps runs.
-        published: the real model.
-        read: opens tokenizer, processor and solver, and checks that all parts are of one model.
-        plan: cheap, without pixels; raises every error of a user's that needs none. The pipeline's mesh is in force.
-        prepare: a plan to arrays, when its group's turn comes.
+        published: the published model.
+        read: opens tokenizer, processor and solver, and checks that all parts belong to one model.
+        plan: cheap, without pixels; raises every user error that needs none. The pipeline's mesh is in force.
+        prepare: a plan to host arrays, when its group runs.
         encode: a group to the conditions of its requests, as the denoiser takes them: rows of passes on axis 0.
-        guidance: how both predictions are put together.
+        guidance: how the two predictions are combined.
         finish: latents, `[1, T, P]`, to pixels.
-        natural_size: height and width of a result where none are given, from those of the last reference and base size.
-        cost: the stages of a request of such lengths.
-        usual: the lengths of an edit of one reference, or of a picture from words, at a base size.
-        warmup: arguments of requests that compile every program once, for numbers of references, with long prompts too.
-        layouts: of folders of the model's own repository.
-        hints: what to do where an option cannot be given as it was, by the option.
+        natural_size: default height and width of a result, from those of the last reference and the base size.
+        cost: the stages of a request of these lengths.
+        usual: the lengths of a typical request at a base size: an edit of one reference, or text to image.
+        warmup: arguments of requests that compile every program once, for numbers of references, and long prompts.
+        layouts: of folders in the model's own repository.
+        hints: advice for errors about an option, by the option's name.
     """
 
     name: str
@@ -217,5 +217,5 @@ class Family:
     picture_mode: str = "RGB"
 
     def has(self, option: Option) -> bool:
-        """Say whether the family has an option."""
+        """Return whether the family has an option."""
         return option.name not in self.without if option.every_family else option.name in self.defaults

@@ -29,17 +29,17 @@ from joyjax.reading import read_json
 from joyjax.sampling.euler import Euler
 from joyjax.sampling.schedule import ScheduleConfig
 
-# Working memory of a step with guidance at 1024 × 1024 with one reference, in bfloat16, as compiled for an H100:
-# docs/parallel.md. Text encoder and autoencoder take less.
+# Working memory of a step with guidance at 1024 × 1024 with one reference, in bfloat16, compiled for an H100
+# (docs/parallel.md). Text encoder and autoencoder need less.
 STEP_BYTES = int(1.61 * 2**30)
 STEP_TOKENS = 2 * 4096  # image tokens of that step
 
-SIDES = ((64, 64), (256, 64))  # one picture for each padded bucket of the autoencoder, in every table
+SIDES = ((64, 64), (256, 64))  # one size for each padded bucket of the autoencoder, for every table
 USUAL, LONGEST = 256, 1500  # tokens of a prompt
 
 
 def read(folder: Path, configs: Configs) -> Parts:
-    """Open the tokenizer, the processor's numbers and the schedule, and check that all parts fit together."""
+    """Open tokenizer, processor and schedule, and check that all parts belong to one model."""
     check_tokenizer(folder / "tokenizer")
     processor = folder / "processor" / "preprocessor_config.json"
     scheduler = folder / "scheduler" / "scheduler_config.json"
@@ -54,9 +54,9 @@ def read(folder: Path, configs: Configs) -> Parts:
 
 
 def _check_parts(parts: Parts, folder: Path) -> None:
-    """Raise CheckpointError where two parts, each good by itself, are not of one model."""
+    """Raise CheckpointError if two valid parts do not belong to one model."""
     transformer, vae, encoder = (parts.configs[name] for name in ("transformer", "vae", "text_encoder"))
-    words, vision, text, tower = folder / "tokenizer", parts.processor, encoder.text, encoder.vision
+    tokenizer, vision, text, tower = folder / "tokenizer", parts.processor, encoder.text, encoder.vision
     index = folder / "model_index.json"
     longest = read_json(index).get("text_token_max_length", LONGEST_TEXT - DROPPED)
     if longest != LONGEST_TEXT - DROPPED:
@@ -64,10 +64,10 @@ def _check_parts(parts: Parts, folder: Path) -> None:
             f"{index}: text_token_max_length is {longest!r:.200}; joyjax implements {LONGEST_TEXT - DROPPED}"
         )
     try:
-        prompt_tokens(parts.tokenizer, "", [1])  # takes every control token
+        prompt_tokens(parts.tokenizer, "", [1])  # uses every control token
     except CheckpointError as error:
-        raise CheckpointError(f"{words}: {error}") from None
-    check_vocabulary(words, parts.tokenizer, text.vocab_size)
+        raise CheckpointError(f"{tokenizer}: {error}") from None
+    check_vocabulary(tokenizer, parts.tokenizer, text.vocab_size)
     image = control_token(parts.tokenizer, "<|image_pad|>")
     processor = "processor/preprocessor_config.json"
     check_equal(
@@ -102,7 +102,7 @@ def _check_parts(parts: Parts, folder: Path) -> None:
 
 
 def cost(configs: Configs, lengths: Lengths) -> tuple[StageCost, ...]:
-    """Return what each stage needs. Working memory goes with the image tokens of all passes."""
+    """Return the cost of each stage. Working memory is proportional to the image tokens of all passes."""
     tokens = (lengths.target[1] + lengths.references[1]) * lengths.passes
     working = STEP_BYTES * tokens // (2 * STEP_TOKENS)
     return (
@@ -124,10 +124,10 @@ def usual(configs: Configs, base_size: int) -> Lengths:
 def warmup(
     parts: Parts, references: Sequence[int] | None, long_prompts: bool, *, most: int
 ) -> Iterator[Mapping[str, Any]]:
-    """Give the arguments of requests that compile every program of a bucket table once."""
+    """Yield the arguments of requests that compile every program of a bucket table once."""
     counts = tuple(range(min(most, 2) + 1)) if references is None else references
     prompts = list(_prompts(parts.tokenizer, LONGEST if long_prompts else USUAL))
-    # a size and a prompt at a time: no program depends on both
+    # sizes and prompts in pairs: no program depends on both
     pairs = list(zip(itertools.cycle(SIDES), prompts, strict=False))
     for count, ((height, width), prompt) in itertools.product(dict.fromkeys(counts), pairs):
         picture = Image.new("RGB", (width, height))
@@ -135,14 +135,14 @@ def warmup(
 
 
 def _prompts(tokenizer: Any, longest: int) -> Iterator[str]:
-    """Give a prompt for each size that texts are padded to, up to that of `longest` tokens."""
+    """Yield a prompt for each padded text length, up to that of `longest` tokens."""
     piece = "a " * 16
     per_piece = len(plain_tokens(tokenizer, piece))
     yield ""
     for before, size in itertools.pairwise(TEXT_SIZES):
         if before >= longest:
             break
-        tokens = min(longest, (before + size) // 2)  # the template's, which are with it, are far fewer than the rest
+        tokens = min(longest, (before + size) // 2)  # leaves room for the template
         yield piece * (tokens // per_piece)
 
 

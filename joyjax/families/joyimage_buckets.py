@@ -1,4 +1,4 @@
-"""The bucket table of JoyImage: the sizes that pictures are fitted to."""
+"""The bucket table of JoyImage: the sizes of pictures."""
 
 import functools
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ from joyjax.media.image import Size
 
 @functools.cache
 def buckets(base_size: int) -> tuple[Size, ...]:
-    """Return the sizes that a picture is fitted to, in the reference's order: up to `base_size`² pixels, up to 4:1.
+    """Return the bucket sizes in the reference's order: up to `base_size`² pixels, up to 4:1.
 
-    They are the published table, which is for 1024, times `base_size`/1024. At 256, 512 and 768 that gives multiples
-    of 16 by itself; elsewhere sides are rounded to them, and what is then double or beyond those bounds is left out.
+    They are the published table, which is for 1024, times `base_size`/1024. At 256, 512 and 768 these are multiples of
+    16; elsewhere sides are rounded to multiples of 16, without duplicates and sizes beyond the bounds.
     Source: BUCKETS in Diffusers' image_processor.py.
 
     Raises:
@@ -31,7 +31,7 @@ def buckets(base_size: int) -> tuple[Size, ...]:
 
 
 def _staircase() -> Iterator[Size]:
-    """Walk below the curve h·w = 256² from tall to wide, in steps of 16: the published table at a quarter."""
+    """Yield sizes below the curve h·w = 256² from tall to wide, in steps of 16: a quarter of the published table."""
     height, width = 4096, 16
     while height:
         if _in_bounds(height, width, 256):
@@ -47,5 +47,5 @@ def _in_bounds(height: int, width: int, base_size: int) -> bool:
 
 
 def nearest_bucket(height: int, width: int, base_size: int) -> Size:
-    """Return the bucket whose h/w is nearest to the picture's by plain difference; of equals the first in the table."""
+    """Return the bucket with the smallest |h/w - height/width|; of ties the first in the table."""
     return min(buckets(base_size), key=lambda size: abs(size[0] / size[1] - height / width))

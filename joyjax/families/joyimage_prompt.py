@@ -10,21 +10,21 @@ from joyjax.errors import RequestError
 from joyjax.families.request import Request
 from joyjax.processors.text import control_token, plain_tokens
 
-# The backslash and the n behind the line break are two characters, by a slip in the code that the model was trained
-# with. They belong to the prompt now.
+# The backslash and the n after the line break are two characters: a slip in the code that the model was trained with,
+# kept since the model expects it.
 SYSTEM = (
     "system\n \\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
     "relationships of the objects and background:"
 )
-DROPPED = 34  # the system turn, and the <|im_start|> of the user's
-LONGEST_TEXT = 2048 + DROPPED  # without pictures; where the reference cuts a prompt, joyjax refuses it
-LONGEST_PROMPT = 4096  # hidden states that the transformer is given; the last ones are kept
+DROPPED = 34  # the system turn, and the <|im_start|> of the user's turn
+LONGEST_TEXT = 2048 + DROPPED  # without pictures; the reference truncates longer prompts, joyjax refuses them
+LONGEST_PROMPT = 4096  # hidden states for the transformer; the last ones are kept
 
 
 def prompt_tokens(tokenizer: Any, prompt: str, image_tokens: Sequence[int]) -> list[int]:
-    """Return the chat turn of a prompt with pictures of `image_tokens` tokens each before it.
+    """Return the chat turns of a prompt after pictures of `image_tokens` tokens each.
 
-    Control tokens are placed by id; the prompt is text whatever it contains.
+    Control tokens are inserted by id; the prompt is always plain text.
     """
     start, end = control_token(tokenizer, "<|im_start|>"), control_token(tokenizer, "<|im_end|>")
     line = plain_tokens(tokenizer, "\n")
@@ -37,15 +37,15 @@ def prompt_tokens(tokenizer: Any, prompt: str, image_tokens: Sequence[int]) -> l
             ids += [before, *[image] * count, after]
         ids += plain_tokens(tokenizer, prompt)
     else:
-        ids += plain_tokens(tokenizer, "user\n" + prompt)  # one piece of text to the tokenizer
+        ids += plain_tokens(tokenizer, "user\n" + prompt)  # tokenized as one text, as in the reference
     return [*ids, end, *line, start, *plain_tokens(tokenizer, "assistant\n")]
 
 
 def prompt_rows(request: Request, tokenizer: Any, image_tokens: Sequence[int]) -> list[list[int]]:
-    """Return the tokens of the unconditional prompt, if there is guidance, and of the prompt.
+    """Return the tokens of the negative prompt, with guidance only, and of the prompt.
 
     Raises:
-        RequestError: for a prompt that is too long. The reference cuts it.
+        RequestError: for a prompt that is too long. The reference truncates it.
     """
     prompts = {"prompt": request.prompt}
     if request.guided:

@@ -21,22 +21,22 @@ View = Literal["front", "right", "left", "rear", "front right", "front left", "r
 Zoom = Literal["in", "out", "unchanged"]
 
 RED = 255, 0, 0
-LINES_ACROSS = 256  # a line is this part of a picture's side, or of the side of the square that has its area
+LINES_ACROSS = 256  # a line is 1/256 of √(width·height)
 ARTICLES = ("the", "a", "an")
 
 
 def move(image: Image.Image, object: str, box: Sequence[int]) -> tuple[Image.Image, str]:
-    """Return the picture with a red box where an object is to go, and the prompt that moves it there.
+    """Return the picture with a red box at an object's target position, and the prompt that moves it there.
 
-    The box is (left, top, right, bottom) in whole pixels of the upright picture, right and bottom being the first
-    column and row behind it, as in `Image.crop`. What is returned is a copy, upright and in RGB.
+    The box is (left, top, right, bottom) in whole pixels of the upright picture, with exclusive right and bottom, as in
+    `Image.crop`. The returned picture is a copy, upright and in RGB.
 
-    The box is drawn as a frame of pure red, inside of its bounds. The authors publish no code for theirs; the frames in
+    The box is drawn as a frame of pure red, inside of its bounds. The authors publish no code for it; the frames in
     their figures are 0.3 to 0.5 % of the picture's width (assets/spatial-editing-showcase.png in JoyAI-Image,
-    assets/visual_compare1.png in SpatialEdit). These are 1/256, which is 4 pixels in a picture of 1024 × 1024.
+    assets/visual_compare1.png in SpatialEdit). Here they are 1/256, which is 4 pixels in a picture of 1024 × 1024.
 
     Raises:
-        RequestError: for an object that is no description (see `rotate`), or a box that is not one inside the picture.
+        RequestError: for an invalid description of an object (see `rotate`), or an invalid box.
         PictureError: for a picture that cannot be used.
     """
     prompt = f"Move the {_object(object)} into the red box and finally remove the red box."
@@ -48,13 +48,13 @@ def move(image: Image.Image, object: str, box: Sequence[int]) -> tuple[Image.Ima
 
 
 def rotate(object: str, view: View) -> str:
-    """Return the prompt that turns an object until it shows one of its eight sides.
+    """Return the prompt that rotates an object to one of eight views.
 
-    `object` describes it in one line, without an article, which the prompt has: "red car". Spaces around it are
-    dropped.
+    `object` describes it in one line, without the article, which the prompt adds: "red car". Surrounding spaces are
+    removed.
 
     Raises:
-        RequestError: for an object that is no such description, or an unknown view.
+        RequestError: for an invalid description, or an unknown view.
     """
     views = get_args(View)
     if view not in views:
@@ -63,13 +63,13 @@ def rotate(object: str, view: View) -> str:
 
 
 def camera(yaw: float = 0, pitch: float = 0, zoom: Zoom = "unchanged") -> str:
-    """Return the prompt that moves the camera around a scene that stays as it is.
+    """Return the prompt that moves the camera around a static scene.
 
-    `yaw` is from -180 to 180 degrees and `pitch` from -90 to 90. They are written as the model's own examples are,
-    whole numbers without a point: the examples have multiples of 45 and 15 degrees.
+    `yaw` is from -180 to 180 degrees and `pitch` from -90 to 90. Integers are written without a decimal point, as in
+    the model's examples, which have multiples of 45 and 15 degrees.
 
     Raises:
-        RequestError: for an angle beyond these, or an unknown zoom.
+        RequestError: for an angle out of range, or an unknown zoom.
     """
     if zoom not in get_args(Zoom):
         raise RequestError(f"zoom is {quoted(zoom)}; choose one of: {', '.join(get_args(Zoom))}")
@@ -96,7 +96,7 @@ def _object(text: Any) -> str:
 
 
 def _box(box: Any, width: int, height: int, least: int) -> tuple[int, ...]:
-    """Check a box in a picture of this size; it must be `least` pixels wide and high for its frame to have a hole."""
+    """Check a box in a picture of this size; it must be at least `least` pixels wide and high to have an interior."""
     expected = "expected (left, top, right, bottom) in whole pixels"
     sides = list(box) if isinstance(box, Sequence | np.ndarray) and not isinstance(box, str) else []
     if len(sides) != 4 or any(isinstance(n, bool | np.bool_) or not isinstance(n, int | np.integer) for n in sides):
@@ -117,6 +117,6 @@ def _box(box: Any, width: int, height: int, least: int) -> tuple[int, ...]:
 
 def _degrees(name: str, angle: Any, most: int) -> str:
     number = isinstance(angle, int | float | np.integer | np.floating) and not isinstance(angle, bool)
-    if not number or not -most <= angle <= most:  # not so for NaN either
+    if not number or not -most <= angle <= most:  # NaN fails too
         raise RequestError(f"{name} is {quoted(angle)}; expected degrees from -{most} to {most}")
     return np.format_float_positional(angle + 0, trim="-")  # -0 + 0 is 0

@@ -42,7 +42,7 @@ from joyjax.sharding.place import replicate
 
 @dataclasses.dataclass(frozen=True)
 class JoyImagePlan:
-    """What a plan has besides: the pictures' sizes as the networks see them, and the prompt's tokens."""
+    """The family's part of a plan: the pictures' fitted sizes, and the prompt's tokens."""
 
     pictures: tuple[Size, ...]
     text: TextPlan
@@ -60,13 +60,13 @@ class JoyImageArrays:
 
 
 def geometry(configs: Configs, base_size: int | None) -> Geometry:
-    """Return how pictures become tokens; `base_size` is that of the bucket table; None: no table."""
+    """Return how pictures become tokens; `base_size` is that of the bucket table, None for no table."""
     table = None if base_size is None else joyimage_buckets.buckets(base_size)
     return Geometry(configs["transformer"].patch, configs["vae"].spatial_factor, table)
 
 
 def target_size(request: Request) -> Size:
-    """Return height and width of the result: as asked, or of the bucket nearest to what was asked or to the picture."""
+    """Return height and width of the result: exact, or of the bucket nearest to the given size or to the picture."""
     if request.exact_size:
         if request.height is None or request.width is None:
             raise RequestError("exact_size needs both height and width")
@@ -78,7 +78,7 @@ def target_size(request: Request) -> Size:
 
 
 def natural_size(reference: Size | None, base_size: int) -> Size:
-    """Return the bucket of the last reference; without one, of a square."""
+    """Return the bucket of the last reference, or without one the square bucket."""
     return joyimage_buckets.nearest_bucket(*(reference or (1, 1)), base_size)
 
 
@@ -88,15 +88,15 @@ def plan_pictures(request: Request, size: Size, own_sizes: bool) -> list[Crop]:
     for picture in request.pictures:
         width, height = picture.size
         own = own_sizes and not request.exact_size
-        goal = joyimage_buckets.nearest_bucket(height, width, request.base_size) if own else size
-        crops.append(plan_fit((height, width), goal, request.fit))
+        target = joyimage_buckets.nearest_bucket(height, width, request.base_size) if own else size
+        crops.append(plan_fit((height, width), target, request.fit))
     return crops
 
 
 def plan(request: Request, parts: Parts, *, plus: bool) -> Plan:
     """Decide all sizes of a request.
 
-    Sizes of the bucket table are padded to what all of them share; one that is given exactly stands for itself.
+    Sizes of the bucket table are padded to common lengths; an exact size is not padded.
     """
     own = geometry(parts.configs, None if request.exact_size else request.base_size)
     size = target_size(request)
@@ -133,7 +133,7 @@ def plan(request: Request, parts: Parts, *, plus: bool) -> Plan:
         encode_key=dataclasses.replace(request, seed=0, noise=None),
         base=len(pictures) - 1 if pictures else None,
         crops=tuple(crops),
-        notes=_unread(max(text.first) - joyimage_prompt.DROPPED),
+        notes=_truncation_note(max(text.first) - joyimage_prompt.DROPPED),
         own=JoyImagePlan(pictures, text, own),
     )
 
@@ -164,7 +164,7 @@ def prepare(plan: Plan, parts: Parts) -> Arrays:
 
 
 def _positions(plan: Plan) -> np.ndarray:
-    """Return (item, row, column) of the target's tokens, then of the references', padded; the same in each pass."""
+    """Return padded (item, row, column) of the target's tokens, then of the references'; equal in all passes."""
     own, lengths, sides = plan.own, plan.lengths, plan.own.geometry.sides
     items = [
         item_positions(n, height // sides[0], width // sides[1])
@@ -194,7 +194,7 @@ def encode(networks: Networks, group: Sequence[Arrays], events: Events) -> list[
 
 
 def encode_text(networks: Networks, arrays: Arrays) -> Float[Array, "B J C"]:
-    """Return the hidden states of both prompts, or of the one that a request without guidance has."""
+    """Return the hidden states of both prompts, or without guidance of the one."""
     own = arrays.own
     first = np.array(arrays.plan.own.text.first, np.int32)
     with networks.use("text_encoder") as encoder:
@@ -203,7 +203,7 @@ def encode_text(networks: Networks, arrays: Arrays) -> Float[Array, "B J C"]:
 
 
 def encode_references(networks: Networks, arrays: Arrays) -> Float[Array, "b R P"]:
-    """Return the latent tokens of all references, one behind the other, and padding."""
+    """Return the concatenated latent tokens of all references, padded."""
     plan, own = arrays.plan, arrays.own
     if not own.pictures:
         return replicate(np.zeros((1, 0, plan.latents[1]), np.float32), networks.mesh)
@@ -217,7 +217,7 @@ def encode_references(networks: Networks, arrays: Arrays) -> Float[Array, "b R P
 
 
 def condition(arrays: Arrays, txt: Float[Array, "B J C"], references: Float[Array, "b R P"]) -> Condition:
-    """Put together what one denoising step is given; every pass of a request sees the same references."""
+    """Assemble the condition of the denoising steps; every pass of a request has the same references."""
     plan, rows = arrays.plan, txt.shape[0]
 
     def lengths(x: int | Sequence[int]) -> Array:
@@ -234,7 +234,7 @@ def condition(arrays: Arrays, txt: Float[Array, "B J C"], references: Float[Arra
 
 
 def guidance(parts: Parts) -> Guidance:
-    """Return JoyImage's rule: the norm is that of one latent pixel."""
+    """Return JoyImage's guidance, with the norm of one latent pixel."""
     return Guidance(norm=parts.configs["transformer"].in_channels)
 
 
@@ -252,11 +252,11 @@ def finish(networks: Networks, latents: Float[np.ndarray, "1 T P"], plan: Plan, 
     return Media(pixels[None])
 
 
-def _unread(tokens: int) -> tuple[str, ...]:
-    """Say that the transformer is not given all that the text encoder saw, as in the reference."""
+def _truncation_note(tokens: int) -> tuple[str, ...]:
+    """Return the note that the first hidden states of the text encoder are dropped, as in the reference."""
     if tokens <= 0:
         return ()
     return (
-        f"several references: the first {tokens} tokens of what Qwen3-VL saw of them are not passed on, since "
-        f"{joyimage_prompt.LONGEST_PROMPT} is the most; the transformer sees all references whole",
+        f"several references: the first {tokens} hidden states of Qwen3-VL are dropped, since the transformer takes at "
+        f"most {joyimage_prompt.LONGEST_PROMPT}; it sees the latents of all references",
     )

@@ -12,21 +12,21 @@ from joyjax.reading import quoted, read_json
 FAMILIES: dict[str, Family] = {
     class_name: family for family in (EDIT, EDIT_PLUS, TEXT_TO_IMAGE) for class_name in family.class_names
 }
-DEFAULT = EDIT  # whose published model a machine is measured against
+DEFAULT = EDIT  # `joyjax info` says whether its published model fits this machine
 
 
 def family_in(folder: Path) -> Family:
     """Return the family of the checkpoint in a folder.
 
     Raises:
-        CheckpointError: if it is no such folder, saying what it is; if its index cannot be read, or names a class that
-            joyjax does not know.
+        CheckpointError: if the folder is not a checkpoint, with what it is; if its index cannot be read or names an
+            unknown class.
     """
     return FAMILIES[class_name_in(folder)]
 
 
 def class_name_in(folder: Path) -> str:
-    """Return the pipeline class that a checkpoint's index names, a known one; raises as `family_in` does."""
+    """Return the pipeline class that a checkpoint's index names; raises as `family_in` does."""
     index = folder / "model_index.json"
     if not index.exists():
         raise CheckpointError(str(identify(folder)))
@@ -39,7 +39,7 @@ def family_of(class_name: object, where: str) -> Family:
     """Return the family of a pipeline class; `where` names the file in messages.
 
     Raises:
-        CheckpointError: for a class that joyjax does not know.
+        CheckpointError: for an unknown class.
     """
     if not isinstance(class_name, str) or class_name not in FAMILIES:
         known = ", ".join(FAMILIES)
@@ -48,6 +48,6 @@ def family_of(class_name: object, where: str) -> Family:
 
 
 def layout_of(folder: Path) -> Layout | None:
-    """Return the layout of a model's own repository that a folder has; None for all other folders."""
+    """Return the layout of a folder from a model's own repository; None for all other folders."""
     layouts = [layout for family in FAMILIES.values() for layout in family.layouts]
     return next((layout for layout in layouts if layout.recognises(folder)), None)

@@ -1,4 +1,4 @@
-"""A checked request: what a family is given."""
+"""A checked request, the input of a family."""
 
 import dataclasses
 import math
@@ -16,10 +16,10 @@ from joyjax.options import CacheRule, Fit, VAEMode
 class Request:
     """One edit with every default filled in and every value checked. See `joyjax.edit`.
 
-    `originals` are the pictures as they were given and `pictures` their RGB forms; `mask` is in mode L; `sources` and
-    `mask_source` tell them for a recipe. A list of `guidance_scale` has one number for each step; `sigmas` are as the
-    user gave them, before the schedule shifts them. `base_size` is 0 for a family that does not have it. `own` has the
-    options that only some families have, by name (`Option.every_family`).
+    `originals` are the pictures as given and `pictures` their RGB forms; `mask` is in mode L; `sources` and
+    `mask_source` describe them in a recipe. A list of `guidance_scale` has one value for each step; `sigmas` are the
+    user's, before the schedule's shift. `base_size` is 0 for a family without it. `own` has the options that only some
+    families have, by name (`Option.every_family`).
     """
 
     prompt: str
@@ -48,14 +48,14 @@ class Request:
 
     @property
     def guidance(self) -> tuple[float, ...]:
-        """The scale of each step; 1 where there is one pass only."""
+        """The scale of each step; 1 for a step with one pass."""
         scales = self.guidance_scale if isinstance(self.guidance_scale, tuple) else (self.guidance_scale,) * self.steps
         until = math.ceil(self.guidance_until * self.steps - 1e-9)
         return tuple(scale if scale > 1 and step < until else 1.0 for step, scale in enumerate(scales))
 
     @property
     def passes(self) -> tuple[int, ...]:
-        """The passes of each step: 2 where it has guidance."""
+        """The passes of each step: 2 with guidance."""
         return tuple(2 if scale > 1 else 1 for scale in self.guidance)
 
     @property
@@ -65,5 +65,5 @@ class Request:
 
     @property
     def returned(self) -> bool:
-        """Whether the result is put back into the original, at its own resolution."""
+        """Whether the result is pasted back into the original, at its own resolution."""
         return self.paste_back or self.mask is not None

@@ -1,1 +1,1 @@
-"""The world of the demo model: pictures of coloured shapes, edits of them in plain words, and a judge of results."""
+"""The demo model's domain: pictures of coloured shapes, edits of them in plain words, and a judge of results."""

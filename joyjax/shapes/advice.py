@@ -1,4 +1,4 @@
-"""What the demo model can do, in words, and where a request leaves what it has learned."""
+"""What the demo model can do, and notes on requests outside of its training domain."""
 
 import functools
 import re
@@ -15,36 +15,36 @@ ASK = (
     'it understands "make the red circle blue", "remove …", "add a small yellow star at the top left", "move … to the '
     'center", "make … large", "swap … and …", "make the background mint", "turn … into a heart"'
 )
-CLOSE = 32  # in levels of 255: how far a pixel may be from the nearest colour of the world
-KNOWN_SHARE = 0.93  # of a picture's pixels
+CLOSE = 32  # in levels of 255: largest distance of a pixel from the nearest colour of the domain
+KNOWN_SHARE = 0.93  # smallest share of such pixels in a picture
 
 
 def advice(prompt: str, pictures: tuple[Image.Image, ...]) -> list[str]:
-    """Return what to tell a user whose prompt or picture is far from what the demo learned; nothing where it is not."""
+    """Return notes for a user whose prompt or pictures are outside of the demo's training domain."""
     found = []
     words = re.findall(r"[^\W\d_]+|\d+", prompt.lower())
     strange = [word for word in dict.fromkeys(words) if word not in vocabulary()]
     if strange or not words:
-        said = f"never saw the words {', '.join(map(repr, strange[:5]))}" if strange else "was given no words"
-        found.append(f"the demo {said}: expect nonsense; {ASK}")
+        problem = f"never saw the words {', '.join(map(repr, strange[:5]))}" if strange else "was given no words"
+        found.append(f"the demo {problem}: expect nonsense; {ASK}")
     if not pictures:
-        found.append("the demo learned to edit, not to make pictures from nothing: give one with --image")
+        found.append("the demo only edits pictures, it does not generate them: give one with --image")
     for picture in pictures:
         if known_share(picture) < KNOWN_SHARE:
             found.append(
-                "this picture is not of the kind that the demo learned, flat coloured shapes on a plain or patterned "
-                "background: expect it to come out wrong; try examples/shapes.png"
+                "this picture is outside of the demo's training domain, flat coloured shapes on a plain or patterned "
+                "background: expect a wrong result; try examples/shapes.png"
             )
         elif picture.width != picture.height:
             found.append(
-                f"the demo learned square pictures, {SIDE} × {SIDE}; this one is {picture.width} × {picture.height}"
+                f"the demo is trained on {SIDE} × {SIDE} pictures; this one is {picture.width} × {picture.height}"
             )
     return found
 
 
 @functools.cache
 def vocabulary() -> frozenset[str]:
-    """Return every word of the instructions that the demo was trained on."""
+    """Return all words of the demo's training instructions."""
     templates = [text for value in vars(wording).values() if isinstance(value, tuple) for text in value]
     names = [*COLORS, *GROUNDS, *SHAPES, *RADII, *TEXTURES, *CELLS, "shape one a an the at in"]
     synonyms = [word for words in wording.SYNONYMS.values() for word in words]
@@ -53,7 +53,7 @@ def vocabulary() -> frozenset[str]:
 
 
 def known_share(picture: Image.Image) -> float:
-    """Return the share of a picture's pixels that are near a colour of shapes or backgrounds; 0 to 1."""
+    """Return the share, 0 to 1, of a picture's pixels that are near a colour of shapes or backgrounds."""
     pixels = np.asarray(picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32).reshape(
         -1, 3
     )

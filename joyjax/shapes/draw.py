@@ -1,4 +1,4 @@
-"""Drawing scenes, exactly and the same on every machine: whole numbers and one table of masks."""
+"""Rendering scenes, identically on every machine: integer positions and one table of masks."""
 
 import functools
 
@@ -8,11 +8,11 @@ from jaxtyping import Bool, Float32, UInt8
 from joyjax.shapes.scene import COLORS, GROUNDS, RADII, SIDE, Ground, Scene, Thing
 
 SAMPLES = 8  # along each side of a pixel, for smooth edges
-RELIEF = 11  # how far a texture goes up and down, in levels of 255
+RELIEF = 11  # amplitude of a texture, in levels of 255
 
 
 def render(scene: Scene) -> UInt8[np.ndarray, "h w 3"]:
-    """Return the picture of a scene, `SIDE` × `SIDE`."""
+    """Render a scene, `SIDE` × `SIDE`."""
     pixels = _ground(scene.ground).copy()
     for thing in scene.things:
         box, mask = box_of(thing), mask_of(thing.shape, thing.size)[..., None]
@@ -25,7 +25,7 @@ def render(scene: Scene) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def box_of(thing: Thing, margin: int = 0) -> tuple[slice, slice]:
-    """Return rows and columns of the box that a thing fills, with a margin, within the picture."""
+    """Return rows and columns of a thing's bounding box with a margin, clipped to the picture."""
     reach = thing.radius + margin
     rows, columns = (slice(max(0, middle - reach), min(SIDE, middle + reach)) for middle in (thing.y, thing.x))
     return rows, columns
@@ -46,7 +46,7 @@ def _ground(ground: Ground) -> Float32[np.ndarray, "h w 3"]:
 
 @functools.cache
 def mask_of(shape: str, size: str) -> Float32[np.ndarray, "h w"]:
-    """Return how much of each pixel of its box a shape covers, 0 to 1."""
+    """Return the coverage, 0 to 1, of each pixel of a shape's box."""
     side = 2 * RADII[size]
     unit = (np.arange(side * SAMPLES) + 0.5) / (side * SAMPLES) * 2 - 1
     x, y = np.meshgrid(unit, -unit)
@@ -55,7 +55,7 @@ def mask_of(shape: str, size: str) -> Float32[np.ndarray, "h w"]:
 
 
 def _inside(shape: str, x: np.ndarray, y: np.ndarray) -> Bool[np.ndarray, "h w"]:
-    """Tell which points of the square [-1, 1]² belong to a shape; y points up."""
+    """Return which points of the square [-1, 1]² belong to a shape; y points up."""
     radius = np.hypot(x, y)
     match shape:
         case "circle":
@@ -75,7 +75,7 @@ def _inside(shape: str, x: np.ndarray, y: np.ndarray) -> Bool[np.ndarray, "h w"]
 
 
 def _star_edge(angle: np.ndarray) -> Float32[np.ndarray, "h w"]:
-    """Return how far a star of five points reaches at an angle from its top point."""
+    """Return the radius of a five-pointed star at an angle from its top point."""
     outer, inner, half = 1.0, 0.46, np.pi / 5
     turn = np.abs((angle + half) % (2 * half) - half)  # from the nearest point, 0 to 36°
     # The straight edge from (outer, angle 0) to (inner, angle 36°).

@@ -1,4 +1,4 @@
-"""Edits of a scene: eight kinds, each with exactly one right result, and which of them are never trained on."""
+"""Edits of a scene: eight kinds, each with exactly one right result, and the held-out combinations."""
 
 import dataclasses
 import hashlib
@@ -22,15 +22,15 @@ from joyjax.shapes.scene import (
 )
 
 KINDS = ("recolor", "remove", "add", "move", "resize", "swap", "background", "shape")
-HELD_OUT = 8  # one combination in so many is never trained on
+HELD_OUT = 8  # one in 8 combinations is held out from training
 
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """What to change: the thing number `index` (and `other`) of the scene, and the new `value`.
+    """The change of the thing at `index` (and `other`) of a scene to the new `value`.
 
-    The value is a colour, a size, a shape, a cell, or for a background its colour or its texture. `thing` is the new
-    one of "add".
+    The value is a colour, a size, a shape, a cell, or a colour or texture of the background. `thing` is what "add"
+    adds.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Edit:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A scene, an edit of it, and the scene that results."""
+    """A scene, an edit, and the resulting scene."""
 
     source: Scene
     edit: Edit
@@ -89,7 +89,7 @@ def propose(rng: np.random.Generator, scene: Scene, kind: str) -> Pair | None:
     target = apply(scene, edit)
     if target == scene or not legible(target) or not 1 <= len(target.things) <= 5:
         return None
-    if kind in ("add", "move"):  # onto free ground
+    if kind in ("add", "move"):  # only to free space
         index = len(target.things) - 1 if edit.index is None else edit.index
         if not room(target.things[index], target.without(index).things, 0.9):
             return None
@@ -128,7 +128,7 @@ def _draw(rng: np.random.Generator, scene: Scene, kind: str) -> Edit | None:
 
 
 def reverse(pair: Pair) -> Pair | None:
-    """Return the edit that undoes a pair; None where words cannot say it exactly."""
+    """Return the edit that undoes a pair; None where no instruction describes it exactly."""
     edit, before, after = pair.edit, pair.source, pair.target
     match edit.kind:
         case "recolor" | "shape" | "resize":
@@ -158,7 +158,7 @@ def reverse(pair: Pair) -> Pair | None:
 
 
 def combination(pair: Pair) -> str:
-    """Return what is combined in an edit: its kind, the shape and colour it is about, and what becomes of them."""
+    """Return the combination that an edit belongs to: its kind, shape and colour of its thing, and the new value."""
     edit, scene = pair.edit, pair.source
     if edit.kind == "background":
         return f"background: {scene.ground.color} {scene.ground.texture} to {edit.value}"
@@ -173,12 +173,12 @@ def combination(pair: Pair) -> str:
 
 
 def held_out(pair: Pair) -> bool:
-    """Tell whether a pair's combination is kept for the score."""
+    """Return whether a pair's combination is held out for the score."""
     return hashlib.sha256(combination(pair).encode()).digest()[0] % HELD_OUT == 0
 
 
 def pairs(rng: np.random.Generator, kind: str, *, held: bool) -> Iterator[Pair]:
-    """Draw pairs of one kind without end: only held-out combinations, or only the others."""
+    """Yield pairs of one kind without end: only held-out combinations, or only the others."""
     while True:
         pair = propose(rng, random_scene(rng), kind)
         if pair is not None and held_out(pair) == held:

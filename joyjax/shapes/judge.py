@@ -1,8 +1,8 @@
-"""Judging results from their pixels, knowing the scene that should have come out.
+"""Judges results by their pixels against the expected scene.
 
-Two tests, because a mean error alone lies: it lets a ring pass for a disc. `pixel` asks that what should change came
-out near the expected picture and the rest stayed; `strict` asks that each thing, and the background, is nearer to its
-expected rendering than to every alternative that differs in one attribute.
+Two tests, since a mean error alone accepts a ring for a disc. `pixel`: pixels that should change are near the expected
+picture, and the others have not changed. `strict`: each thing, and the background, is nearer to its expected rendering
+than to every alternative that differs in one attribute.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from joyjax.shapes.scene import COLORS, GROUNDS, RADII, SHAPES, TEXTURES, Ground
 
 CHANGED_ERROR = 32  # mean error, in levels of 255, where source and target differ
 KEPT_ERROR = 6  # … and elsewhere
-FAR = 60  # a pixel with a channel so far off is a stray
-KEPT_STRAYS = 0.006  # share of strays among the pixels that should stay
-GROUND_KEPT_ERROR, GROUND_KEPT_STRAYS = 16, 0.04  # where the background changes, only edges and things stay
-STRAYS = 40  # pixels, outside every thing's window
+FAR = 60  # a pixel with an error above this in a channel is a stray
+KEPT_STRAYS = 0.006  # share of strays among the pixels that should not change
+GROUND_KEPT_ERROR, GROUND_KEPT_STRAYS = 16, 0.04  # for edits of the background, where only edges and things stay
+STRAYS = 40  # pixels outside every thing's window
 MARGIN = 5  # of a thing's window around its box
-SHOWS = 6  # a pixel differs between source and target where a channel does by more
+SHOWS = 6  # a pixel changes where a channel of source and target differs by more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Verdict:
 
 
 def judge(pair: Pair, result: UInt8[np.ndarray, "h w 3"]) -> Verdict:
-    """Judge the picture that an edit gave."""
+    """Judge the result of an edit."""
     expected = render(pair.target).astype(np.float32)
     got = result.astype(np.float32)
     mse = float(np.mean((got - expected) ** 2))
@@ -74,7 +74,7 @@ def _strict(pair: Pair, got: Float32[np.ndarray, "h w 3"], expected: Float32[np.
 
 
 def _alternatives(pair: Pair) -> Iterator[tuple[Thing, Scene]]:
-    """Give each thing whose window is looked at, and a scene that is wrong there in one attribute."""
+    """Yield each thing, whose window is compared, with a scene that is wrong there in one attribute."""
     target = pair.target
     for index, thing in enumerate(target.things):
         yield thing, target.without(index)
@@ -82,7 +82,7 @@ def _alternatives(pair: Pair) -> Iterator[tuple[Thing, Scene]]:
             for value in values:
                 if value != getattr(thing, name):
                     yield thing, target.with_thing(index, **{name: value})
-    for thing in pair.source.things:  # what has gone must be gone
+    for thing in pair.source.things:  # things that the edit removes
         if thing not in target.things:
             alternative = dataclasses.replace(target, things=(*target.things, thing))
             if np.any(render(alternative) != render(target)):

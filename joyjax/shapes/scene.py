@@ -1,8 +1,8 @@
 """Scenes: a background and a few coloured shapes, as data.
 
-Lengths are pixels of a picture of `SIDE` × `SIDE`. Shapes lie near the middles of a 3×3 grid of cells, or overlap a
-neighbour; later shapes cover earlier ones. All lie on a lattice, that of the autoencoder's latents: a shape then looks
-the same in latents wherever it is, and a small model can learn to draw it crisply.
+Lengths are pixels of a picture of `SIDE` × `SIDE`. Shapes are near the centres of a 3×3 grid of cells, or overlap a
+neighbour; later shapes cover earlier ones. Centres are on the lattice of the autoencoder's latents: a shape then has
+the same latents at every position, and a small model can learn to draw it sharply.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ import numpy as np
 
 SIDE = 128
 CENTERS = (24, 64, 104)  # of the cells, along either axis
-LATTICE = 8  # every middle is a multiple of it
-JITTER = 8  # how far from its cell's middle a shape may lie
+LATTICE = 8  # of the shapes' centres
+JITTER = 8  # largest distance of a shape from its cell's centre
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring")
 RADII = {"small": 12, "medium": 16, "large": 20}  # half the side of the box that a shape fills
@@ -46,7 +46,7 @@ CELLS = {
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """A shape in a scene, with the middle of its box at (x, y)."""
+    """A shape in a scene, with the centre of its box at (x, y)."""
 
     shape: str
     color: str
@@ -61,7 +61,7 @@ class Thing:
 
     @property
     def cell(self) -> str | None:
-        """The name of the cell it lies in; None where it is too far from any cell's middle."""
+        """The name of its cell; None where it is too far from every cell's centre."""
         for name, (x, y) in CELLS.items():
             if max(abs(self.x - x), abs(self.y - y)) <= JITTER:
                 return name
@@ -106,7 +106,7 @@ EXAMPLE = Scene(
 
 
 def room(thing: Thing, others: Iterator[Thing] | tuple[Thing, ...], share: float) -> bool:
-    """Tell whether a thing lies within the picture and away from the others by `share` of their radii's sum."""
+    """Return whether a thing is within the picture and at least `share` of the sum of radii away from the others."""
     if not all(thing.radius + 1 <= middle < SIDE - thing.radius for middle in (thing.x, thing.y)):
         return False
     return all(
@@ -115,7 +115,7 @@ def room(thing: Thing, others: Iterator[Thing] | tuple[Thing, ...], share: float
 
 
 def legible(scene: Scene) -> bool:
-    """Tell whether a scene can be talked about: no two things alike in colour and shape, none hidden by half."""
+    """Return whether instructions can name each thing: all differ in colour or shape, none is half hidden."""
     for index, thing in enumerate(scene.things):
         before = scene.things[:index]
         if not room(thing, before, 0.6):

@@ -93,7 +93,7 @@ SYNONYMS = {
 
 
 def sentence(rng: np.random.Generator, pair: Pair) -> str:
-    """Say an edit in one of its wordings."""
+    """Return an instruction for an edit in a random wording."""
     text = _wording(rng, pair)
     words = [
         str(rng.choice(SYNONYMS[word])) if word in SYNONYMS and rng.random() < 0.4 else word for word in text.split(" ")
@@ -141,7 +141,7 @@ def _wording(rng: np.random.Generator, pair: Pair) -> str:
 
 
 def refer(rng: np.random.Generator, scene: Scene, index: int) -> str:
-    """Return words that mean one thing of a scene and no other: colour and shape, or one of them if it is enough."""
+    """Return words that identify one thing of a scene: colour and shape, or one of them if that is enough."""
     thing = scene.things[index]
     others = [other for number, other in enumerate(scene.things) if number != index]
     if rng.random() < 0.3:
@@ -158,7 +158,7 @@ def refer(rng: np.random.Generator, scene: Scene, index: int) -> str:
 def _new(rng: np.random.Generator, edit: Edit) -> str:
     assert edit.thing is not None
     size, color, shape = edit.thing.size, edit.thing.color, edit.thing.shape
-    if size == "medium" and rng.random() < 0.5:  # what is not said is medium
+    if size == "medium" and rng.random() < 0.5:  # medium is the default
         article = "an" if color[0] in "aeiou" else "a"
         return f"{article} {color} {shape}"
     return f"a {size} {color} {shape}"

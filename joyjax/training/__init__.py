@@ -1,1 +1,1 @@
-"""Training: flow matching on the same networks, data and mesh that inference runs on."""
+"""Training by flow matching, with the networks, data and mesh of inference."""

@@ -1,7 +1,7 @@
-"""Training the autoencoder on pictures: L1 and squared error, and a little Kullback-Leibler divergence.
+"""Training the autoencoder on pictures: L1 and squared error, and a small Kullback-Leibler term.
 
-Late in the run the encoder is frozen and the decoder sees latents with noise on them, as a transformer's small errors
-will be; without it they come out as blotches on flat colours.
+At the end the encoder is frozen and the decoder trains on noisy latents, so that small errors of the transformer do not
+appear as blotches on flat colours.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from joyjax.shapes.scene import SIDE, random_scene
 from joyjax.training.optimizer import Parameters
 from joyjax.training.run import Loss, cast
 
-DECODER = ("decoder.", "post_quant.")  # paths of what makes pictures of latents begin so
+DECODER = ("decoder.", "post_quant.")  # prefixes of the decoder's parameters
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-    """The recipe: `steps` on squares cut out of pictures, the last of them on whole ones; then the decoder alone."""
+    """The recipe: `steps` on square crops, the last of them on whole pictures; then `decoder_steps` of the decoder."""
 
     steps: int = 2000
     batch: int = 16
@@ -35,11 +35,11 @@ class AutoencoderConfig:
     whole_batch: int = 4
     kl: float = 1e-4
     decoder_steps: int = 700
-    noise: float = 0.35  # of a latent channel's deviation, at most
+    noise: float = 0.35  # largest standard deviation, relative to that of the latent channel
 
 
 def make_loss(config: WanVAEConfig, dtype: DTypeLike, *, kl: float, noise: float | None) -> Loss:
-    """Return the loss of uint8 pictures `[b, h, w, 3]`; with `noise`, the decoder's alone."""
+    """Return the loss of uint8 pictures `[b, h, w, 3]`; with `noise`, that of the decoder only."""
     abstract = VAE.abstract(config, dtype)
 
     def loss(parameters: Parameters, pictures: UInt8[Array, "b h w 3"], key: Array) -> tuple[Array, dict[str, Array]]:
@@ -61,9 +61,9 @@ def make_loss(config: WanVAEConfig, dtype: DTypeLike, *, kl: float, noise: float
     return loss
 
 
-def compare(drawn: Float[Array, "b h w 3"], pixels: Float[Array, "b h w 3"]) -> tuple[Array, Array]:
+def compare(decoded: Float[Array, "b h w 3"], pixels: Float[Array, "b h w 3"]) -> tuple[Array, Array]:
     """Return the mean of absolute and squared differences, and the PSNR in dB, of pixels from -1 to 1."""
-    error = drawn - pixels
+    error = decoded - pixels
     absolute, squared = jnp.mean(jnp.abs(error)), jnp.mean(error**2)
     return absolute + squared, -10 * jnp.log10(squared / 4)
 

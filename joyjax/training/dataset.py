@@ -1,8 +1,8 @@
 """The training stream: chunks of encoded pictures, and batches of edits drawn from them.
 
-Encoding is what costs, so the pictures of a chunk serve several edits each: from a scene to the results of a few
-edits, and back where words can say that. After a few hundred steps a chunk is thrown away and a new one drawn. Chunk
-and batch are functions of their number and the seed; nothing else has to be kept to go on after a kill.
+Encoding dominates the cost, so each picture of a chunk serves several edits: from a scene to the results of a few
+edits, and back where an instruction can describe that. A chunk is replaced after a few hundred steps. Chunks and
+batches are functions of their number and the seed, so a killed run needs nothing else to continue.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from joyjax.shapes.wording import sentence
 
 @dataclasses.dataclass(frozen=True)
 class StreamConfig:
-    """How batches are drawn. `weights` says how often a kind of edit is drawn, where it is not once."""
+    """How batches are drawn. `weights` are the relative frequencies of kinds of edits, 1 by default."""
 
     batch: int = 32
     steps_per_chunk: int = 200
@@ -35,7 +35,7 @@ class StreamConfig:
     edits: int = 4  # of each scene
     dropped: float = 0.05  # share of prompts left empty, for guidance
     text: int = 80  # tokens of a padded prompt
-    kept: int = 40  # of them, behind the constant beginning
+    kept: int = 40  # of them, after the template's prefix
     weights: tuple[tuple[str, float], ...] = (
         ("background", 0.8),
         ("remove", 0.7),
@@ -63,12 +63,12 @@ class StreamConfig:
 )
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Edits, one a row: the prompt's tokens, pixels of source and target, latent tokens of both."""
+    """Edits, one per row: the prompt's tokens, pixels of source and target, latent tokens of both."""
 
     ids: Int32[Array, "B L"]
     positions: Int32[Array, "B L 3"]
     image_token_index: Int32[Array, "B L"]
-    lengths: Int32[Array, " B"]  # of the prompt behind its constant beginning
+    lengths: Int32[Array, " B"]  # of the prompt after the template's prefix
     pictures: UInt8[Array, "B h w 3"]
     results: UInt8[Array, "B h w 3"]
     sources: Float32[Array, "B T P"]
@@ -78,7 +78,7 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Pictures with their latent tokens, and by kind of edit the pairs among them: source, target, pair."""
+    """Pictures with their latent tokens, and by kind of edit the pairs (source index, target index, pair)."""
 
     pictures: UInt8[np.ndarray, "p h w 3"]
     tokens: Float32[np.ndarray, "p T P"]
@@ -86,7 +86,7 @@ class Chunk:
 
 
 def make_chunk(config: StreamConfig, vae: Weights, patch: tuple[int, int], seed: int, number: int) -> Chunk:
-    """Draw and encode one chunk. No held-out combination is in it."""
+    """Draw and encode one chunk, without held-out combinations."""
     rng = np.random.default_rng((seed, 0, number))
     weights = np.array([dict(config.weights).get(kind, 1.0) for kind in KINDS])
     scenes: list[Scene] = []
@@ -152,7 +152,7 @@ def make_stream(config: StreamConfig, parts: Parts, vae: Weights, seed: int) -> 
 def tokenize(
     parts: Parts, prompts: list[str], size: tuple[int, ...], length: int
 ) -> tuple[Int32[np.ndarray, "B L"], Int32[np.ndarray, "B L 3"], Int32[np.ndarray, "B L"], Int32[np.ndarray, " B"]]:
-    """Return ids, positions, image token indices and lengths of prompts that go with one picture of `size` each."""
+    """Return ids, positions, image token indices and lengths of prompts with one picture of `size` each."""
     side = parts.processor.patch_size * parts.processor.merge_size
     grid, image = (size[0] // side, size[1] // side), parts.configs["text_encoder"].image_token_id
     count = grid[0] * grid[1]

@@ -1,4 +1,4 @@
-"""The demo model: its sizes, and its checkpoint in Diffusers format.
+"""The demo model: its configurations, and its checkpoint in Diffusers format.
 
 A JoyImage-Edit of six million parameters that edits pictures of coloured shapes, 128 × 128.
 """
@@ -108,7 +108,7 @@ PROCESSOR = {
     "rescale_factor": 1 / 255,
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
-    # The real processor enlarges what is below 65,536 pixels; 128 × 128 must stay as it is.
+    # The real processor enlarges pictures below 65,536 pixels; 128 × 128 must not be resized.
     "size": {"shortest_edge": SIDE * SIDE // 16, "longest_edge": 16777216},
 }
 VERSION = {"_diffusers_version": "0.42.1"}
@@ -116,7 +116,7 @@ SCHEDULER = {**joyimage_original.SCHEDULER, **VERSION}
 INDEX = {**joyimage_original.INDEX, **VERSION}
 SETTINGS = GenerationDefaults(
     base_size=SIDE, steps=4, guidance_scale=1.0, domain="shapes"
-)  # by the score: docs/demo.md
+)  # chosen by the score: docs/demo.md
 
 
 def vae_config(latents_mean: list[float], latents_std: list[float]) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def vae_config(latents_mean: list[float], latents_std: list[float]) -> dict[str,
 
 
 def sample_texts(seed: int, count: int) -> list[str]:
-    """Return what the tokenizer learns its words from: the template and instructions of every kind."""
+    """Return the tokenizer's training texts: the template, and instructions of every kind."""
     rng = np.random.default_rng(seed)
     head, _, tail = SYSTEM.partition("nDescribe")
     texts = [head, "Describe" + tail, "user\n", "assistant\n"] * count
@@ -138,7 +138,7 @@ def sample_texts(seed: int, count: int) -> list[str]:
 
 
 def write_skeleton(folder: Path, latents_mean: list[float], latents_std: list[float]) -> Parts:
-    """Write everything of the checkpoint but its weights, and read it as a user's program will."""
+    """Write everything of the checkpoint but its weights, and read it as inference does."""
     tokenizer = train_tokenizer(sample_texts(0, 500), VOCABULARY)
     for name in ("tokenizer", "processor"):
         tokenizer.save_pretrained(folder / name)
@@ -170,9 +170,9 @@ def read_files(folder: Path) -> Parts:
 
 
 def fresh_parameters(component: Component, config: Any, seed: int) -> Parameters:
-    """Return random parameters to start from, in float32.
+    """Return random initial parameters, in float32.
 
-    The transformer begins by predicting nothing, and word embeddings begin small.
+    The transformer starts with a zero output, and word embeddings start small.
     """
     scale = {"out.kernel": 0.0, "time_out.kernel": 0.0, "language.embed.table": 0.3, "visual.position.table": 0.1}
 

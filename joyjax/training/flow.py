@@ -1,4 +1,4 @@
-"""Flow matching: text encoder and transformer learn the velocity from data to noise (Lipman et al., 2023)."""
+"""Flow matching: text encoder and transformer learn the velocity noise - data (Lipman et al., 2023)."""
 
 import dataclasses
 
@@ -23,15 +23,15 @@ from joyjax.training.optimizer import Parameters
 from joyjax.training.run import Loss, cast
 
 COMPONENTS = {"text_encoder": TEXT_ENCODER, "transformer": TRANSFORMER}
-TIMESTEPS = 1000  # the network's time runs from 0 to this
+TIMESTEPS = 1000  # the network's time is 1000·sigma
 
 
 @dataclasses.dataclass(frozen=True)
 class FlowConfig:
     """The recipe of the loss.
 
-    `shift` pushes the noise levels towards pure noise, σ = s·u / (1 + (s − 1)·u), where an edit is decided.
-    `change_weight` is added to the weight of tokens that differ between reference and target, which are few.
+    `shift` moves the noise levels towards noise, σ = s·u / (1 + (s − 1)·u), where an edit is decided. `change_weight`
+    is added to the weight of tokens that differ between reference and target, which are few.
     """
 
     shift: float = 6.0
@@ -39,7 +39,7 @@ class FlowConfig:
 
 
 def make_loss(config: FlowConfig, parts: Parts, dtype: DTypeLike, text: int) -> Loss:
-    """Return the loss of a batch; `text` is how many hidden states of the prompt the transformer is given."""
+    """Return the loss of a batch; `text` is the number of the prompt's hidden states for the transformer."""
     abstract = {name: part.abstract(parts.configs[name], dtype) for name, part in COMPONENTS.items()}
 
     def loss(parameters: Parameters, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
@@ -68,7 +68,7 @@ def make_loss(config: FlowConfig, parts: Parts, dtype: DTypeLike, text: int) -> 
 
 
 def make_condition(text_encoder: Qwen3VL, parts: Parts, batch: Batch, text: int) -> Condition:
-    """Return what the transformer is told of each edit; of the prompt `text` hidden states."""
+    """Return the transformer's condition for each edit, with `text` hidden states of the prompt."""
     rows, tokens = batch.targets.shape[:2]
     grid = round(tokens**0.5)
     positions = np.concatenate([item_positions(item, grid, grid) for item in range(2)])  # the target, its reference
@@ -83,12 +83,12 @@ def make_condition(text_encoder: Qwen3VL, parts: Parts, batch: Batch, text: int)
 
 
 def split(parameters: Parameters, name: str) -> Parameters:
-    """Return the parameters of one component, without its name in front."""
+    """Return the parameters of one component, without its name as prefix."""
     return {path.removeprefix(name + "."): value for path, value in parameters.items() if path.startswith(name + ".")}
 
 
 def vision_inputs(pictures: UInt8[Array, "B h w 3"], parts: Parts) -> VisionInputs:
-    """Return what `joyjax.processors.vision` makes of pictures that need no resizing, on the device."""
+    """Compute the result of `joyjax.processors.vision` for pictures without resizing, on the device."""
     config: VisionProcessorConfig = parts.processor
     tower = parts.configs["text_encoder"].vision
     patch, merge, frames = config.patch_size, config.merge_size, config.temporal_patch_size
@@ -99,7 +99,7 @@ def vision_inputs(pictures: UInt8[Array, "B h w 3"], parts: Parts) -> VisionInpu
     unit = unit.reshape(rows, grid[0] // merge, merge, patch, grid[1] // merge, merge, patch, channels)
     patches = unit.transpose(0, 1, 4, 2, 5, 7, 3, 6).reshape(rows, grid[0] * grid[1], channels, 1, patch * patch)
     patches = jnp.repeat(patches, frames, axis=3).reshape(rows, grid[0] * grid[1], -1)
-    places = [jnp.asarray(place) for place in patch_positions(*grid, tower)]
-    positions, taps, weights = (jnp.broadcast_to(place, (rows, *place.shape)) for place in places)
+    located = [jnp.asarray(array) for array in patch_positions(*grid, tower)]
+    positions, taps, weights = (jnp.broadcast_to(array, (rows, *array.shape)) for array in located)
     lengths = jnp.full((rows,), grid[0] * grid[1], jnp.int32)
     return VisionInputs(patches=patches, positions=positions, taps=taps, weights=weights, lengths=lengths)

@@ -1,7 +1,7 @@
 """The optimiser: Muon for the matrices inside the networks, Adam for everything else.
 
-Muon (Jordan et al., 2024) moves a matrix along its orthogonalised momentum. On these networks it needed minutes where
-Adam needed hours; edges, norms, biases and tables keep Adam.
+Muon (Jordan et al., 2024) updates a matrix along its orthogonalised momentum. On these networks it needed minutes where
+Adam needed hours. First and last layers, norms, biases and tables use Adam.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 Parameters = dict[str, Array]  # by dotted path, such as `blocks.3.img.qkv.kernel`
 
-# Which axes of a kernel are its inputs and its outputs; axes in neither are separate matrices. By the path's ending.
+# The input and output axes of a kernel, by the suffix of its path; other axes enumerate separate matrices.
 MATRICES = {
     ".qkv.kernel": MuonDimensionNumbers(0, (2, 3)),  # [D, 3, N, H]: queries, keys and values apart
     ".q.kernel": MuonDimensionNumbers(0, (1, 2)),
@@ -32,7 +32,7 @@ INSIDE = ("blocks.", "layers.", "middle.", "encoder.", "decoder.", "merger.", "d
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Rates are peaks: they rise over `warmup` steps, hold, and fall in a line to zero over the last `decay` part."""
+    """Rates are peaks: linear warm-up over `warmup` steps, constant, linear decay to 0 over the last `decay` share."""
 
     steps: int
     muon_rate: float = 0.02
@@ -44,7 +44,7 @@ class OptimizerConfig:
 
 
 def matrix_axes(path: str, shape: tuple[int, ...]) -> MuonDimensionNumbers | None:
-    """Return how a parameter is a matrix for Muon; None for Adam."""
+    """Return the matrix axes of a parameter for Muon; None for Adam."""
     if not any(part in path for part in INSIDE):
         return None
     for ending, numbers in MATRICES.items():
@@ -59,7 +59,7 @@ def _axes(numbers: MuonDimensionNumbers) -> tuple[int, ...]:
 
 
 def schedule(config: OptimizerConfig, peak: float) -> optax.Schedule:
-    """Return the rate by step: warm-up, constant, linear to zero."""
+    """Return the rate by step: warm-up, constant, linear decay to 0."""
     falling = max(1, round(config.decay * config.steps))
     return optax.join_schedules(
         [
@@ -75,7 +75,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """Return the optimiser of flat parameters."""
 
     def axes(parameters: dict[str, Any]) -> dict[str, MuonDimensionNumbers | None]:
-        # Optax asks again with the parameters of the other optimiser masked out.
+        # Optax calls this again with the parameters of the other optimiser masked.
         masked = optax.MaskedNode
         return {
             p: None if isinstance(value, masked) else matrix_axes(p, value.shape) for p, value in parameters.items()
@@ -91,11 +91,11 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             muon_weight_dimension_numbers=axes,
         ),
     )
-    # Optax relies on promotion: a Python float to the power of an int32 array, for one.
+    # Optax relies on promotion, such as a Python float to the power of an int32 array.
     standard = jax.numpy_dtype_promotion("standard")
     return optax.GradientTransformation(standard(chain.init), standard(chain.update))
 
 
 def average(mean: Parameters, parameters: Parameters, decay: Array) -> Parameters:
-    """Return the exponential moving average of the parameters, one step on."""
+    """Return the updated exponential moving average of the parameters."""
     return jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), mean, parameters)

@@ -1,12 +1,12 @@
-"""Metrics as a picture."""
+"""Plots of metrics."""
 
 import json
 from pathlib import Path
 
 
 def plot_metrics(file: Path) -> Path | None:
-    """Draw every metric of a `metrics.jsonl` over the steps, into a PNG beside it, and return its path, if any."""
-    from matplotlib.figure import Figure  # no global state, no window
+    """Plot every metric of a `metrics.jsonl` by step into a PNG beside it; return its path, None without metrics."""
+    from matplotlib.figure import Figure  # in place of pyplot, which has global state
 
     rows = [json.loads(row) for row in file.read_text().splitlines()]
     if not rows:

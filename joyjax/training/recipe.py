@@ -1,7 +1,7 @@
-"""The demo model from nothing to a checkpoint: autoencoder, text encoder and transformer, and the decoder once more.
+"""Training the demo model: the autoencoder, then text encoder and transformer, then the decoder again.
 
-Each stage has a folder of its own under the work folder, with checkpoints, `metrics.jsonl` and a plot, and goes on from
-there when the same command is given again.
+Each stage has a folder under the work folder, with checkpoints, `metrics.jsonl` and a plot, and resumes from there when
+the same command runs again.
 """
 
 import dataclasses
@@ -36,12 +36,12 @@ from joyjax.training.plot import plot_metrics
 from joyjax.training.refine import RefineConfig
 from joyjax.training.run import RunConfig, TrainState, cast, make_step, place_parameters, run, start_state, with_fixed
 
-STATISTICS = 200  # batches of whole pictures that the latents' mean and deviation are measured on
+STATISTICS = 200  # batches of whole pictures for mean and standard deviation of the latents
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """All numbers of a training. `ema` is the decay of the average that is shipped; `dtype` that of matrix products."""
+    """All settings of a training. `ema`: decay of the averaged parameters; `dtype`: that of matrix products."""
 
     steps: int = 12000
     seed: int = 0
@@ -56,7 +56,7 @@ class Recipe:
     decay: float = 0.5
     log_every: int = 20
     save_every: int = 500
-    checked: int = 64  # edits scored at each checkpoint
+    checked: int = 64  # number of edits that are scored at each checkpoint
 
 
 def train_demo(
@@ -70,7 +70,7 @@ def train_demo(
 ) -> None:
     """Train in the folder `work` and write the checkpoint, in Diffusers format and bfloat16, to `target`.
 
-    `start` names a checkpoint to go on from: its autoencoder and tokenizer are kept, its other networks are trained on.
+    `start` is a checkpoint to continue from: its autoencoder and tokenizer are kept, its other networks trained on.
     """
     dtype = dtypes.by_name(recipe.dtype)
     skeleton = work / "skeleton"
@@ -98,22 +98,22 @@ def train_demo(
 def train_autoencoder(
     recipe: Recipe, work: Path, dtype: DTypeLike, mesh: Mesh | None, report: Callable[[str], None]
 ) -> tuple[Parameters, list[float], list[float]]:
-    """Return the autoencoder's parameters, and mean and deviation of its latent channels."""
-    config, numbers = WanVAEConfig.from_diffusers(vae_config([0.0] * 16, [1.0] * 16)), recipe.autoencoder
+    """Return the autoencoder's parameters, and mean and standard deviation of its latent channels."""
+    config, settings = WanVAEConfig.from_diffusers(vae_config([0.0] * 16, [1.0] * 16)), recipe.autoencoder
     abstract = VAE.abstract(config, dtypes.FLOAT32)
     parameters = place_parameters(abstract, fresh_parameters(VAE, config, recipe.seed), mesh)
     stages: tuple[tuple[str, int, tuple[float, float], float | None], ...] = (
-        ("autoencoder", numbers.steps, (0.02, 2e-3), None),
-        ("decoder", numbers.decoder_steps, (0.006, 1e-3), numbers.noise),
+        ("autoencoder", settings.steps, (0.02, 2e-3), None),
+        ("decoder", settings.decoder_steps, (0.006, 1e-3), settings.noise),
     )
     for number, (name, steps, rates, noise) in enumerate(stages):
         optimizer = make_optimizer(OptimizerConfig(steps, *rates, decay=recipe.decay))
-        loss = autoencoder.make_loss(config, dtype, kl=numbers.kl, noise=noise)
+        loss = autoencoder.make_loss(config, dtype, kl=settings.kl, noise=noise)
         free, fixed = divide(parameters, autoencoder.DECODER if name == "decoder" else "")
         state = run(
             start_state(free, optimizer),
             make_step(with_fixed(loss, fixed), optimizer, recipe.ema, recipe.seed + number),
-            autoencoder.make_batches(numbers, recipe.seed + number, whole=noise is not None),
+            autoencoder.make_batches(settings, recipe.seed + number, whole=noise is not None),
             RunConfig(steps, recipe.log_every, recipe.save_every),
             work / name,
             mesh=mesh,
@@ -121,7 +121,7 @@ def train_autoencoder(
         )
         plot_metrics(work / name / "metrics.jsonl")
         parameters = fixed | state.average
-    pictures = autoencoder.make_batches(numbers, recipe.seed + 2, whole=True)
+    pictures = autoencoder.make_batches(settings, recipe.seed + 2, whole=True)
     vae = cast(parameters, abstract).module()
     mean, std = autoencoder.latent_statistics(vae, (pictures(number) for number in range(STATISTICS)))
     return parameters, list(mean), list(std)
@@ -152,7 +152,7 @@ def train_flow(
 
     def check(step: int, state: TrainState) -> dict[str, float]:
         pipeline = Pipeline(EDIT, parts, networks(state), "float32", mesh, defaults, "training")
-        result = score(pipeline, recipe.checked, seed=1)  # not the edits of `joyjax score`
+        result = score(pipeline, recipe.checked, seed=1)  # other edits than those of `joyjax score`
         plot_metrics(folder / "metrics.jsonl")
         return {test: result.rate(test).share for test in ("pixel", "strict")} | {"psnr": result.psnr()}
 
@@ -178,20 +178,21 @@ def train_decoder(
     mesh: Mesh | None,
     report: Callable[[str], None],
 ) -> dict[str, Parameters]:
-    """Train the decoder on what the other networks make; return the parameters of all three."""
-    numbers = recipe.refine
+    """Train the decoder on the other networks' results; return the parameters of all three."""
+    settings = recipe.refine
     abstract = {part.folder: part.abstract(parts.configs[part.folder], dtypes.FLOAT32) for part in EDIT.components}
     networks = {name: cast(parameters[name], weights) for name, weights in abstract.items()}
     seed = recipe.seed + 1  # other pictures than before
-    stream = make_stream(dataclasses.replace(recipe.stream, batch=numbers.batch), parts, networks["vae"], seed)
+    stream = make_stream(dataclasses.replace(recipe.stream, batch=settings.batch), parts, networks["vae"], seed)
     placed = place_parameters(abstract["vae"], parameters["vae"], mesh)
     decoder, fixed = divide(placed, autoencoder.DECODER)
-    optimizer = make_optimizer(OptimizerConfig(numbers.steps, numbers.muon_rate, numbers.adam_rate, decay=recipe.decay))
+    rates = settings.muon_rate, settings.adam_rate
+    optimizer = make_optimizer(OptimizerConfig(settings.steps, *rates, decay=recipe.decay))
     state = run(
         start_state(decoder, optimizer),
         make_step(with_fixed(refine.make_loss(parts, dtypes.FLOAT32), fixed), optimizer, recipe.ema, seed),
         refine.make_results(
-            numbers,
+            settings,
             parts,
             networks,
             stream,
@@ -199,7 +200,7 @@ def train_decoder(
             steps=defaults.steps or EDIT.defaults["steps"],
             seed=seed,
         ),
-        RunConfig(numbers.steps, recipe.log_every, recipe.save_every),
+        RunConfig(settings.steps, recipe.log_every, recipe.save_every),
         folder,
         mesh=mesh,
         report=report,
@@ -208,9 +209,9 @@ def train_decoder(
     return {**parameters, "vae": fixed | state.average}
 
 
-def divide(parameters: Parameters, beginnings: str | tuple[str, ...]) -> tuple[Parameters, Parameters]:
-    """Return the parameters whose paths begin so, and the others."""
-    chosen = {path: value for path, value in parameters.items() if path.startswith(beginnings)}
+def divide(parameters: Parameters, prefixes: str | tuple[str, ...]) -> tuple[Parameters, Parameters]:
+    """Return the parameters whose paths have one of the prefixes, and the others."""
+    chosen = {path: value for path, value in parameters.items() if path.startswith(prefixes)}
     return chosen, {path: value for path, value in parameters.items() if path not in chosen}
 
 
@@ -222,7 +223,7 @@ def read_parameters(folder: Path, parts: Parts, name: str) -> Parameters:
 
 
 def write_checkpoint(skeleton: Path, parts: Parts, parameters: Mapping[str, Parameters], target: Path) -> None:
-    """Write a whole checkpoint beside `target` and give it the name; the model card there is kept."""
+    """Write a whole checkpoint beside `target` and rename it; the model card of an old target is kept."""
     beside = target.with_name(f".{target.name}.unfinished")
     shutil.rmtree(beside, ignore_errors=True)
     _copy_skeleton(skeleton, beside)

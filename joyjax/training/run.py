@@ -1,7 +1,7 @@
 """The training loop: a pure step, a stream of batches numbered by step, checkpoints, metrics.
 
-A batch is a function of its step's number and nothing else is random, so a run that was killed and goes on from its
-last checkpoint gives the same numbers, bit by bit, as one that was not.
+A batch is a function of its step's number and nothing else is random. A killed run that resumes from its last
+checkpoint is therefore bit-equal to an uninterrupted one.
 """
 
 import concurrent.futures
@@ -37,9 +37,9 @@ Loss = Callable[[Parameters, Any, Array], tuple[Array, dict[str, Array]]]  # of 
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a run is made of: the step's number, the parameters in float32, their average, the optimiser's state.
+    """The state of a run: the step's number, the parameters in float32, their average, the optimiser's state.
 
-    The fields are pytrees of arrays, or of their shapes and shardings where a checkpoint is restored.
+    The fields are pytrees of arrays, or of shapes with shardings to restore a checkpoint into.
     """
 
     step: Any
@@ -49,30 +49,30 @@ class TrainState:
 
 
 def start_state(parameters: Parameters, optimizer: optax.GradientTransformation) -> TrainState:
-    """Return the state before the first step. The parameters' placement on a mesh carries over to all of it."""
-    everywhere = _everywhere(parameters)
+    """Return the state before the first step, sharded as the parameters are."""
+    replicated = _replicated(parameters)
 
-    def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> Any:
-        """Put what the optimiser keeps for a parameter where the parameter is, and numbers everywhere."""
+    def sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> Any:
+        """Shard the optimiser's arrays of a parameter as the parameter; replicate scalars."""
         own = parameters.get(path[-1].key) if path and isinstance(path[-1], jax.tree_util.DictKey) else None
-        return own.sharding if own is not None and own.shape == leaf.shape else everywhere
+        return own.sharding if own is not None and own.shape == leaf.shape else replicated
 
-    places = jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, parameters))
+    shardings = jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(optimizer.init, parameters))
     return TrainState(
-        step=jax.device_put(jnp.int32(0), everywhere),
+        step=jax.device_put(jnp.int32(0), replicated),
         parameters=parameters,
         average=jax.tree.map(jnp.copy, parameters),
-        optimizer=jax.jit(optimizer.init, out_shardings=places)(parameters),
+        optimizer=jax.jit(optimizer.init, out_shardings=shardings)(parameters),
     )
 
 
-def _everywhere(parameters: Parameters) -> Any:
-    place = next(iter(parameters.values())).sharding
-    return NamedSharding(place.mesh, PartitionSpec()) if isinstance(place, NamedSharding) else place
+def _replicated(parameters: Parameters) -> Any:
+    own = next(iter(parameters.values())).sharding
+    return NamedSharding(own.mesh, PartitionSpec()) if isinstance(own, NamedSharding) else own
 
 
 def place_parameters(weights: Weights, parameters: Mapping[str, Array], mesh: Mesh | None) -> Parameters:
-    """Put the parameters of a network where inference puts them."""
+    """Place the parameters of a network as inference does."""
     own, one = leaves(weights.state), devices()[0]
     return {
         path: jax.device_put(value, parameter_sharding(path, value.shape, own[path].axes, mesh) or one)
@@ -89,7 +89,7 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, ema: float, s
         (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.parameters, batch, key)
         updates, inner = optimizer.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
-        # A young average would remember the first weights for long: it follows faster at first.
+        # A smaller decay at first, so that the average forgets the initial weights.
         decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step)).astype(jnp.float32)
         metrics = {**metrics, "gradient_norm": optax.tree.norm(gradients)}
         return TrainState(state.step + 1, parameters, average(state.average, parameters, decay), inner), metrics
@@ -98,7 +98,7 @@ def make_step(loss: Loss, optimizer: optax.GradientTransformation, ema: float, s
 
 
 def with_fixed(loss: Loss, fixed: Parameters) -> Loss:
-    """Return the loss as a function of the other parameters alone; not even weight decay then moves those fixed."""
+    """Return the loss as a function of the other parameters; weight decay then leaves the fixed ones unchanged."""
     return lambda parameters, batch, key: loss({**fixed, **parameters}, batch, key)
 
 
@@ -122,10 +122,10 @@ def run(
     after: Callable[[int, TrainState], Mapping[str, float]] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> TrainState:
-    """Train to the end, going on from the folder's last checkpoint where there is one.
+    """Train to the end, resuming from the folder's last checkpoint if there is one.
 
-    `batches` gives the batch of a step as host arrays; the next one is made while a step runs. `after` is called at
-    each checkpoint and returns further metrics. Metrics go to `metrics.jsonl` in the folder, one json object a line.
+    `batches` returns the batch of a step as host arrays; the next one is made while a step runs. `after` is called at
+    each checkpoint and returns more metrics. Metrics go to `metrics.jsonl` in the folder, one json object per line.
     """
     folder.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
@@ -133,7 +133,7 @@ def run(
         manager = stack.enter_context(ocp.CheckpointManager((folder / "state").absolute(), options=options))
         if manager.latest_step() is not None:
             state = _restore(manager, state)
-            report(f"going on from step {int(state.step)}")
+            report(f"resuming from step {int(state.step)}")
         first = int(state.step)
         log = stack.enter_context(_open_metrics(folder / "metrics.jsonl", first))
         ahead = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
@@ -170,7 +170,7 @@ def _restore(manager: ocp.CheckpointManager, state: TrainState) -> TrainState:
 
 
 def _open_metrics(path: Path, first: int) -> Any:
-    """Open the log to append, without rows that a killed run wrote past its last checkpoint."""
+    """Open the log to append, without the rows of a killed run after its last checkpoint."""
     rows = path.read_text().splitlines(keepends=True) if path.exists() else []
     kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= first]
     path.write_text("".join(kept))
@@ -178,7 +178,7 @@ def _open_metrics(path: Path, first: int) -> Any:
 
 
 def shard_batch(batch: Any, mesh: Mesh | None) -> Any:
-    """Split a batch's rows over the mesh, or leave them on the one device.
+    """Shard a batch's rows over the mesh, or put them on the one device.
 
     Raises:
         MeshError: if the devices do not divide the rows.
@@ -197,6 +197,6 @@ def shard_batch(batch: Any, mesh: Mesh | None) -> Any:
 
 
 def cast(parameters: Parameters, abstract: Weights) -> Weights:
-    """Return the network with these parameters, each in the dtype that the network keeps it in."""
+    """Return the network with these parameters, cast to the network's dtypes."""
     own = leaves(abstract.state)
     return abstract.filled({path: value.astype(own[path].dtype) for path, value in parameters.items()})

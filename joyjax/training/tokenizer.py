@@ -1,4 +1,4 @@
-"""The demo's tokenizer: Qwen's way of cutting text and its control tokens, with a small vocabulary of its own."""
+"""The demo's tokenizer: Qwen's pre-tokenizer and control tokens, with its own small vocabulary."""
 
 import json
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ CONTROL = (
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> Any:
-    """Return a byte-level BPE tokenizer of about `size` tokens that gives any text back; no letter is unknown to it."""
+    """Return a byte-level BPE tokenizer of about `size` tokens, which encodes any text without unknown tokens."""
     from tokenizers import Tokenizer, decoders, models, normalizers, trainers
     from transformers import Qwen2Tokenizer
 

@@ -108,7 +108,7 @@ def test_bad_rows_do_not_stop_the_others(folder):
     assert read_recipe(output / f"{last}.png")["settings"]["seed"] == 1
 
 
-def test_what_no_row_can_mend(folder):
+def test_errors_of_the_whole_batch(folder):
     (folder / "file").touch()
     for text, says in (
         (b"", "holds no request"),

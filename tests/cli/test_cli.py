@@ -119,7 +119,7 @@ def test_wrong_usage():
 
 def test_failures_of_an_edit(tmp_path, picture):
     fails("edit", "x", "--model", tmp_path / "none", says="does not exist")
-    fails("edit", "x", "--model", picture, says="is a JPEG picture; a picture to edit is given with --image")
+    fails("edit", "x", "--model", picture, says="is a JPEG picture; give a picture to edit with --image")
     fails("edit", "x", "--model", tmp_path, says="model_index.json is missing")
     fails("edit", "x", "--model", tmp_path, "--image", tmp_path / "none.jpg", says="none.jpg does not exist")
     (tmp_path / "text.jpg").write_text("no picture")
@@ -225,9 +225,9 @@ def test_info_of_a_picture(tmp_path, picture):
     assert any(row.startswith("  mask             ") and row.endswith("photo.jpg") for row in rows)
     done = run("info", path, "--json")
     assert done.stdout.isascii()
-    told = json.loads(done.stdout)
-    assert told == read_recipe(path)
-    assert told["settings"]["prompt"] == settings["prompt"]
+    recipe = json.loads(done.stdout)
+    assert recipe == read_recipe(path)
+    assert recipe["settings"]["prompt"] == settings["prompt"]
     misused("info", path, "--verify", says="--verify: is for a checkpoint")
     misused("info", path, "--mesh", "tensor=2", says="--mesh: is for a checkpoint")
     fails("info", picture, says="photo.jpg holds no recipe")
@@ -247,11 +247,11 @@ def test_info_of_what_joyjax_does_not_run(tmp_path):
         "  tensors          894",
     ]
     assert done.stdout.splitlines()[3].startswith(
-        "what to do: this version of joyjax reads no GGUF; joyjax takes a folder"
+        "what to do: this version of joyjax does not read GGUF; joyjax takes a folder"
     )
-    told = json.loads(run("info", tmp_path / "q.gguf", "--json").stdout)
-    assert told["path"] == str(tmp_path / "q.gguf")
-    assert (told["kind"], told["state"], told["details"]) == ("gguf", "foreign", {"version": 3, "tensors": 894})
+    facts = json.loads(run("info", tmp_path / "q.gguf", "--json").stdout)
+    assert facts["path"] == str(tmp_path / "q.gguf")
+    assert (facts["kind"], facts["state"], facts["details"]) == ("gguf", "foreign", {"version": 3, "tensors": 894})
     misused("info", tmp_path / "q.gguf", "--verify", says="--verify: is for a checkpoint, and")
     fails("convert", tmp_path / "q.gguf", tmp_path / "out", says="is a GGUF file (894 tensors); this version")
     flux = tmp_path / "flux"
@@ -354,9 +354,9 @@ def test_score(tmp_path):
     pictures = list((tmp_path / "failed").iterdir())
     assert pictures
     assert Image.open(pictures[0]).size == (384, 128)
-    told = json.loads(run("score", "--count", 8, "--steps", 1, "--json").stdout)
-    assert told["all"]["edits"] == 8
-    assert {*told} == {*KINDS, "all"}
+    score = json.loads(run("score", "--count", 8, "--steps", 1, "--json").stdout)
+    assert score["all"]["edits"] == 8
+    assert {*score} == {*KINDS, "all"}
     misused("score", "--count", "3", says="--count")
     (tmp_path / "file").touch()
     fails("score", "--failures", tmp_path / "file", says="which is a file")
@@ -371,9 +371,9 @@ def test_training_refuses_before_it_begins(tmp_path):
 
 
 def test_bench(shapes):
-    told = run("bench", "--repeats", 2, "--steps", 2)
-    assert told.stderr == "loading\nmeasuring\n"
-    lines = told.stdout.splitlines()
+    done = run("bench", "--repeats", 2, "--steps", 2)
+    assert done.stderr == "loading\nmeasuring\n"
+    lines = done.stdout.splitlines()
     assert lines[1] == "JoyImage-Edit, 128 × 128, 2 steps, guidance 1, bfloat16"
     stages = ["prepare", "prompt", "references", "denoise", "decode", "total"]
     assert [line.split()[0] for line in lines if line.count(" s") == 3] == stages
@@ -382,8 +382,8 @@ def test_bench(shapes):
     assert found["step_seconds"] == pytest.approx(sorted(found["seconds"]["denoise"])[1] / 2)
     assert found["first"] > max(found["seconds"]["total"])  # it compiles
     assert found["peak_bytes"] > 2**27
-    told = run("bench", "--repeats", 1, "--steps", 3, "--cache", "1000", "--linear", "float8", "--json")
-    settings = json.loads(told.stdout)["settings"]
+    done = run("bench", "--repeats", 1, "--steps", 3, "--cache", "1000", "--linear", "float8", "--json")
+    settings = json.loads(done.stdout)["settings"]
     assert (settings["cache"], settings["linear"]) == ("taylor:1000", "float8")
     misused("bench", "--repeats", "0", says="--repeats")
     fails("bench", "--image", "missing.jpg", says="missing.jpg")

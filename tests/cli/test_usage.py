@@ -158,7 +158,7 @@ def test_bytes_that_are_not_utf_8(tmp_path):
     assert rb"edit-2.png, \u2026]" in done.stdout
 
 
-def test_a_result_whose_name_is_not_utf_8_is_told_by_its_bytes(tmp_path):
+def test_a_result_whose_name_is_not_utf_8_is_printed_as_its_bytes(tmp_path):
     name = b"b\xff.png"
     arguments = ["edit", "remove the star", "--image", str(EXAMPLE), "--steps", "1", "--output", os.fsdecode(name)]
     done = run(*arguments, cwd=tmp_path, PYTHONUTF8="1")

@@ -20,12 +20,12 @@ keep_compiled_programs()
 import jax, typer
 seen = collections.Counter()
 jax.monitoring.register_event_listener(lambda name, **_: seen.update([name.rpartition("/")[2]]))
-commands, told = typer.main.get_command(cli.app).commands, []
+commands, lines = typer.main.get_command(cli.app).commands, []
 for name, *arguments in json.loads(sys.argv[1]):
     seen.clear()
     commands[name].main(arguments, prog_name="joyjax", standalone_mode=False)
-    told.append([seen["cache_hits"], seen["cache_misses"]])
-print(json.dumps(told))
+    lines.append([seen["cache_hits"], seen["cache_misses"]])
+print(json.dumps(lines))
 """
 
 
@@ -53,11 +53,13 @@ def test_after_warmup_nothing_is_compiled(tmp_path):
     done = run(PROGRAM, "warmup", "--references", 1, cwd=tmp_path, cache=cache)
     kept = cache / "joyjax" / "compiled"
     assert (done.returncode, done.stdout) == (0, f"{kept}\n"), done.stderr
-    assert len(list(kept.glob("*-cache"))) >= 8  # the stages, two of them for two canvases and two for two lengths
+    assert (
+        len(list(kept.glob("*-cache"))) >= 8
+    )  # the stages, two of them for two padded buckets and two for two lengths
 
     (hits, misses), *others = counted(
         edit(),
-        edit("--height", 64, "--width", 250, "--seed", 3, words=3),  # the other canvas and the next length
+        edit("--height", 64, "--width", 250, "--seed", 3, words=3),  # the other padded bucket and the next length
         edit("--height", 200, "--width", 60, "--steps", 3, "--preview-dir", "previews"),
         edit("--paste-back", "--fit", "pad", "--num-images", 2, "--sigmas", "1,0.3"),
         ["batch", _requests(tmp_path), "--output", "out"],
@@ -77,7 +79,7 @@ def _requests(folder: Path) -> Path:
 
 @pytest.mark.nightly
 def test_after_an_edit_the_like_of_it_compiles_nothing(tmp_path):
-    """A second process, with another bucket of the same canvas and another prompt of the same class of lengths."""
+    """A second process, with another size of the same padded bucket and another prompt of the same class of lengths."""
     cache = tmp_path / "cache"
     [(hits, misses)] = counted(edit("--height", 112, "--width", 128), cwd=tmp_path, cache=cache)
     assert hits == 0

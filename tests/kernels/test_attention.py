@@ -79,7 +79,7 @@ def test_large_scores_do_not_overflow():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_attention_to_parts_of_the_keys_is_put_together(dtype):
+def test_merged_attention_to_parts_equals_attention_to_all_keys(dtype):
     """Three parts of unlike sizes; a row that has nothing in one of them, and one with nothing in the first two."""
     query, key, value = (jnp.asarray(draw(n, 3, size, 4, 8), dtype) for n, size in enumerate((7, 30, 30)))
     query = query * 4  # some scores are far above others
@@ -97,7 +97,7 @@ def test_attention_to_parts_of_the_keys_is_put_together(dtype):
         assert np.abs(got - np.asarray(expected.astype(jnp.float32))).max() < TOLERANCE[dtype]
 
 
-def test_no_keys_at_all_are_zeros():
+def test_a_row_without_keys_gives_zeros():
     query, key = jnp.asarray(draw(0, 1, 3, 2, 8), jnp.float32), jnp.ones((1, 5, 2, 8))
     nothing = attention_and_sum(query, key, key, lengths=jnp.int32([0]))
     assert np.all(np.asarray(nothing[0]) == 0)

@@ -51,14 +51,14 @@ def test_a_kernel_is_never_chosen_without_a_measurement(monkeypatch):
         assert dispatch.pallas("norm", "reference") is None
 
 
-def test_what_a_device_is_too_old_for(monkeypatch):
+def test_a_kernel_that_needs_a_newer_device_is_refused(monkeypatch):
     on(monkeypatch, AMPERE)
     assert dispatch.pallas("norm", "triton") == "triton"
     with pytest.raises(ValueError, match=r"norm: 'mosaic' needs compute capability 9.0; NVIDIA A100 has 8.0"):
         dispatch.pallas("norm", "mosaic")
 
 
-def test_unknown_names_are_told_what_there_is():
+def test_an_unknown_implementation_is_refused_with_the_known_names():
     x, vector, pair = jnp.ones((1, 2, 8)), jnp.ones((1, 8)), jnp.ones((1, 2, 8))
     heads = jnp.ones((1, 2, 3, 1, 8))
     scales, rotation, index = (jnp.ones(8),) * 2, (jnp.ones((1, 2, 4)),) * 2, jnp.zeros((1, 2), jnp.int32)
@@ -115,7 +115,7 @@ def test_attention_takes_cudnn_where_it_can(monkeypatch):
         (AMPERE, "bfloat16", 132, "takes heads of a multiple of 8 channels, up to 128; these have 132"),
     ],
 )
-def test_why_cudnn_cannot(monkeypatch, device, dtype, width, said):
+def test_cudnn_is_refused_with_the_reason(monkeypatch, device, dtype, width, said):
     on(monkeypatch, device)
     with pytest.raises(ValueError, match=f"attention: 'cudnn' {said}"):
         chosen(monkeypatch, dtype, width, "cudnn")

@@ -123,7 +123,7 @@ def test_gradients_are_those_of_the_reference(implementation):
 
 
 @pytest.mark.parametrize(("heads", "width", "dtype"), [(5, 32, "float32"), (8, 24, "float32"), (8, 128, "float16")])
-def test_heads_that_a_kernel_does_not_take(heads, width, dtype):
+def test_unsupported_heads_are_refused(heads, width, dtype):
     img, txt = (jnp.ones((1, size, 3, heads, width), dtype) for size in (2, 1))
     scales, rotation = (jnp.ones(width),) * 2, (jnp.ones((1, 2, width // 2)),) * 2
     with pytest.raises(ValueError, match="mosaic: .*heads.*; the kernel takes"):

@@ -118,7 +118,7 @@ def test_reading_a_program():
     assert bytes_of("bf16[16,64]") == 2048
 
 
-def test_what_differs_is_told():
+def test_differences_to_the_record_are_listed():
     old = {"kernels": {"copy": 100, "fusion loop": 50}, "tflop": 10.0, "arguments_gib": 30.0, "working_gib": 1.0}
     assert differences(old, old, "step") == []
     assert differences(old, old | {"kernels": {"copy": 101, "fusion loop": 50}}, "step") == []
@@ -159,18 +159,18 @@ def test_a_loop_counts_as_often_as_it_runs_and_convolutions_count():
     assert loop_slices(LOOP) == [("bf16[1,32,64]{2,1,0}", 3)]
 
 
-def test_what_differs_in_a_kernel_is_told():
+def test_differences_of_a_kernel_are_listed():
     row = {"registers": 100, "spills": 0, "shared": 16, "kernels": 1, "temporaries": 0}
 
-    def told(**changes):
+    def found(**changes):
         return kernel_differences(
             {"H100 mosaic": {"wide": {"norm": row}}}, {"H100 mosaic": {"wide": {"norm": row | changes}}}
         )
 
     name = "H100 mosaic, wide, norm"
-    assert told() == told(registers=109) == told(temporaries=4000) == []
-    assert told(registers=111) == [f"{name}: 111 registers; recorded: 100"]
-    assert told(spills=4) == [f"{name}: 4 bytes spilled"]
-    assert told(shared=32) == [f"{name}: shared 32; recorded: 16"]
-    assert told(temporaries=9000) == [f"{name}: 9000 bytes of temporaries; recorded: 0"]
+    assert found() == found(registers=109) == found(temporaries=4000) == []
+    assert found(registers=111) == [f"{name}: 111 registers; recorded: 100"]
+    assert found(spills=4) == [f"{name}: 4 bytes spilled"]
+    assert found(shared=32) == [f"{name}: shared 32; recorded: 16"]
+    assert found(temporaries=9000) == [f"{name}: 9000 bytes of temporaries; recorded: 0"]
     assert kernel_differences({}, {"H100 mosaic": {"wide": {"norm": row}}}) == [f"{name}: only found now"]

@@ -211,9 +211,9 @@ def test_all_on_an_older_jax(tmp_path, monkeypatch):
     for folder in here.values():
         folder.mkdir()
     book = run.execute(run.read("edit"), here["edit"], kernel="colab")
-    told = printed(book, "Install joyjax")
-    assert "JAX 0.7.2 was there" in told
-    assert "No restart is needed" in told
+    output = printed(book, "Install joyjax")
+    assert "JAX 0.7.2 was there" in output
+    assert "No restart is needed" in output
     check_edit(book, BLUE, here["edit"] / "edit.png", "make the red circle blue")
     book = run.execute(run.read("convert"), here["convert"], kernel="colab")
     assert "installed already" in printed(book, "Install joyjax")
@@ -235,7 +235,7 @@ def test_an_old_jax_that_is_imported_asks_for_a_restart(tmp_path):
     assert "choose Runtime > Restart session" in installing(tmp_path, "import sys; sys.modules['jax'] = sys")
 
 
-def test_a_failed_installation_is_told(tmp_path, monkeypatch):
+def test_a_failed_installation_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("JOYJAX_SOURCE", (tmp_path / "nothing").as_uri())
     assert "pip install" in installing(tmp_path, "")
 

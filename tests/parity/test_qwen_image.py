@@ -230,7 +230,7 @@ def test_shared_tokens_are_computed_once(encoder, qwen_reference, error):
     assert error(encode(encoder, text_inputs(ids, shared=15)), expected) > 100 * STATES_TOLERANCE
 
 
-def test_each_axis_turns_its_chunk_of_frequencies(encoder, qwen_reference, error):
+def test_each_axis_has_its_chunk_of_frequencies(encoder, qwen_reference, error):
     """Positions that differ by axis, as behind a picture: chunks of frequencies, and never in turn."""
     ids, _ = prompts(14, 14)
     positions = np.random.default_rng(0).integers(0, 30, (2, 14, 3)).astype(np.int32)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from meshes import mesh_of, name_of
-from small_vae import decode, draw, encode, make_vae, on_canvas
+from small_vae import decode, draw, encode, make_vae, pad_with_nan
 
 from joyjax.errors import MeshError
 from joyjax.families.joyimage_buckets import buckets
@@ -69,28 +69,28 @@ ON_CANVAS = crossed(
 
 
 @pytest.mark.parametrize(("size", "sizes"), ON_CANVAS)
-def test_a_canvas_over_devices(size, sizes, weights, error):
+def test_padding_over_devices_never_changes_the_result(size, sizes, weights, error):
     pixels, latents = draw(*size)
     alone = encode(weights, pixels), decode(weights, latents)
     valid = np.array(size[1:], np.int32)
     with jax.set_mesh(mesh_of(**sizes)):
-        moments = encode(weights, on_canvas(pixels, 72, 44), valid)
-        drawn = decode(weights, on_canvas(latents, 36, 22), valid // 2)
+        moments = encode(weights, pad_with_nan(pixels, 72, 44), valid)
+        drawn = decode(weights, pad_with_nan(latents, 36, 22), valid // 2)
     for ours, expected in zip((moments, drawn), alone, strict=True):
         assert error(ours[:, : expected.shape[1], : expected.shape[2]], expected) < 1e-5
 
 
-def test_the_stages_on_a_canvas_over_devices(weights, error):
+def test_the_stages_in_a_bucket_over_devices(weights, error):
     mesh, size = mesh_of(cfg=2, sequence=4), (48, 80)
     pixels = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
     tokens = encode_images(weights, pixels, patch=(2, 2))
     drawn, _ = decode_latents(weights, tokens, patch=(2, 2), width=20)
-    canvas, place = bucket_placement(*size, buckets(64), (2, 2), 2)
-    laid, place = replicate((pad_to_bucket(pixels, canvas), place), mesh)
+    bucket, placement = bucket_placement(*size, buckets(64), (2, 2), 2)
+    padded, placement = replicate((pad_to_bucket(pixels, bucket), placement), mesh)
     with jax.set_mesh(mesh):
-        found = encode_images(weights, laid, place, patch=(2, 2))
+        found = encode_images(weights, padded, placement, patch=(2, 2))
         assert error(found[:, : tokens.shape[1]], tokens) < 1e-5
-        found, finite = decode_latents(weights, found, place, patch=(2, 2), bucket=canvas)
+        found, finite = decode_latents(weights, found, placement, patch=(2, 2), bucket=bucket)
     assert np.asarray(finite).all()
     off = crop_from_bucket(np.asarray(found), size) - np.asarray(drawn).astype(int)
     assert np.abs(off).max() <= 1

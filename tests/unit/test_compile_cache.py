@@ -17,12 +17,12 @@ def test_entries_that_were_cut_off_are_removed(place):
     place.mkdir()
     for name in ("whole-cache", "whole-atime", "half-cache", "other"):
         (place / name).write_bytes(b"x")
-    compile_cache.mend()
+    compile_cache.remove_incomplete()
     assert sorted(path.name for path in place.iterdir()) == ["other", "whole-atime", "whole-cache"]
 
 
 def test_there_may_be_no_folder_yet(place):
-    compile_cache.mend()
+    compile_cache.remove_incomplete()
     assert not place.exists()
     settings = compile_cache.settings()
     assert settings.keys() == set(compile_cache.SETTINGS)
@@ -32,7 +32,7 @@ def test_there_may_be_no_folder_yet(place):
 def test_nothing_is_kept_where_no_place_is_wanted(monkeypatch):
     monkeypatch.setenv("JOYJAX_TEST_CACHE", "")
     assert compile_cache.settings() == {}
-    compile_cache.mend()
+    compile_cache.remove_incomplete()
 
 
 def test_a_fresh_folder_hides_what_is_kept(place, tmp_path):

@@ -329,7 +329,7 @@ def test_what_cannot_be_reached(at, monkeypatch):
         ("https://me:sec/ret@host/photo.png", "is not valid"),
     ],
 )
-def test_a_url_that_is_none_is_refused(url, says, monkeypatch):
+def test_an_invalid_url_is_refused(url, says, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("looked up"))
     assert is_url(url)
     message = refused(url, says)

@@ -136,10 +136,10 @@ def test_of_many_processes_one_holds_a_folder(tmp_path):
     """Eight at once, twice: the second time the file of the lock is there already."""
     for _ in range(2):
         processes = [start(tmp_path) for _ in range(8)]
-        told = [process.stdout.readline() for process in processes]
+        lines = [process.stdout.readline() for process in processes]
         for process in processes:
             process.communicate()
-        assert sum(line == "held\n" for line in told) == 1, told
+        assert sum(line == "held\n" for line in lines) == 1, lines
 
 
 def test_what_a_killed_process_left_is_swept(folder):

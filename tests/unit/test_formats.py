@@ -67,7 +67,7 @@ def test_webp_is_lossless_unless_a_quality_is_given():
 
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
 @pytest.mark.parametrize("quality", [0, 101, -1, 3.5, True, "best", "90", "", b"90"])
-def test_a_quality_that_is_none(form, quality):
+def test_an_invalid_quality_is_refused(form, quality):
     with pytest.raises(RequestError, match="quality is .*; expected a whole number from 1 to 100, or 'lossless'"):
         check_quality(quality, form)
 

@@ -222,7 +222,7 @@ def test_unpad_wants_the_fitted_size():
         unpad(Image.new("RGB", (65, 64)), crop)
 
 
-LINES = {  # (height, width) → size, fit → what the user is told
+LINES = {  # (height, width) → size, fit → the note for the user
     "a photo": (
         (800, 1200),
         (832, 1216),
@@ -275,7 +275,7 @@ LINES = {  # (height, width) → size, fit → what the user is told
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_what_the_user_is_told(name):
+def test_the_notes_of_a_fit(name):
     (height, width), size, fit, line = LINES[name]
     _, crop = fit_picture(Image.new("L", (width, height)), size, fit)
     assert str(crop) == line

@@ -91,7 +91,7 @@ def test_without_guidance_there_is_one_pass(loaded, first):
     np.testing.assert_array_equal(np.asarray(without.image), np.asarray(below.image))
 
 
-def test_a_step_takes_its_latents_away(loaded, first):
+def test_a_step_donates_its_latents(loaded, first):
     run = prepared(loaded)
     latents, condition = jnp.asarray(run.noise), run.condition
     levels = loaded.parts.solver.levels(2, None, None).step(0)
@@ -149,7 +149,7 @@ def damaged(pipeline: joyjax.Pipeline, name: str, value: float, only: str = "") 
     return dataclasses.replace(pipeline, weights={**pipeline.weights, name: weights.filled(arrays)})
 
 
-def test_the_callback_is_told_every_step(loaded, first):
+def test_the_callback_gets_every_step(loaded, first):
     events, previews = [], []
 
     def callback(event: joyjax.StepEvent) -> None:

@@ -183,7 +183,7 @@ def test_any_change_of_a_header(folder, header):
         max_size=3,
     )
 )
-def test_any_places_of_tensors(folder, entries):
+def test_any_offsets_of_tensors(folder, entries):
     is_sound(fresh(folder, {"model.safetensors": as_header(entries) + DATA}))
 
 

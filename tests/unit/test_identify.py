@@ -131,10 +131,10 @@ FILES: dict[str, tuple[Make, str, str, str]] = {
         file("q.gguf", gguf({"general.architecture": "wan", "words": ["a", "bc"], "general.file_type": 15})),
         "gguf",
         "foreign",
-        r"a GGUF file \(architecture 'wan', Q4_K_M, 894 tensors\); this version of joyjax reads no GGUF; joyjax takes",
+        r"a GGUF file \(architecture 'wan', Q4_K_M, 894 tensors\); this version of joyjax does not read GGUF; ",
     ),
     "GGUF without a suffix": (file("blob", gguf({})), "gguf", "foreign", r"a GGUF file \(894 tensors\)"),
-    "GGUF cut off": (file("q.gguf", b"GGUF\3\0"), "gguf", "broken", "a GGUF file that is cut off"),
+    "GGUF cut off": (file("q.gguf", b"GGUF\3\0"), "gguf", "broken", "a truncated GGUF file"),
     "GGUF of a huge array": (
         file("q.gguf", b"GGUF" + struct.pack("<IQQ", 3, 5, 2**60) + struct.pack("<Q1sIIQ", 1, b"a", 9, 4, 2**62)),
         "gguf",
@@ -147,7 +147,7 @@ FILES: dict[str, tuple[Make, str, str, str]] = {
         ),
         "lora",
         "foreign",
-        r"a LoRA \(for JoyImage, 1 module, rank 32, with DiffSynth's names\); this version of joyjax applies no",
+        r"a LoRA \(for JoyImage, 1 module, rank 32, with DiffSynth's names\); this version of joyjax does not apply",
     ),
     "kohya's LoRA": (
         pair(
@@ -176,7 +176,7 @@ FILES: dict[str, tuple[Make, str, str, str]] = {
         tensors("diffusion_model.double_blocks.0.attn.img_attn_qkv.weight", "model.diffusion_model.img_in.weight"),
         "single-file",
         "foreign",
-        r"one component: JoyImage transformer \(2 tensors, BF16\); a single file holds no tokenizer",
+        r"one component: JoyImage transformer \(2 tensors, BF16\); a single file has no tokenizer",
     ),
     "ComfyUI's int8": (
         file(
@@ -235,7 +235,7 @@ FILES: dict[str, tuple[Make, str, str, str]] = {
         "foreign",
         "one component: Qwen-VL text encoder",
     ),
-    "other tensors": (tensors("a", "b"), "safetensors", "foreign", "tensors of no network that joyjax knows"),
+    "other tensors": (tensors("a", "b"), "safetensors", "foreign", "tensors of an unknown network"),
     "cut off in its data": (
         file("m.safetensors", header({"a": ("F32", (100,), 4)}, 200)),
         "safetensors",
@@ -246,7 +246,7 @@ FILES: dict[str, tuple[Make, str, str, str]] = {
         file("m.safetensors", header({"a": ("F32", (100,), 4)}, 30)),
         "safetensors",
         "broken",
-        r"a damaged or incomplete safetensors file \(30 bytes, which a header of \d+ does not fit\)",
+        r"a damaged or incomplete safetensors file \(30 bytes are too few for a header of \d+\)",
     ),
     "PyTorch's zip": (torch_zip, "pickle", "foreign", r"pickled weights \(PyTorch, .*joyjax unpickles nothing"),
     "a pickle": (file("m.pt", pickle.dumps({"a": 1})), "pickle", "foreign", r"pickled weights \(pickle"),
@@ -260,14 +260,14 @@ FILES: dict[str, tuple[Make, str, str, str]] = {
     "tar": (archive("tar"), "archive", "foreign", "a tar archive"),
     "tar.gz": (archive("gz"), "archive", "foreign", "a gzip archive"),
     "7z": (file("m.7z", b"7z\xbc\xaf\x27\x1c" + bytes(9)), "archive", "foreign", "a 7z archive"),
-    "PNG": (picture("p.png"), "picture", "foreign", "a PNG picture; a picture to edit is given with --image"),
+    "PNG": (picture("p.png"), "picture", "foreign", "a PNG picture; give a picture to edit with --image"),
     "JPEG": (picture("p.jpg"), "picture", "foreign", "a JPEG picture"),
     "WebP": (picture("p.webp"), "picture", "foreign", "a WebP picture"),
     "a recipe": (
         png_with_recipe,
         "picture",
         "foreign",
-        "a PNG picture with a recipe of joyjax; .* `joyjax edit --from`",
+        "a PNG picture with a recipe of joyjax; `joyjax edit --from`",
     ),
     "the index": (file("j/model_index.json", EDIT), "json", "foreign", "the index of a Diffusers folder; give .*/j$"),
     "an index of shards": (
@@ -280,7 +280,7 @@ FILES: dict[str, tuple[Make, str, str, str]] = {
     "another json": (file("a.json", {"a": 1}), "json", "foreign", "a json file; joyjax takes"),
     "deep json": (file("a.json", b"[" * 100_000), "json", "broken", "a json file that cannot be used"),
     "empty": (file("e.safetensors", b""), "empty", "broken", "an empty file; download it again"),
-    "zeros": (file("z.bin", bytes(99)), "unknown", "unknown", "a file of 99 bytes in no format that joyjax knows"),
+    "zeros": (file("z.bin", bytes(99)), "unknown", "unknown", "a file of 99 bytes in an unknown format"),
     "a huge header": (
         file("m.safetensors", b"\xff" * 7 + b"\x7f{}"),
         "safetensors",
@@ -291,7 +291,7 @@ FILES: dict[str, tuple[Make, str, str, str]] = {
         file("m.safetensors", (10**6).to_bytes(8, "little") + b'{"a":' * 200_000),
         "safetensors",
         "broken",
-        "its header is no json object: it is nested too deeply",
+        "its header is not a json object: it is nested too deeply",
     ),
     "odd entries": (
         file(
@@ -300,7 +300,7 @@ FILES: dict[str, tuple[Make, str, str, str]] = {
         ),
         "safetensors",
         "foreign",
-        "tensors of no network",
+        "tensors of an unknown network",
     ),
 }
 
@@ -400,9 +400,9 @@ FOLDERS: dict[str, tuple[Make, str, str, str]] = {
         files("m", **{".m.unfinished__lock": b""}),
         "unfinished",
         "broken",
-        "not whole yet; give",
+        "is unfinished; run",
     ),
-    "its work": (files(".m.unfinished"), "unfinished", "broken", "the work of a conversion to m that is not whole yet"),
+    "its work": (files(".m.unfinished"), "unfinished", "broken", "the work folder of an unfinished conversion to m"),
     "a component": (whole("transformer"), "component", "foreign", r"its transformer \(X\); give the folder .*/joy$"),
     "a component alone": (
         files("v", **{"v__config.json": {"_class_name": "AutoencoderKLWan"}}),
@@ -428,7 +428,7 @@ FOLDERS: dict[str, tuple[Make, str, str, str]] = {
         files("l", **{"l__config.json": {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}}),
         "transformers",
         "foreign",
-        "a model of Transformers, Qwen3ForCausalLM, alone; a text encoder is one part of a model",
+        "a single model of Transformers, Qwen3ForCausalLM; a text encoder is one part of a model",
     ),
     "a config of nothing": (files("c", **{"c__config.json": {"a": 1}}), "unknown", "unknown", "names no class"),
     "a config cut off": (
@@ -532,7 +532,7 @@ FOLDERS: dict[str, tuple[Make, str, str, str]] = {
         files("x", x__a=b"a"),
         "unknown",
         "unknown",
-        "of no kind that joyjax knows: model_index.json is",
+        "of an unknown kind: model_index.json is",
     ),
 }
 
@@ -635,8 +635,8 @@ def test_devices_and_links(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     assert identify(tmp_path / "loop").state == "broken"
     (tmp_path / "gone").symlink_to("nothing")
-    assert identify(tmp_path / "gone").what == "a link to nothing, which is not there"
-    with pytest.raises(CheckpointError, match="is a link to nothing, which is not there"):
+    assert identify(tmp_path / "gone").what == "a link to nothing, which does not exist"
+    with pytest.raises(CheckpointError, match="is a link to nothing, which does not exist"):
         model_folder(tmp_path / "gone")
     folder = pipeline(tmp_path)
     (folder / "vae" / "again").symlink_to("..")

@@ -452,7 +452,7 @@ def test_a_photo_is_upright_even_if_its_metadata_cannot_be_written_again(kind, k
         assert row[-1] < 20
 
 
-def test_a_tiff_is_turned_once(tmp_path):
+def test_a_tiff_is_rotated_once(tmp_path):
     picture("RGB", 8, 16).save(tmp_path / "picture.tif", tiffinfo={274: 6})
     expected = np.rot90(noise(8, 16), -1)
     assert np.array_equal(to_pixels(as_rgb(open_picture(tmp_path / "picture.tif"))), expected)

@@ -60,7 +60,7 @@ def test_out_channels_are_in_channels_unless_they_are_named():
 
 
 @pytest.mark.parametrize("key", [key for key in FIELDS if key != "out_channels"])
-def test_nothing_is_filled_in(key):
+def test_missing_keys_have_no_defaults(key):
     with pytest.raises(ConfigError, match=f"{key} is missing; expected"):
         JoyImageConfig.from_diffusers({name: value for name, value in REAL.items() if name != key})
 

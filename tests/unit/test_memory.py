@@ -62,7 +62,7 @@ def test_the_demo_fits_everywhere(dtype):
         memory.what_fits(dtype="float16")
 
 
-def test_the_room_here():
+def test_the_memory_of_this_machine():
     found = memory.budget()
     assert found.host == (jax.default_backend() == "cpu")
     assert found.bytes > GIB

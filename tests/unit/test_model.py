@@ -98,7 +98,9 @@ def test_what_is_asked_of_the_hub(monkeypatch):
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "someone/demo@v9"])
 def test_a_hub_id_that_cannot_be_had(hub, name):
-    with pytest.raises(CheckpointError, match="is no folder here, and cannot be had from the hub .*; check the name"):
+    with pytest.raises(
+        CheckpointError, match="is not a local folder, and cannot be downloaded from the hub .*; check the name"
+    ):
         model_folder(name)
 
 
@@ -122,7 +124,7 @@ def test_a_folder_goes_before_the_hub(hub, tmp_path, monkeypatch):
 
 def test_a_model_whose_conversion_was_stopped(tmp_path):
     (tmp_path / ".model.unfinished").mkdir()
-    with pytest.raises(CheckpointError, match="is not whole yet; give the `joyjax convert` that began it once more"):
+    with pytest.raises(CheckpointError, match="is unfinished; run the same `joyjax convert` again"):
         joyjax.load(tmp_path / "model")
 
 
@@ -132,7 +134,7 @@ def test_a_model_whose_replacement_was_stopped(tmp_path):
     (tmp_path / ".model.unfinished").mkdir()
     assert model_folder(tmp_path / "model") == tmp_path / "model"  # not first_output with yet
     (tmp_path / "model" / "model_index.json").unlink()
-    with pytest.raises(CheckpointError, match="is not whole yet; give the `joyjax convert` that began it once more"):
+    with pytest.raises(CheckpointError, match="is unfinished; run the same `joyjax convert` again"):
         joyjax.load(tmp_path / "model")
 
 

@@ -17,10 +17,7 @@ IN_PYTHON_ONLY = {"noise", "callback", "progress"}
 FUNCTIONS = {"edit": joyjax.edit, "load": joyjax.load, "edit_batch": joyjax.edit_batch}
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["edit", pytest.param("load", marks=pytest.mark.xfail(strict=True, reason="load gets quantize=")), "edit_batch"],
-)
+@pytest.mark.parametrize("name", ["edit", "load", "edit_batch"])
 def test_the_arguments_are_those_of_the_functions(name):
     assert ARGUMENTS.keys() == FUNCTIONS.keys()
     assert list(ARGUMENTS[name]) == [one for one in inspect.signature(FUNCTIONS[name]).parameters if one != "pipeline"]

@@ -69,15 +69,15 @@ def test_progress():
     assert "&lt;b&gt;" in notebook.Progress(0, 1, "<b>")._repr_html_()
 
 
-def test_advice_is_told_and_warnings_stay():
+def test_advice_is_shown_and_warnings_stay():
     def edit():
         warnings.warn("try this", AdviceWarning, stacklevel=1)
         warnings.warn("other", UserWarning, stacklevel=1)
         return "edited"
 
-    with warnings.catch_warnings(record=True) as caught, notebook.advice() as told:
+    with warnings.catch_warnings(record=True) as caught, notebook.advice() as notes:
         warnings.simplefilter("always")
         assert edit() == "edited"
-    assert told == ["try this"]
+    assert notes == ["try this"]
     assert str(caught[0].message) == "other"
     assert len(caught) == 1

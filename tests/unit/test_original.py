@@ -102,8 +102,8 @@ def vae_shapes(base: int = 96, mult: tuple[int, ...] = (1, 2, 4, 4), blocks: int
 )
 def test_the_names_above_are_those_of_the_published_files(shapes, known):
     # DiffSynth-Studio (configs/model_configs.py) tells files by a hash of their names and shapes.
-    told = [f"{name}:{'_'.join(map(str, shape))}" for name, shape in shapes.items()]
-    assert hashlib.md5(",".join(sorted([*told, *shapes])).encode()).hexdigest() == known
+    entries = [f"{name}:{'_'.join(map(str, shape))}" for name, shape in shapes.items()]
+    assert hashlib.md5(",".join(sorted([*entries, *shapes])).encode()).hexdigest() == known
 
 
 @pytest.mark.parametrize(

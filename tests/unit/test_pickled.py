@@ -138,8 +138,8 @@ def test_our_own_pickle_is_right(tmp_path):
     assert bits(found.read()) == ((2, 5), "float32", bytes(40))
 
 
-NO_RUN, NO_TENSOR = "tensor x does not lie in one run", "'x' in it is no tensor of numbers"
-NO_DICTIONARY = "its pickle is no dictionary of tensors"
+NO_RUN, NO_TENSOR = "tensor x is not contiguous", "'x' in it is not a tensor"
+NO_DICTIONARY = "its pickle is not a dictionary of tensors"
 PROGRAMS: dict[str, tuple[bytes, str]] = {
     "empty": (b"", NO_DICTIONARY),
     "no end": (b"\x80\x02}", NO_DICTIONARY),
@@ -155,15 +155,15 @@ PROGRAMS: dict[str, tuple[bytes, str]] = {
     "a place in the memo that is not": (b"\x80\x02h\x07.", NO_DICTIONARY),
     "os.system": (
         pickle_of(b"cposix\nsystem\n" + word("touch mark") + b"\x85R"),
-        "it calls posix system, which joyjax",
+        "it calls posix system; joyjax",
     ),
-    "builtins.eval": (pickle_of(b"cbuiltins\neval\n" + word("1") + b"\x85R"), "it calls builtins eval, which joyjax"),
+    "builtins.eval": (pickle_of(b"cbuiltins\neval\n" + word("1") + b"\x85R"), "it calls builtins eval; joyjax"),
     "a stack of names": (pickle_of(word("os") + word("system") + b"\x93" + word("x") + b"\x85R"), "it calls os system"),
     "a module": (pickle_of(b"ctorch.nn\nLinear\n)\x81"), "instruction NEWOBJ"),
     "an instance": (pickle_of(b"(ios\nsystem\n"), "instruction INST"),
     "an extension": (pickle_of(b"\x82\x01"), "instruction EXT1"),
     "a buffer": (pickle_of(b"\x97"), "instruction NEXT_BUFFER"),
-    "long names": (pickle_of(word("a" * 300) + word("b") + b"\x93"), "it names what has no such name"),
+    "long names": (pickle_of(word("a" * 300) + word("b") + b"\x93"), "it has a name of over 200 letters"),
     "names of numbers": (pickle_of(number(1) + number(2) + b"\x93"), NO_DICTIONARY),
     "a call of no name": (pickle_of(number(1) + b")R"), NO_DICTIONARY),
     "transposed": (pickle_of(tensor(row([2, 5]), row([1, 2]))), NO_RUN),
@@ -177,11 +177,11 @@ PROGRAMS: dict[str, tuple[bytes, str]] = {
     "a storage that is not": (pickle_of(tensor(row([1]), row([1]), held=storage(key=word("../0")))), NO_TENSOR),
     "a storage of endless size": (
         pickle_of(tensor(row([1]), row([1]), held=storage(b"G" + struct.pack(">d", np.inf)))),
-        "numbers of no kind that torch writes",
+        "it has an invalid storage",
     ),
     "a storage of doubles": (
         pickle_of(tensor(row([1]), row([1]), held=storage(kind=b"ctorch\nDoubleStorage\n"))),
-        "numbers of the kind torch DoubleStorage",
+        "a storage of the kind torch DoubleStorage",
     ),
     "a storage of no kind": (pickle_of(tensor(row([1]), row([1]), held=storage(kind=number(1)))), NO_DICTIONARY),
     "a negative offset": (pickle_of(tensor(row([1]), row([1]), number(-1))), NO_TENSOR),
@@ -230,7 +230,7 @@ class Evil:
 )
 def test_nothing_is_called(tmp_path, wrap):
     file, mark = saved(tmp_path, wrap(Evil(tmp_path / "mark"))), tmp_path / "mark"
-    refused(file, "it calls posix mkdir, which joyjax does not")
+    refused(file, "it calls posix mkdir; joyjax calls nothing")
     assert not mark.exists()
     pickle.loads(pickle.dumps(Evil(mark)))
     assert mark.exists()  # so the pickle was a live one
@@ -253,29 +253,31 @@ def test_the_format_before_zip_files(tmp_path):
     refused(saved(tmp_path, tensors(), _use_new_zipfile_serialization=False), "File is not a zip file")
 
 
-def test_numbers_of_the_other_order(tmp_path):
+def test_big_endian_values_are_refused(tmp_path):
     file = zipped(tmp_path / "model.pth", {"data.pkl": b"\x80\x02}.", "byteorder": b"big"})
-    refused(file, "its numbers are not little-endian")
+    refused(file, "its values are not little-endian")
 
 
 @pytest.mark.parametrize("members", [{}, {"data.txt": b""}, {"more/data.pkl": b""}])
 def test_no_pickle_in_it(tmp_path, members):
-    refused(zipped(tmp_path / "model.pth", members), "it has no data.pkl of a size that can be")
+    refused(zipped(tmp_path / "model.pth", members), "it has no data.pkl of at most 4194304 bytes")
 
 
 def test_two_pickles_in_it(tmp_path):
     file = program(tmp_path, b"\x80\x02}.")
     with zipfile.ZipFile(file, "a") as opened:
         opened.writestr("other/data.pkl", b"\x80\x02}.")
-    refused(file, "it has no data.pkl of a size that can be")
+    refused(file, "it has no data.pkl of at most 4194304 bytes")
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_zip_file_that_is_compressed(tmp_path, compression):
-    refused(zipped(tmp_path / "model.pth", {"data.pkl": bytes(2**20)}, compression), "data.pkl is not stored as it is")
+    refused(
+        zipped(tmp_path / "model.pth", {"data.pkl": bytes(2**20)}, compression), "data.pkl is not stored uncompressed"
+    )
     with zipfile.ZipFile(program(tmp_path, pickle_of(tensor(row([1]), row([1])))), "a") as opened:
         opened.writestr("archive/data/1", bytes(99), compression)
-    refused(tmp_path / "model.pth", "archive/data/1 is not stored as it is")
+    refused(tmp_path / "model.pth", "archive/data/1 is not stored uncompressed")
 
 
 def test_a_file_that_is_cut_short_or_missing(tmp_path):
@@ -311,10 +313,10 @@ def directory(file: Path, edit: Callable[[dict[str, int]], object], name: str = 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda held: held.update(offset=2**31), "lies outside of the file"),
-        (lambda held: held.update(offset=1), "is not stored as it is"),
-        (lambda held: held.update(file_size=2**31), "is not stored as it is"),
-        (lambda held: held.update(file_size=2**31, compress_size=2**31), "ends behind the file"),
+        (lambda held: held.update(offset=2**31), "is outside of the file"),
+        (lambda held: held.update(offset=1), "is not stored uncompressed"),
+        (lambda held: held.update(file_size=2**31), "is not stored uncompressed"),
+        (lambda held: held.update(file_size=2**31, compress_size=2**31), "ends beyond the file"),
     ],
 )
 def test_a_directory_that_is_wrong(tmp_path, edit, message):
@@ -336,7 +338,7 @@ def test_a_member_far_beyond(tmp_path):
     end = bytearray(data[place + len(entry) :])
     end[12:16] = (int.from_bytes(end[12:16], "little") + len(extra)).to_bytes(4, "little")
     file.write_bytes(data[:place] + bytes(entry) + extra + bytes(end))
-    refused(file, "archive/data/0 lies outside of the file")
+    refused(file, "archive/data/0 is outside of the file")
 
 
 @pytest.mark.parametrize("claimed", ["pickle", "byteorder", "directory"])
@@ -382,10 +384,10 @@ def is_sound(file: Path) -> None:
     try:
         found = read_pickled(file)
     except CheckpointError as error:
-        found, told = {}, str(error)
+        found, message = {}, str(error)
     else:
-        told = str(file)
-    assert told.startswith(str(file))
+        message = str(file)
+    assert message.startswith(str(file))
     for name, held in found.items():
         assert name.isprintable()
         assert held.start >= 0

@@ -200,7 +200,7 @@ def test_config_refuses_what_is_missing(key):
 
 @pytest.mark.parametrize("resaved", [False, True], ids=["published", "resaved"])
 @pytest.mark.parametrize("head", [True, False], ids=["with the head", "without"])
-def test_every_tensor_of_the_real_size_has_its_place(resaved, head):
+def test_every_tensor_of_the_real_size_is_matched(resaved, head):
     tensors, config = real_tensors(resaved=resaved), TEXT_ENCODER.configure(both())
     assert len(tensors) == 729
     assert sum(int(np.prod(shape)) for shape in tensors.values()) == 8_292_166_656
@@ -254,7 +254,7 @@ def test_every_dimension_has_a_logical_axis():
 
 
 @pytest.mark.parity
-def test_what_is_held_is_written_again_as_it_was(qwen_folder, tmp_path):
+def test_export_restores_the_tensors(qwen_folder, tmp_path):
     config = TEXT_ENCODER.configure(read_json(qwen_folder / "text_encoder" / "config.json"))
     given = Tensors.open(qwen_folder / "text_encoder")
     weights = fill(TEXT_ENCODER, config, given, jnp.float32)

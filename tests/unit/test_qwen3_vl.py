@@ -149,7 +149,7 @@ def test_config_refuses_what_is_missing(key):
         Qwen3VLConfig.from_transformers(given)
 
 
-def test_config_refuses_more_taps_than_layers():
+def test_config_refuses_more_deepstack_layers_than_layers():
     given = raw()
     given["text_config"]["num_hidden_layers"] = 2
     with pytest.raises(ConfigError, match="deepstack_visual_indexes"):
@@ -164,7 +164,7 @@ def test_rotary_frequencies_are_interleaved():
     assert (axes == 0).sum() == 24
 
 
-def test_patches_lie_block_by_block():
+def test_patches_are_in_block_order():
     positions, taps, weights = patch_positions(4, 6, Qwen3VLConfig.from_transformers(raw()).vision)
     first_blocks = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3), (1, 2), (1, 3)]
     assert [tuple(p) for p in positions[:8].tolist()] == first_blocks
@@ -187,7 +187,7 @@ def test_a_grid_that_is_not_made_of_blocks_is_refused():
 
 @pytest.mark.parity
 @pytest.mark.parametrize("grid", [(2, 2), (2, 50), (42, 64), (64, 64), (52, 72), (96, 48), (120, 34)])
-def test_patches_are_placed_as_in_the_reference_to_the_last_bit(grid):
+def test_patch_positions_equal_the_reference_bit_by_bit(grid):
     torch = pytest.importorskip("torch")
     from transformers import vision_utils
 
@@ -202,7 +202,7 @@ def test_patches_are_placed_as_in_the_reference_to_the_last_bit(grid):
 
 
 @pytest.mark.parity
-def test_every_tensor_of_the_real_size_has_its_place():
+def test_every_tensor_of_the_real_size_is_matched():
     torch = pytest.importorskip("torch")
     from transformers import Qwen3VLConfig as TheirConfig
     from transformers import Qwen3VLForConditionalGeneration

@@ -83,7 +83,7 @@ def test_real_config():
 
 
 @pytest.mark.parametrize("key", FIELDS)
-def test_nothing_is_filled_in(key):
+def test_missing_keys_have_no_defaults(key):
     with pytest.raises(ConfigError, match=f"{key} is missing; expected"):
         QwenImageConfig.from_diffusers({name: value for name, value in REAL.items() if name != key})
 
@@ -134,7 +134,7 @@ def test_rows_and_columns_are_counted_from_the_middle():
     assert text_start([(64, 64)]) == positions[:, 1:].max() + 29
 
 
-def test_every_tensor_of_the_real_size_has_its_place():
+def test_every_tensor_of_the_real_size_is_matched():
     tensors, config = real_tensors(), TRANSFORMER.configure(REAL)
     state = TRANSFORMER.abstract(config, jnp.bfloat16).state
     parameters = {path: leaf.shape for path, leaf in leaves(state).items()}

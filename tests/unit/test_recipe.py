@@ -270,13 +270,13 @@ def test_a_digest_is_of_the_picture(tmp_path):
     assert digest(with_alpha) == digest(image)  # opaque everywhere
     changed = image.copy()
     changed.putpixel((3, 5), tuple(value ^ 1 for value in image.getpixel((3, 5))))
-    turned = image.copy()
-    turned.getexif()[0x0112] = 6
+    rotated = image.copy()
+    rotated.getexif()[0x0112] = 6
     reshaped = Image.frombytes("RGB", (6, 4), image.tobytes())
     with_alpha.putalpha(Image.new("L", image.size, 254))
-    found = {digest(each) for each in (image, changed, turned, reshaped, with_alpha)}
+    found = {digest(each) for each in (image, changed, rotated, reshaped, with_alpha)}
     assert len(found) == 5
-    assert digest(turned) == digest(image.transpose(Image.Transpose.ROTATE_270))
+    assert digest(rotated) == digest(image.transpose(Image.Transpose.ROTATE_270))
     grey = Image.new("L", (4, 4), 7)
     assert digest(grey) == digest(grey.convert("RGB"))
     with pytest.raises(PictureError):

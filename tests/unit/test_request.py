@@ -363,7 +363,7 @@ for use in (lambda: joyjax.edit(pipeline, Image.new("RGB", (128, 128)), "x"), jo
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_a_forked_process_is_told_to_spawn():
+def test_a_forked_process_is_advised_to_spawn():
     """JAX would wait for threads that a fork does not copy, without end."""
     done = subprocess.run([sys.executable, "-P", "-c", FORKING], capture_output=True, text=True, timeout=120)
     lines = done.stdout.splitlines()

@@ -148,7 +148,7 @@ def test_an_index_that_leaves_its_folder(tmp_path, file):
     refused(tmp_path, repr(file))
 
 
-def test_a_tensor_that_its_file_does_not_hold(tmp_path):
+def test_a_tensor_that_is_missing_in_its_file(tmp_path):
     toy.save_sharded(tmp_path, NAMED, 2)
     edit_index(tmp_path, lambda where: where.update({"d.weight": "model-00001-of-00002.safetensors"}))
     refused(tmp_path, "tensor d.weight should be in model-00001-of-00002.safetensors, which does not hold it")

@@ -48,7 +48,7 @@ def test_a_score_adds_up():
 def test_the_demo_does_what_it_is_asked(tmp_path):
     pipeline = joyjax.load()
     seen = []
-    result = score(pipeline, 16, report=lambda *told: seen.append(told))
+    result = score(pipeline, 16, report=lambda *progress: seen.append(progress))
     assert [number for number, *_ in seen] == list(range(16))
     assert result.rate("pixel").count == 16
     assert result.rate("both").share >= FLOOR

@@ -60,7 +60,7 @@ def test_a_shape_fills_its_box_and_no_more(shape, size):
     assert box[1].stop - 5 <= columns.max() < box[1].stop
 
 
-def test_colors_and_textures_can_be_told_apart():
+def test_colors_and_textures_are_distinguishable():
     values = np.array([*COLORS.values(), *GROUNDS.values()], float)
     distance = np.linalg.norm(values[:, None] - values, axis=-1) + 1000 * np.eye(len(values))
     assert distance.min() > 40
@@ -216,19 +216,23 @@ def test_what_the_demo_learned_needs_no_advice():
         ("", render(TWO), "no words"),
         ("…!?", render(TWO), "no words"),
         ("make the red circle blue", None, "give one with --image"),
-        ("make the red circle blue", np.random.default_rng(0).integers(0, 255, (128, 128, 3)), "not of the kind"),
+        (
+            "make the red circle blue",
+            np.random.default_rng(0).integers(0, 255, (128, 128, 3)),
+            "outside of the demo's",
+        ),
         ("make the red circle blue", render(TWO)[:96], "this one is 128 × 96"),
     ],
 )
-def test_advice_is_given_where_the_demo_ends(prompt, picture, says):
+def test_requests_outside_of_the_training_domain_get_advice(prompt, picture, says):
     pictures = () if picture is None else (Image.fromarray(np.uint8(picture)),)
     assert says in "\n".join(advice(prompt, pictures))
 
 
-def test_photographs_are_not_the_demos_world(reference_files):
+def test_photographs_are_outside_of_the_training_domain(reference_files):
     for name in ("test_1.jpg", "test_2.jpg", "test_3.png"):
         picture = Image.open(reference_files / "images" / name)
-        assert "not of the kind" in "\n".join(advice("make the red circle blue", (picture,)))
+        assert "outside of the demo's" in "\n".join(advice("make the red circle blue", (picture,)))
 
 
 def test_enlarged_pictures_of_shapes_are_known():

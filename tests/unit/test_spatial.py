@@ -79,7 +79,7 @@ def test_angles(angle, written):
 
 
 @pytest.mark.parametrize("angle", [181, -180.5, float("nan"), float("inf"), "45", None, True, np.float32(1e9), 1j])
-def test_angles_that_are_none(angle):
+def test_invalid_angles_are_refused(angle):
     with pytest.raises(RequestError, match="yaw is .*; expected degrees from -180 to 180"):
         camera(angle)
     with pytest.raises(RequestError, match="pitch is .*; expected degrees from -90 to 90"):
@@ -93,13 +93,13 @@ def test_the_pitch_ends_at_90():
 
 
 @pytest.mark.parametrize("zoom", ["", "In", "in/out/unchanged", None, 1, ["in"]])
-def test_a_zoom_that_is_none(zoom):
+def test_an_invalid_zoom_is_refused(zoom):
     with pytest.raises(RequestError, match="zoom is .*; choose one of: in, out, unchanged"):
         camera(zoom=zoom)
 
 
 @pytest.mark.parametrize("view", ["", "back", "front-right", "Front", None, ["front"]])
-def test_a_view_that_is_none(view):
+def test_an_invalid_view_is_refused(view):
     with pytest.raises(RequestError, match="view is .*; choose one of: front, right, left, rear, front right"):
         rotate("car", view)
 
@@ -119,7 +119,7 @@ def test_a_view_that_is_none(view):
         ("A", "leave out 'A'"),
     ],
 )
-def test_an_object_that_is_none(photo, text, says):
+def test_an_invalid_object_is_refused(photo, text, says):
     with pytest.raises(RequestError, match=says):
         rotate(text, "front")
     with pytest.raises(RequestError, match=says):
@@ -155,9 +155,9 @@ def test_the_line_scales_with_the_picture(size, width):
 
 
 def test_the_picture_is_made_upright_and_rgb():
-    turned = Image.new("L", (100, 40))
-    turned.getexif()[0x0112] = 6  # a quarter turn
-    marked, _ = move(turned, "apple", (0, 0, 40, 100))
+    rotated = Image.new("L", (100, 40))
+    rotated.getexif()[0x0112] = 6  # a quarter turn
+    marked, _ = move(rotated, "apple", (0, 0, 40, 100))
     assert (marked.mode, marked.size) == ("RGB", (40, 100))
     clear, _ = move(Image.new("RGBA", (50, 50), (0, 0, 255, 0)), "apple", [10, 10, 20, 20])
     assert clear.mode == "RGB"
@@ -185,7 +185,7 @@ def test_the_picture_is_made_upright_and_rgb():
         (("0", "0", "9", "9"), "in whole pixels"),
     ],
 )
-def test_a_box_that_is_none(photo, box, says):
+def test_an_invalid_box_is_refused(photo, box, says):
     with pytest.raises(RequestError, match=says):
         move(photo, "apple", box)
 

@@ -140,7 +140,7 @@ def test_edits_of_a_batch_decide_for_themselves(kind, weights, error):
         assert error(seen[-1][n, :valid], alone[-1][0, :valid]) < 1e-4
 
 
-def test_padding_has_no_say():
+def test_padding_never_changes_the_decision():
     new, old = draw(0, 4, 6, 8), draw(1, 4, 6, 8)
     valid = jnp.arange(6) < jnp.asarray([6, 4, 6, 4])[:, None]
     change = relative_change(new, old, valid, 2)
@@ -171,7 +171,7 @@ def test_a_mesh_gives_the_same(sizes, weights, error):
     assert error(seen[-1], alone[-1]) < 1e-4
 
 
-def test_a_step_takes_its_cache_away(weights):
+def test_a_step_donates_its_cache(weights):
     condition = make_condition(1, 2, TOKENS, ragged=False)
     cache, latents = empty_cache(weights, start(1), condition, kind="taylor"), start(1)
     numbers = (np.float32(n) for n in (0.8, 0.5, 800, 3, 0.1))

@@ -33,7 +33,7 @@ def expected(named) -> dict[str, np.ndarray]:
     return {m.target: m.parameter(named[m.source]) for m in found}
 
 
-def test_every_parameter_gets_its_numbers(folder):
+def test_every_parameter_gets_its_values(folder):
     weights = stream.fill(toy.TOY, CONFIG, Tensors.open(folder), jnp.float32)
     filled, wanted = leaves(weights.state), expected(toy.tensors(CONFIG))
     assert filled.keys() == wanted.keys()
@@ -44,7 +44,7 @@ def test_every_parameter_gets_its_numbers(folder):
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_numbers_are_cast_to_what_the_network_wants(tmp_path, stored, dtype):
+def test_values_are_cast_to_the_networks_dtypes(tmp_path, stored, dtype):
     named = toy.tensors(CONFIG, stored)
     save_file(named, tmp_path / "model.safetensors")
     filled = leaves(stream.fill(toy.TOY, CONFIG, Tensors.open(tmp_path), jnp.dtype(dtype)).state)

@@ -197,7 +197,7 @@ def test_positions_around_pictures():
     assert positions.tolist() == expected
 
 
-def test_slots_name_the_feature_of_each_image_token():
+def test_indices_name_the_feature_of_each_image_token():
     ids = np.array([1, *[IMAGE] * 4, 1, *[IMAGE] * 2, 1])
     assert image_token_indices(ids, IMAGE, [(2, 2), (1, 2)], stride=6).tolist() == [-1, 0, 1, 2, 3, -1, 6, 7, -1]
     assert image_token_indices(ids, IMAGE, [(2, 2), (1, 2)], stride=6, first=3).tolist() == [

@@ -125,7 +125,7 @@ def test_a_killed_run_goes_on_bit_by_bit(files, stream, step, tmp_path):
         log.write('{"step": 6, "loss"')  # a line that the kill cut off
     lines = []
     again = run(start(files), step, stream, config, tmp_path / "killed", report=lines.append)
-    assert lines[0] == "going on from step 4"
+    assert lines[0] == "resuming from step 4"
     same(again, whole)
     logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "killed")]
     numbers = [[{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in log] for log in logs]
@@ -138,7 +138,7 @@ def test_the_same_seed_repeats(files, stream, step, tmp_path):
     same(*runs)
 
 
-def test_another_seed_draws_other_numbers():
+def test_another_seed_draws_other_values():
     """So does another step; that the model's loss draws by its key is seen below."""
 
     def loss(parameters, batch, key):

@@ -70,7 +70,7 @@ def test_what_is_not_implemented_is_refused_by_name(key, value):
 
 
 @pytest.mark.parametrize("key", ["patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std", "size"])
-def test_nothing_is_filled_in(key):
+def test_missing_keys_have_no_defaults(key):
     raw = {name: value for name, value in PROCESSOR.items() if name != key}
     with pytest.raises(ConfigError, match="min_pixels" if key == "size" else key):
         VisionProcessorConfig.from_json(raw)

@@ -1,4 +1,4 @@
-"""The autoencoder's configuration and key table at the real sizes, without weights; a small one on a canvas."""
+"""The autoencoder's configuration and key table at the real sizes, without weights; a small one on a bucket."""
 
 import copy
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_vae import decode, draw, encode, make_vae, on_canvas
+from small_vae import decode, draw, encode, make_vae, pad_with_nan
 
 from joyjax.convert.rules import match
 from joyjax.convert.wan_vae import VAE
@@ -150,7 +150,7 @@ def test_refusals_name_the_value(key, value, message):
 
 
 @pytest.mark.parametrize("key", ["base_dim", "z_dim", "latents_mean", "temperal_downsample"])
-def test_nothing_is_filled_in(key):
+def test_missing_keys_have_no_defaults(key):
     with pytest.raises(ConfigError, match=f"{key} is missing"):
         WanVAEConfig.from_diffusers({name: value for name, value in REAL.items() if name != key})
 
@@ -169,46 +169,46 @@ def small():
         pytest.param((8, 40), marks=pytest.mark.nightly),
     ],
 )
-def test_a_picture_on_a_canvas_is_as_alone(size, small, error):
+def test_padding_never_changes_the_result(size, small, error):
     """Numbers that are not finite beside it change nothing."""
     pixels, latents = draw(2, *size, factor=4)
     valid = np.array(size, np.int32)
     expected = encode(small, pixels)
-    found = encode(small, on_canvas(pixels, 64, 48), valid)
+    found = encode(small, pad_with_nan(pixels, 64, 48), valid)
     assert error(found[:, : size[0] // 4, : size[1] // 4], expected) < 1e-5  # measured: 6e-7
     expected = decode(small, latents)
     assert np.mean(np.abs(expected) == 1) < 0.5
-    found = decode(small, on_canvas(latents, 16, 12), valid // 4)
+    found = decode(small, pad_with_nan(latents, 16, 12), valid // 4)
     assert error(found[:, : size[0], : size[1]], expected) < 1e-5  # measured: 3e-6
 
 
-def test_a_canvas_of_more_than_a_block_of_queries(small, error):
+def test_padding_of_more_than_a_block_of_queries_never_changes_the_result(small, error):
     pixels, latents = draw(1, 112, 88, factor=4)
     valid = np.array((112, 88), np.int32)
-    assert error(encode(small, on_canvas(pixels, 160, 128), valid)[:, :28, :22], encode(small, pixels)) < 1e-5
-    found = decode(small, on_canvas(latents, 40, 32), valid // 4)
+    assert error(encode(small, pad_with_nan(pixels, 160, 128), valid)[:, :28, :22], encode(small, pixels)) < 1e-5
+    found = decode(small, pad_with_nan(latents, 40, 32), valid // 4)
     assert error(found[:, :112, :88], decode(small, latents)) < 1e-5
 
 
-def test_what_training_uses_on_a_canvas(small, error):
+def test_padding_never_changes_moments_and_unclamped_pixels(small, error):
     pixels, latents = draw(1, 16, 24, factor=4)
     size = np.array((16, 24), np.int32)
     moments = jax.jit(lambda weights, pixels, size=None: weights.module().moments(pixels, size=size))
     decode_raw = jax.jit(lambda weights, latents, size=None: weights.module().decode_raw(latents, size))
-    found = moments(small, on_canvas(pixels, 32, 32), size)
+    found = moments(small, pad_with_nan(pixels, 32, 32), size)
     for ours, expected in zip(found, moments(small, pixels), strict=True):
         assert error(ours[:, :4, :6], expected) < 1e-5
-    found = decode_raw(small, on_canvas(latents, 8, 8), size // 4)
+    found = decode_raw(small, pad_with_nan(latents, 8, 8), size // 4)
     assert error(found[:, :16, :24], decode_raw(small, latents)) < 1e-5
 
 
-def test_bfloat16_is_as_exact_on_a_canvas(small):
+def test_bfloat16_is_as_exact_with_padding(small):
     half = make_vae((1, 2, 2), jnp.bfloat16)
     pixels, latents = draw(4, 32, 48, factor=4)
     size = np.array((32, 48), np.int32)
-    for run, x, canvas, valid in ((encode, pixels, (64, 80), size), (decode, latents, (16, 20), size // 4)):
+    for run, x, bucket, valid in ((encode, pixels, (64, 80), size), (decode, latents, (16, 20), size // 4)):
         exact = np.asarray(run(small, x))
-        alone, found = np.asarray(run(half, x)), np.asarray(run(half, on_canvas(x, *canvas), valid))
+        alone, found = np.asarray(run(half, x)), np.asarray(run(half, pad_with_nan(x, *bucket), valid))
         found = found[:, : exact.shape[1], : exact.shape[2]]
         assert 0 < np.linalg.norm(found - exact) < 1.1 * np.linalg.norm(alone - exact)  # measured: 0.96 to 1.06
 
