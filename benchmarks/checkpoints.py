@@ -1,19 +1,19 @@
 """Measures converting and loading a checkpoint of real widths, 6 GB: `python benchmarks/checkpoints.py`.
 
 A random model (random_model.py) is copied, loaded, converted and loaded again, and the same is done with Diffusers and
-Transformers; loading and saving again is their counterpart to converting. Each in a process of its own:
+Transformers, where loading and saving is the counterpart to converting. Each runs in its own process:
 
-    s         the whole process, from its start to its end, imports and all; GB/s and "of copy" come from this
-    call s    of that, the loading or copying itself
-    sync s    after it, until what it wrote is on the disk
-    peak GB   the most that was resident: `ru_maxrss`, nothing subtracted; pages of a mapped file count too
-    read GB   what it asked the system to read (`rchar`), which a mapped file does not show in
-    disk GB   what came from the disk in that time, not from the page cache
+    s         the whole process with its imports; GB/s and "of copy" are derived from this
+    call s    of that, the loading or copying
+    sync s    after it, until the written files are on the disk
+    peak GB   peak resident memory: `ru_maxrss`, with the pages of mapped files
+    read GB   bytes of read calls (`rchar`), without mapped files
+    disk GB   bytes read from the disk, not from the page cache
 
-GB are 10⁹ bytes, and GB/s those of the Diffusers folder in every row. The page cache is not dropped: the model was
-written just before and copied first, so it lies there as far as memory reaches; "disk GB" says how far that was. Linux
-only. Needs the extra `joyjax[reference]`, or `--no-diffusers`. The exit status is 1 where converting takes more memory
-than it may, or at the real width loading in float8: what is loaded, the largest tensor and 0.5 GB.
+GB are 10⁹ bytes, and GB/s refer to the Diffusers folder in every row. The page cache is not dropped: the model was
+written and copied just before, so it is cached as far as memory allows; "disk GB" is the rest. Linux only. Needs the
+extra `joyjax[reference]`, or `--no-diffusers`. The exit status is 1 where converting exceeds its memory limit, or, at
+the real width, where loading in float8 does: the loaded bytes, the largest tensor and 0.5 GB.
 """
 
 import argparse
@@ -31,15 +31,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# No NumPy nor JAX up here. A child's `ru_maxrss` starts with what its parent had when it forked.
+# No NumPy or JAX is imported here: a child's `ru_maxrss` starts with its parent's memory at the fork.
 
 PROGRAM = Path(sys.executable).parent / "joyjax"
 REAL_WIDTH = 4096
 FOLDERS = ("source", "copy", "converted", "quantized", "saved")
 SPARE = 10**9  # bytes: the model may be one layer larger than asked
-PEAKS = {True: 3e9, False: 1e9}  # bytes that converting may take, with and without the real word embedding
+PEAKS = {True: 3e9, False: 1e9}  # memory limit of converting in bytes, with and without the real word embedding
 QUANTIZED = "joyjax.load, float8", "joyjax.load, converted, float8", "joyjax.load, converted in float8"
-SPARE_TO_QUANTIZE = 5e8  # bytes that loading in float8 may take besides what it loads and the largest tensor
+SPARE_TO_QUANTIZE = 5e8  # bytes of the memory limit of loading in float8, besides the loaded bytes and largest tensor
 CLASSES = {
     "transformer": ("diffusers", "JoyImageEditTransformer3DModel", "torch_dtype"),
     "text_encoder": ("transformers", "Qwen3VLForConditionalGeneration", "dtype"),
@@ -49,7 +49,7 @@ CLASSES = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one process took: seconds and bytes."""
+    """Time and memory of one process."""
 
     name: str
     bytes: int
@@ -61,14 +61,14 @@ class Row:
     disk_bytes: int
 
 
-# What runs in the children.
+# Functions of the child processes.
 
 
 def copy(source: Path, target: str) -> None:
     for file in sorted(path for path in source.rglob("*") if path.is_file()):
-        place = Path(target) / file.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, place)
+        copied = Path(target) / file.relative_to(source)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copied)
 
 
 def load(folder: Path, devices: str = "1", quantize: str | None = None) -> None:
@@ -125,7 +125,7 @@ CHILDREN: dict[str, Callable[..., None]] = {
 
 
 def run_child(name: str, folder: str, *more: str) -> None:
-    """Do one thing and print its seconds; what it imports first is not among them."""
+    """Run one function and print its seconds, without imports."""
     if name == "load":
         from transformers import AutoTokenizer  # noqa: F401
 
@@ -140,7 +140,7 @@ def run_child(name: str, folder: str, *more: str) -> None:
     print(time.perf_counter() - started, flush=True)
 
 
-# What runs here.
+# Functions of this process.
 
 
 def child(name: str, *values: object) -> list[str]:
@@ -148,13 +148,13 @@ def child(name: str, *values: object) -> list[str]:
 
 
 def measure(name: str, nbytes: int, command: list[str]) -> Row:
-    """Run a command to its end. Ends this program if it fails."""
+    """Run a command and measure it. Ends this program if it fails."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         os.sync()
         started = time.perf_counter()
         process = subprocess.Popen(command, stdout=out, stderr=errors, env=environment)
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, but /proc still tells of it
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, but still in /proc
         seconds = time.perf_counter() - started
         counts = dict(line.split(": ") for line in Path(f"/proc/{process.pid}/io").read_text().splitlines())
         _, status, usage = os.wait4(process.pid, 0)
@@ -182,9 +182,9 @@ def memory(what: str) -> int:
 
 
 def mesh_need(source: Path, size: int) -> tuple[int, int]:
-    """Return on how many devices, eight or fewer, the heads can be split, and about the memory that takes.
+    """Return over how many devices, up to eight, the heads can be split, and an estimate of the memory for that.
 
-    Devices of a CPU share nothing: each has its own word embedding, time and text embedders and autoencoder.
+    CPU devices share no memory: each has its own word embedding, time and text embedders and autoencoder.
     """
     text = json.loads((source / "text_encoder" / "config.json").read_text())["text_config"]
     devices, width = math.gcd(8, text["num_key_value_heads"]), text["hidden_size"]
@@ -192,7 +192,7 @@ def mesh_need(source: Path, size: int) -> tuple[int, int]:
 
 
 def quantized_limit(source: Path) -> float:
-    """Return the memory that loading in float8 may take, worked out by another process: see `PEAKS`."""
+    """Return the memory limit of loading in float8, computed in another process: see `PEAKS`."""
     command = child("limit", source)
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0])
 
@@ -208,7 +208,7 @@ def report(row: Row, copied: Row) -> None:
 
 
 def measure_all(arguments: argparse.Namespace, work: Path) -> tuple[list[Row], int]:
-    """Return the rows and the size of the converted folder. Two models are on the disk at most; three with --keep."""
+    """Return the rows and the size of the converted folder. At most two models are on the disk; three with --keep."""
     source, copied, converted, small, saved = (work / name for name in FOLDERS)
     size, rows = files_bytes(source), []
 
@@ -231,7 +231,7 @@ def measure_all(arguments: argparse.Namespace, work: Path) -> tuple[list[Row], i
     if devices > 1 and needed < available:
         add(f"joyjax.load, converted, tensor={devices}", child("load", converted, devices))
     elif devices > 1:
-        print(f"no mesh of {devices}: it takes {needed / 1e9:.0f} GB of memory; {available / 1e9:.0f} are available")
+        print(f"no mesh of {devices}: it needs {needed / 1e9:.0f} GB of memory; {available / 1e9:.0f} are available")
     if not arguments.keep:
         shutil.rmtree(converted)
     add("joyjax convert --quantize float8", [str(PROGRAM), "convert", str(source), str(small), "--quantize", "float8"])
@@ -248,9 +248,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, help="folder on a disk for all files (default: a temporary one)")
     parser.add_argument("--size-gb", type=float, default=6.0)
-    parser.add_argument("--width", type=int, default=REAL_WIDTH, help="less for a trial: 512 takes 0.1 GB")
+    parser.add_argument("--width", type=int, default=REAL_WIDTH, help="smaller for a trial: 512 takes 0.1 GB")
     parser.add_argument("--no-embedding", action="store_true", help="without the word embedding of 1.24 GB")
-    parser.add_argument("--no-diffusers", action="store_true", help="joyjax and the copy alone")
+    parser.add_argument("--no-diffusers", action="store_true", help="only joyjax and the copy")
     parser.add_argument("--keep", action="store_true", help="keep the model and the converted one in --work")
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
@@ -259,7 +259,7 @@ def main() -> int:
     if arguments.work:
         arguments.work.mkdir(parents=True, exist_ok=True)
         return run(arguments, arguments.work)
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as work:  # /tmp may lie in memory
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as work:  # /tmp may be in memory
         return run(arguments, Path(work))
 
 
@@ -301,9 +301,9 @@ def measured(arguments: argparse.Namespace, work: Path) -> int:
     allowed = PEAKS[not arguments.no_embedding]
     peak = next(row.peak_bytes for row in rows if row.name == "joyjax convert")
     print(f"\nthe converted folder has {converted / 1e9:.2f} GB")
-    print(f"converting took {peak / 1e9:.2f} GB of memory; it may take {allowed / 1e9:.0f} GB")
-    quantized, may = max(row.peak_bytes for row in rows if row.name in QUANTIZED), quantized_limit(work / "source")
-    print(f"loading in float8 took {quantized / 1e9:.2f} GB of memory; it may take {may / 1e9:.2f} GB")
+    print(f"converting took {peak / 1e9:.2f} GB of memory; the limit is {allowed / 1e9:.0f} GB")
+    quantized, most = max(row.peak_bytes for row in rows if row.name in QUANTIZED), quantized_limit(work / "source")
+    print(f"loading in float8 took {quantized / 1e9:.2f} GB of memory; the limit is {most / 1e9:.2f} GB")
     if arguments.json:
         figures = {
             "about": about,
@@ -312,7 +312,7 @@ def measured(arguments: argparse.Namespace, work: Path) -> int:
             "rows": [dataclasses.asdict(row) for row in rows],
         }
         arguments.json.write_text(json.dumps(figures, indent=1))
-    return int(peak > allowed or (quantized > may and arguments.width == REAL_WIDTH))
+    return int(peak > allowed or (quantized > most and arguments.width == REAL_WIDTH))
 
 
 if __name__ == "__main__":

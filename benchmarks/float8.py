@@ -1,10 +1,10 @@
-"""What other ways to scale eight-bit numbers cost, against joyjax's own, on the demo model's held-out edits.
+"""Compares float8 scaling granularities on the demo model's held-out edits.
 
     python benchmarks/float8.py --count 16
 
 PSNR of the pictures against the exact ones. joyjax has a scale for each output channel of a weight and for each token
-(joyjax/storage/float8.py); here it stands beside one scale for a whole weight and a whole batch of inputs, and beside
-leaving the image stream's last map of each MLP exact. One JSON line for each; docs/speed.md has the decision.
+(joyjax/storage/float8.py). The others are one scale for a weight and one for a batch of inputs, and both with the image
+stream's second MLP map kept exact. One JSON line for each; docs/speed.md has the decision.
 """
 
 import argparse
@@ -37,7 +37,7 @@ DOWN = "blocks.*.img.down.kernel"
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["q", "scale"], meta_fields=["shape", "dtype"])
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """A kernel in eight bits with one scale for all of it, and one for all of the inputs, found as they come."""
+    """A float8 kernel with one static scale, and one dynamic scale for all inputs."""
 
     q: Any
     scale: Any

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from joyjax.errors import ConfigError
-from joyjax.sampling.guidance import guide
+from joyjax.sampling.guidance import Guidance, guide
 from joyjax.sampling.noise import initial_noise
 from joyjax.sampling.schedule import ScheduleConfig, euler_step, even_levels, sigmas, timesteps
 
@@ -184,7 +184,7 @@ def test_euler_steps_along_a_straight_line_reach_its_end():
 
 def test_guidance_keeps_the_norm_of_each_latent_pixel():
     conditional, unconditional = np.random.default_rng(0).standard_normal((2, 2, 5, 64)).astype(np.float32)
-    out = np.asarray(guide(jnp.stack([unconditional, conditional]), jnp.float32(4), channels=16))
+    out = np.asarray(guide(jnp.stack([unconditional, conditional]), jnp.full(2, 4.0), Guidance(16)))
     pixels, wanted = out.reshape(2, 5, 4, 16), conditional.reshape(2, 5, 4, 16)
     np.testing.assert_allclose(np.linalg.norm(pixels, axis=-1), np.linalg.norm(wanted, axis=-1), rtol=1e-5)
     combined = (unconditional + 4 * (conditional - unconditional)).reshape(2, 5, 4, 16)
@@ -196,8 +196,16 @@ def test_guidance_of_scale_one_is_the_conditional_prediction_and_zero_stays_zero
     conditional = jnp.asarray(np.random.default_rng(0).standard_normal((1, 2, 16)).astype(np.float32))
     unconditional = 0.5 * conditional[:, ::-1]
     both = jnp.stack([unconditional, conditional])
-    np.testing.assert_allclose(guide(both, jnp.float32(1), channels=16), conditional, rtol=1e-5)
-    assert np.all(np.asarray(guide(0 * both, jnp.float32(4), channels=16)) == 0)
+    np.testing.assert_allclose(guide(both, jnp.full(1, 1.0), Guidance(16)), conditional, rtol=1e-5)
+    assert np.all(np.asarray(guide(0 * both, jnp.full(1, 4.0), Guidance(16))) == 0)
+
+
+def test_guidance_without_a_norm_is_the_extrapolation():
+    conditional, unconditional = np.random.default_rng(0).standard_normal((2, 2, 5, 8)).astype(np.float32)
+    scale = np.float32([3, 5])
+    out = guide(jnp.stack([unconditional, conditional]), jnp.asarray(scale), Guidance(None))
+    expected = unconditional + scale[:, None, None] * (conditional - unconditional)
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_noise_depends_on_seed_and_references_alone():
