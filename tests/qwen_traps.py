@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import traps
 from flax import nnx
-from joyjax.sampling.euler_solver import Euler
 from traps import Patch, Trap, entering
 
 from joyjax.convert import qwen_image as keys
@@ -20,10 +19,11 @@ from joyjax.models import qwen2_5_vl
 from joyjax.models import qwen_image as transformer
 from joyjax.models.qwen2_5_vl import LanguageModel, TextConfig
 from joyjax.models.qwen_image import QwenImageTransformer
-from joyjax.sampling import euler_solver
+from joyjax.sampling import euler
 from joyjax.sampling import guided_step as steps
-from joyjax.sampling.euler import ScheduleConfig
+from joyjax.sampling.euler import Euler
 from joyjax.sampling.guidance import Guidance
+from joyjax.sampling.schedule import ScheduleConfig
 
 TRAPS: list[Trap] = []
 trap = entering(TRAPS)
@@ -185,7 +185,7 @@ def no_terminal(patch):
     def wrong(right, count, config, *given, **mu):
         return right(count, dataclasses.replace(config, shift_terminal=0.0), *given, **mu)
 
-    patch.around(euler_solver, "sigmas", wrong)
+    patch.around(euler, "sigmas", wrong)
 
 
 @trap("schedule", "mu for e^mu", "schedule")
@@ -193,12 +193,12 @@ def linear_shift(patch):
     def wrong(right, count, config, *given, **mu):
         return right(count, dataclasses.replace(config, time_shift_type="linear"), *given, **mu)
 
-    patch.around(euler_solver, "sigmas", wrong)
+    patch.around(euler, "sigmas", wrong)
 
 
 @trap("schedule", "levels before the shift down to 1/1000, for 1/steps", "schedule")
 def levels_of_the_scheduler(patch):
-    patch.set(euler_solver, "even_levels", lambda count: np.linspace(1, 1 / 1000, count))
+    patch.set(euler, "even_levels", lambda count: np.linspace(1, 1 / 1000, count))
 
 
 @trap("schedule", "mu of the padded number of tokens", "schedule")
