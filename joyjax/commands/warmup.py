@@ -31,7 +31,7 @@ def command(
     debug: Debug = False,
     **options: Any,
 ) -> None:
-    """Compile the programs of edits, so that later runs start at once.
+    """Compile the programs of edits before they are needed.
 
     Edits with this model then run without compiling: all sizes of the base size, any seed, number of steps and guidance
     scale, prompts of up to 240 tokens (about 180 words), masks, padding and previews. Options listed here need other

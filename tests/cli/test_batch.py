@@ -20,6 +20,7 @@ from joyjax.batch.rows import read_rows
 from joyjax.errors import Cancelled, RequestError
 from joyjax.media.image import open_picture
 from joyjax.provenance.recipe import read_recipe
+from joyjax.runtime.engine import Engine
 
 PROMPT = "make the red circle blue"
 ROW = {"image": "shapes.png", "prompt": PROMPT, "steps": 2}
@@ -209,13 +210,13 @@ def test_rows_of_one_shape_run_together(folder, monkeypatch):
     white[:, 64:] = 255
     Image.fromarray(white).save(folder / "mask.png")
     requests = write(folder / "r.jsonl", *rows)
-    sizes, together = [], run.edit_batch
+    sizes, right = [], Engine._denoise
 
-    def counted(pipeline, requests):
-        sizes.append(len(requests))
-        return together(pipeline, requests)
+    def counted(self, jobs, *rest):
+        sizes.append(len(jobs))
+        return right(self, jobs, *rest)
 
-    monkeypatch.setattr(run, "edit_batch", counted)
+    monkeypatch.setattr(Engine, "_denoise", counted)
     loads, load = [], joyjax.load
     monkeypatch.setattr(joyjax, "load", lambda *args, **options: loads.append(args) or load(*args, **options))
     alone = invoke("batch", requests, "-o", folder / "alone", *FLOAT32)
@@ -239,14 +240,14 @@ def test_rows_of_one_shape_run_together(folder, monkeypatch):
 def test_a_group_that_fails_is_run_one_by_one(folder, monkeypatch):
     """An error of the devices, too, is its row's alone."""
     requests = write(folder / "r.jsonl", *({"id": name, **ROW, "seed": n} for n, name in enumerate("abc")))
-    together = run.edit_batch
+    right = Engine._denoise
 
-    def fails(pipeline, requests):
-        if any(request["seed"] == 1 for request in requests):
+    def fails(self, jobs, *rest):
+        if any(job.plan.request.seed == 1 for job in jobs):
             raise MemoryError("out of memory")
-        return together(pipeline, requests)
+        return right(self, jobs, *rest)
 
-    monkeypatch.setattr(run, "edit_batch", fails)
+    monkeypatch.setattr(Engine, "_denoise", fails)
     done = invoke("batch", requests, "-o", folder / "out", "--batch-size", 3, *FLOAT32)
     assert [Path(line).stem for line in done.stdout.split()] == ["a", "c"]
     assert told(folder / "out", "b")["error"] == "internal error, MemoryError: out of memory"
