@@ -52,7 +52,7 @@ def plan(pipeline, prompt="a tree", **options):
         ({"guidance_scale": 1.0, "negative_prompt": "grey"}, r"negative_prompt is given, but guidance_scale is 1.0"),
         ({"guidance_scale": 1.0, "guidance_until": 0.5}, r"guidance_until is 0.5, but guidance_scale is 1.0"),
         ({"steps": 3, "sigmas": [1.0, 0.5]}, r"steps is 3, but there are 2 sigmas"),
-        ({"guidance_scale": [4.0, 2.0], "steps": 3}, r"guidance_scale has 2 numbers; .* 3 steps"),
+        ({"guidance_scale": [4.0, 2.0], "steps": 3}, r"guidance_scale has 2 values; .* 3 steps"),
         ({"prompt": None}, r"prompt is a NoneType; expected a str"),
         ({"layers": 4}, r"layers"),
         ({"true_cfg_scale": 4.0}, r"true_cfg_scale.*guidance_scale"),
