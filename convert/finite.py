@@ -11,7 +11,7 @@ NOT_FINITE = {
     "float32": (np.uint32, 0x7F800000),
     "float8_e4m3fn": (np.uint8, 0x7F),
 }
-CHECKED_AT_ONCE = 2**22  # entries
+CHECKED_AT_ONCE = 2**18  # entries, few enough for a cache
 
 
 def all_finite(array: np.ndarray) -> bool:

@@ -1,5 +1,6 @@
 """From the tensors of a Diffusers folder to the parameters of a network, part by part."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -67,7 +68,8 @@ class ReadPlan:
         """Read the network: see the function `fill`."""
         placed = places(self.abstract.state, mesh)
         found_leaves, done, total = {}, 0, self.nbytes
-        with freeing():
+        quantizes = any(isinstance(parameter.get_value(), forms.Leaf) for parameter in self.parameters.values())
+        with freeing() if quantizes else contextlib.nullcontext():
             for found in self.matches:
                 found_leaves[found.target] = self.build_leaf(found, placed, mesh)
                 done += self.tensors.headers[found.source].nbytes

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
 from joyjax.convert import stream
+from joyjax.convert.finite import all_finite
 from joyjax.convert.rules import match
 from joyjax.convert.safetensors import Tensors
 from joyjax.errors import CheckpointError, MeshError
@@ -190,3 +191,14 @@ def test_one_kernel_at_a_time_is_there_before_it_is_quantized(folder, monkeypatc
     stream.fill(toy.TOY, CONFIG, Tensors.open(folder), jnp.float32, storage="float8")
     assert len(read) == 6  # two kernels in three pieces each
     assert max(most) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float8_e4m3fn"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_value_that_is_not_finite_is_found_in_any_dtype(dtype, value):
+    array = np.linspace(-400, 400, 2**18 + 7, dtype=np.float32).astype(dtype).reshape(-1, 1)
+    assert all_finite(array)
+    assert all_finite(array.T[:, ::2])
+    array[-3] = value  # infinity is NaN in float8_e4m3fn
+    assert not all_finite(array)
+    assert all_finite(np.arange(9, dtype=np.int8))
