@@ -99,7 +99,7 @@ def test_recipes_run_again(here):
     assert [settings(path)["seed"] for path in ("other.png", "other-2.png")] == [6, 7]
     assert settings("other.png") == {**settings("edit.png"), "prompt": "remove the star", "seed": 6}
     assert np.abs(pixels("other.png") - pixels("edit.png")).max() > 1
-    fails("--from", "edit.png", "--steps", 2, says="guidance_scale has 3 numbers")
+    fails("--from", "edit.png", "--steps", 2, says="guidance_scale has 3 values")
     succeed("edit", "--from", "edit.png", "--steps", 2, "--guidance-scale", 1, "-o", "one.png")
     assert (settings("one.png")["steps"], settings("one.png")["guidance_scale"]) == (2, 1.0)
     fails("--from", "edit.png", "-i", "shapes.png", says="mask")  # which was as large as the other picture
