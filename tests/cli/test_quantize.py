@@ -62,7 +62,7 @@ def test_an_edit_is_that_of_the_source_with_the_option(small, picture, tmp_path)
     assert (tmp_path / "stored.png").read_bytes() == (tmp_path / "again.png").read_bytes()
     done = invoke(*arguments, "--model", small, "--quantize", "exact", "--output", tmp_path / "none.png")
     assert isinstance(done.exception, joyjax.RequestError)
-    assert f"{small} holds its kernels as float8, from which the exact ones cannot be had again" in str(done.exception)
+    assert f"{small} holds its kernels as float8, from which the exact ones cannot be recovered" in str(done.exception)
     assert not (tmp_path / "none.png").exists()
 
 

@@ -95,7 +95,7 @@ def test_a_converted_folder_gives_the_same_pixels(model, qwen_folder):
     succeed("edit", "a tree", "--model", "converted", *FAST, *SMALL, "-o", "converted.png")
     same("diffusers.png", "converted.png")
     for folder, kind in ((qwen_folder, "diffusers"), ("converted", "converted")):
-        assert f"Qwen-Image (QwenImagePipeline), {kind} folder, whole" in succeed("info", folder, "--verify").stdout
+        assert f"Qwen-Image (QwenImagePipeline), {kind} folder, complete" in succeed("info", folder, "--verify").stdout
 
 
 def test_info_on_a_mesh(qwen_folder):
