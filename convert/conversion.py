@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -15,24 +14,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
 from jax.typing import DTypeLike
 
 from joyjax.convert import checkpoint, manifest, stream
 from joyjax.convert.component import Component
 from joyjax.convert.generation_defaults import GenerationDefaults
 from joyjax.convert.journal import Journal, open_journal
-from joyjax.convert.manifest import Converted, Manifest, Piece, Stored, Told
+from joyjax.convert.manifest import Converted, Manifest, Piece, Told
 from joyjax.convert.publish import INDEX, copy_files, flush, link, publish_folder
-from joyjax.convert.rules import Match, Shape
+from joyjax.convert.rules import Shape
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.stream import Progress
+from joyjax.convert.written import forms_of, layout, reader, source_bytes
 from joyjax.errors import CheckpointError, RequestError
-from joyjax.layers.stored import ArrayLeaf, array_leaves
+from joyjax.layers.stored import array_leaves
 from joyjax.reading import read_json
 from joyjax.sharding.devices import cpu_device
 from joyjax.sharding.rules import partition_spec
-from joyjax.storage import forms
 
 Content = frozenset[tuple[str, Shape, str, str]]  # path, shape, dtype and SHA-256 of each array of a part
 
@@ -83,7 +81,7 @@ def convert_checkpoint(
         for each in chosen
     }
     made = {
-        name: Converted(_layout(plan, dtype is None), _origin(plan, dtype, quantize), _forms(plan))
+        name: Converted(layout(plan, dtype is None), _origin(plan, dtype, quantize), forms_of(plan))
         for name, plan in plans.items()
     }
     if quantize and not any(converted.forms for converted in made.values()):
@@ -207,27 +205,6 @@ def _converted(target: Path, index: Mapping[str, Any]) -> Mapping[str, Converted
     return None
 
 
-def _layout(plan: stream.ReadPlan, keep: bool) -> dict[str, Stored]:
-    """Say in which dtype and parts each array is stored: the tensor's own dtype, or that of the network or the form."""
-    headers = plan.tensors.headers
-    arrays: list[tuple[str, Shape, str]] = []
-    for found in plan.matches:
-        parameter = plan.parameters[found.target]
-        leaf = parameter.get_value()
-        if isinstance(leaf, forms.Leaf):
-            for name, array in forms.arrays(leaf).items():
-                arrays.append((forms.array_path(found.target, name), tuple(array.shape), str(np.dtype(array.dtype))))
-        else:
-            arrays.append((found.target, found.shape, headers[found.source].dtype if keep else str(parameter.dtype)))
-    return manifest.partition(arrays)
-
-
-def _forms(plan: stream.ReadPlan) -> dict[str, str]:
-    """Return the form of each kernel that is stored as no array."""
-    named = {path: forms.form_name(parameter.get_value()) for path, parameter in plan.parameters.items()}
-    return {path: name for path, name in named.items() if name is not None}
-
-
 def _origin(plan: stream.ReadPlan, dtype: DTypeLike | None, quantize: str | None) -> str:
     """Return a mark of the files that a component is made of, by name, size and time of change, and of dtype and form.
 
@@ -237,7 +214,7 @@ def _origin(plan: stream.ReadPlan, dtype: DTypeLike | None, quantize: str | None
     headers = plan.tensors.headers.values()
     found = {(tensor.file.name, tensor.stamp[2], _version(tensor.file, tensor.stamp[3])) for tensor in headers}
     files = sorted(found, key=lambda file: (*file[:2], str(file[2])))
-    form = [quantize] if quantize and _forms(plan) else []  # of others the mark is that of joyjax 0.1.0
+    form = [quantize] if quantize and forms_of(plan) else []  # of others the mark is that of joyjax 0.1.0
     return _sha256([manifest.VERSION, manifest.PART_BYTES, str(dtype), files, sorted(plan.tensors.headers), *form])
 
 
@@ -274,7 +251,7 @@ def _write_component(
     matches = {found.target: found for found in plan.matches}
     own = array_leaves(plan.abstract.state)
     axes = {path: _split_axis(array.axes) for path, array in own.items()}
-    read = _reader(plan, matches)
+    read = reader(plan, matches)
     shared = {} if share is None else _by_content(share, name)
     for part, held in manifest.parts(converted.parameters).items():
         folder = journal.new / name / part
@@ -298,8 +275,7 @@ def _write_component(
             journal.part_done(name, part, digests)
         advance(
             sum(
-                _source_bytes(plan, matches[own[path].parameter], own[path], path, piece)
-                for path, piece in held.items()
+                source_bytes(plan, matches[own[path].parameter], own[path], path, piece) for path, piece in held.items()
             )
         )
     parameters = {
@@ -326,34 +302,6 @@ def _by_content(folder: Path, name: str) -> dict[Content, Path]:
 
 def _content(told: Told) -> Content:
     return frozenset((path, *what) for path, what in told.items())
-
-
-def _reader(plan: stream.ReadPlan, matches: Mapping[str, Match]) -> Callable[[str, Stored, Piece], np.ndarray]:
-    """Return what reads a piece of an array, and quantizes it if it is one of a kernel's form."""
-    own = array_leaves(plan.abstract.state)
-    placed = dict.fromkeys(own, SingleDeviceSharding(cpu_device()))
-
-    @functools.lru_cache(1)  # the arrays of a kernel follow each other
-    def quantized(parameter: str) -> dict[str, Any]:
-        leaf = plan.build_leaf(matches[parameter], placed, None)
-        return {forms.array_path(parameter, name): np.asarray(array) for name, array in forms.arrays(leaf).items()}
-
-    def read(path: str, stored: Stored, piece: Piece) -> np.ndarray:
-        parameter = own[path].parameter
-        if parameter == path:
-            return plan.read(matches[path], stored.dtype, stored.index(piece))
-        return quantized(parameter)[path][piece.start : piece.stop]
-
-    return read
-
-
-def _source_bytes(plan: stream.ReadPlan, found: Match, array: ArrayLeaf, path: str, piece: Piece) -> int:
-    """Return how much of the source a piece stands for; of a quantized kernel the first array stands for all of it."""
-    first = next(iter(forms.arrays(plan.parameters[array.parameter].get_value())))
-    if path != forms.array_path(array.parameter, first):
-        return 0
-    rows = array.value.shape[0] if array.value.shape else 1
-    return plan.tensors.headers[found.source].nbytes * (piece.stop - piece.start) // max(1, rows)
 
 
 def _with_digest(journal: Journal, name: str, path: str, piece: Piece) -> Piece:

@@ -1,0 +1,64 @@
+"""The arrays that a component is written as: their dtypes and parts, and how each is made of the source's tensors."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from joyjax.convert import manifest, stream
+from joyjax.convert.manifest import Piece, Stored
+from joyjax.convert.rules import Match, Shape
+from joyjax.layers.stored import ArrayLeaf, array_leaves
+from joyjax.sharding.devices import cpu_device
+from joyjax.storage import forms
+
+
+def layout(plan: stream.ReadPlan, keep: bool) -> dict[str, Stored]:
+    """Say in which dtype and parts each array is stored: the tensor's own dtype, or that of the network or the form."""
+    headers = plan.tensors.headers
+    arrays: list[tuple[str, Shape, str]] = []
+    for found in plan.matches:
+        parameter = plan.parameters[found.target]
+        leaf = parameter.get_value()
+        if isinstance(leaf, forms.Leaf):
+            for name, array in forms.arrays(leaf).items():
+                arrays.append((forms.array_path(found.target, name), tuple(array.shape), str(np.dtype(array.dtype))))
+        else:
+            arrays.append((found.target, found.shape, headers[found.source].dtype if keep else str(parameter.dtype)))
+    return manifest.partition(arrays)
+
+
+def forms_of(plan: stream.ReadPlan) -> dict[str, str]:
+    """Return the form of each kernel that is stored as no array."""
+    named = {path: forms.form_name(parameter.get_value()) for path, parameter in plan.parameters.items()}
+    return {path: name for path, name in named.items() if name is not None}
+
+
+def reader(plan: stream.ReadPlan, matches: Mapping[str, Match]) -> Callable[[str, Stored, Piece], np.ndarray]:
+    """Return what reads a piece of an array, and quantizes it if it is one of a kernel's form."""
+    own = array_leaves(plan.abstract.state)
+    placed = dict.fromkeys(own, SingleDeviceSharding(cpu_device()))
+
+    @functools.lru_cache(1)  # the arrays of a kernel follow each other
+    def quantized(parameter: str) -> dict[str, Any]:
+        leaf = plan.build_leaf(matches[parameter], placed, None)
+        return {forms.array_path(parameter, name): np.asarray(array) for name, array in forms.arrays(leaf).items()}
+
+    def read(path: str, stored: Stored, piece: Piece) -> np.ndarray:
+        parameter = own[path].parameter
+        if parameter == path:
+            return plan.read(matches[path], stored.dtype, stored.index(piece))
+        return quantized(parameter)[path][piece.start : piece.stop]
+
+    return read
+
+
+def source_bytes(plan: stream.ReadPlan, found: Match, array: ArrayLeaf, path: str, piece: Piece) -> int:
+    """Return how much of the source a piece stands for; of a quantized kernel the first array stands for all of it."""
+    first = next(iter(forms.arrays(plan.parameters[array.parameter].get_value())))
+    if path != forms.array_path(array.parameter, first):
+        return 0
+    rows = array.value.shape[0] if array.value.shape else 1
+    return plan.tensors.headers[found.source].nbytes * (piece.stop - piece.start) // max(1, rows)
