@@ -362,7 +362,8 @@ def test_a_part_that_reads_back_otherwise_is_refused(source, target, monkeypatch
 
 
 def test_two_programs_do_not_write_to_one_target(source, target):
-    with open_journal(target, "another job"), pytest.raises(CheckpointError, match="is being written by another program"):
+    message = "is being written by another program"
+    with open_journal(target, "another job"), pytest.raises(CheckpointError, match=message):
         convert_checkpoint(source, target, BOTH)
 
 
