@@ -221,7 +221,7 @@ def time_is_a_timestep(patch):
 trap("autoencoder", "norm with an epsilon beside the mean square, for an L2 norm", "norm of small numbers")(
     traps.norm_with_epsilon
 )
-trap("autoencoder", "latents decoded without undoing the normalisation", "decoded")(traps.latents_not_brought_back)
+trap("autoencoder", "latents decoded without undoing the normalisation", "decoded")(traps.latents_not_denormalised)
 trap("autoencoder", "upsampling bilinear, for nearest", "decoded")(traps.bilinear_upsampling)
 trap("autoencoder", "pixels cut off, for rounded", "picture")(traps.pixels_cut_off)
 
