@@ -72,7 +72,7 @@ class Plan:
         shift: mu of a dynamic schedule; None: the scheduler's own shift.
         batch_key: edits with equal keys share a batch and its compiled programs: padded shapes, passes of each step,
             number of steps, cache rule. Never levels, seed or guidance scale.
-        encode_key: everything but seed and noise; requests with equal keys are encoded once.
+        encode_key: everything that the condition depends on; requests with equal keys are encoded once.
         base: index of the reference that the result is pasted back into; None without references.
         crops: the part of each reference that is used.
         notes: for the user.
@@ -85,7 +85,7 @@ class Plan:
     lengths: Lengths
     shift: float | None
     batch_key: Hashable
-    encode_key: Any
+    encode_key: Hashable
     base: int | None
     crops: tuple[Crop, ...]
     notes: tuple[str, ...]

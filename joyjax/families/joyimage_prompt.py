@@ -47,11 +47,8 @@ def prompt_rows(request: Request, tokenizer: Any, image_tokens: Sequence[int]) -
     Raises:
         RequestError: for a prompt that is too long. The reference truncates it.
     """
-    prompts = {"prompt": request.prompt}
-    if request.guided:
-        prompts = {"negative_prompt": request.negative_prompt, **prompts}
     rows = []
-    for name, prompt in prompts.items():
+    for name, prompt in request.prompts.items():
         rows.append(prompt_tokens(tokenizer, prompt, image_tokens))
         over = len(rows[-1]) - sum(image_tokens) - LONGEST_TEXT
         if over > 0:

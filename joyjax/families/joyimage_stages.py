@@ -130,7 +130,7 @@ def plan(request: Request, parts: Parts, *, plus: bool) -> Plan:
         lengths=lengths,
         shift=None,
         batch_key=(lengths.target[1], request.passes, request.cache),
-        encode_key=dataclasses.replace(request, seed=0, noise=None),
+        encode_key=request.encode_key,
         base=len(pictures) - 1 if pictures else None,
         crops=tuple(crops),
         notes=_truncation_note(max(text.first) - joyimage_prompt.DROPPED),

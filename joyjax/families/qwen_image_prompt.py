@@ -31,11 +31,8 @@ def prompt_rows(request: Request, tokenizer: Any) -> tuple[list[list[int]], tupl
     A prompt is cut after its first 512 tokens, as in the reference. The decoder is causal, so what comes after them
     need not be read.
     """
-    prompts = {"prompt": request.prompt}
-    if request.guided:
-        prompts = {"negative_prompt": request.negative_prompt, **prompts}
     rows, notes = [], []
-    for name, prompt in prompts.items():
+    for name, prompt in request.prompts.items():
         tokens = prompt_tokens(tokenizer, prompt)
         over = len(tokens) - DROPPED - LONGEST_PROMPT
         if over > 0:

@@ -89,7 +89,7 @@ def plan(request: Request, parts: Parts) -> Plan:
         lengths=lengths,
         shift=parts.solver.shift(tokens),
         batch_key=(lengths.target[1], request.passes, request.cache),
-        encode_key=dataclasses.replace(request, seed=0, noise=None),
+        encode_key=request.encode_key,
         base=None,
         crops=(),
         notes=notes,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,20 @@ class Request:
     def guided(self) -> bool:
         """Whether any step has an unconditional pass."""
         return max(self.guidance) > 1
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The prompt of each pass by its option's name; the unconditional pass, if there is one, comes first."""
+        unconditional = {"negative_prompt": self.negative_prompt} if self.guided else {}
+        return {**unconditional, "prompt": self.prompt}
+
+    @property
+    def encode_key(self) -> Hashable:
+        """Everything that the condition depends on: prompts, the pixels of the pictures, and how they are fitted."""
+        pictures = tuple(source.digest for source in self.sources)
+        sizes = (self.height, self.width, self.exact_size, self.base_size)
+        own = tuple(sorted(self.own.items()))
+        return (*self.prompts.items(), pictures, sizes, self.fit, self.vae_encode, own)
 
     @property
     def returned(self) -> bool:

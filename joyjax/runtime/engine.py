@@ -49,7 +49,7 @@ class Engine:
         self.isolate = isolate
         self.waiting: list[Job] = []
         self._numbers = itertools.count()
-        self._encoded: tuple[Any, Any] | None = None  # the last encode key, and its condition
+        self._encoded: dict[Hashable, Any] = {}  # the last condition, by its encode key
 
     def submit(self, request: Request, callback: Callback | None = None) -> Job:
         """Plan a request; it runs with the next `run`. Raises as `plan` does."""
@@ -111,18 +111,14 @@ class Engine:
 
     def _encode(self, arrays: Sequence[Arrays], clock: Clock) -> list[Any]:
         """Return the condition of each request; requests with equal encode keys are encoded once."""
-        found: list[tuple[Any, Any]] = [] if self._encoded is None else [self._encoded]
-        fresh: list[Arrays] = []
-        for each in arrays:
-            keys = [key for key, _ in found] + [one.plan.encode_key for one in fresh]
-            if each.plan.encode_key not in keys:
-                fresh.append(each)
+        conditions = dict(self._encoded)
+        fresh = {each.plan.encode_key: each for each in arrays if each.plan.encode_key not in conditions}
         if fresh:
-            conditions = self.pipeline.family.encode(self.networks, fresh, clock)
-            found += [(one.plan.encode_key, held) for one, held in zip(fresh, conditions, strict=True)]
-        encoded = [next(held for key, held in found if key == each.plan.encode_key) for each in arrays]
-        self._encoded = arrays[-1].plan.encode_key, encoded[-1]
-        return encoded
+            encoded = self.pipeline.family.encode(self.networks, list(fresh.values()), clock)
+            conditions.update(zip(fresh, encoded, strict=True))
+        last = arrays[-1].plan.encode_key
+        self._encoded = {last: conditions[last]}
+        return [conditions[each.plan.encode_key] for each in arrays]
 
     def _denoise(
         self, group: Sequence[Job], arrays: Sequence[Arrays], conditions: Sequence[Any]

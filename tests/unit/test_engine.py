@@ -44,6 +44,28 @@ def test_edits_with_other_levels_share_a_batch(demo, monkeypatch):
     assert all(len(set(np.asarray(time).tolist())) == 3 for time in seen[1:])
 
 
+def test_the_encode_key_is_what_the_condition_depends_on(demo):
+    """A difference in any of the first rows is encoded anew; none of the others has to be."""
+    other = Image.fromarray(255 - np.asarray(PICTURE))
+    fresh = [
+        {"prompt": "make it blue"},
+        {"negative_prompt": "grey"},
+        {"image": other},
+        {"image": [PICTURE.crop((0, 0, 140, 89))]},
+        {"image": None},
+        {"height": 64, "width": 96},
+        {"height": 64, "width": 96, "exact_size": True},
+        {"height": 96, "width": 64, "exact_size": True},
+        {"fit": "pad"},
+        {"vae_encode": "tiled"},
+        {"guidance_scale": 1.0},
+    ]
+    same = [{"seed": 5}, {"steps": 4}, {"sigmas": [1.0, 0.4, 0.1]}, {"guidance_scale": 3.0}, {"image": PICTURE.copy()}]
+    keys = [job.plan.encode_key for job in submit(Engine(demo), {}, *fresh, *same)]
+    assert len(set(keys[: len(fresh) + 1])) == len(fresh) + 1
+    assert set(keys[len(fresh) + 1 :]) == {keys[0]}
+
+
 def test_a_plan_puts_nothing_on_a_device(demo):
     engine, before = Engine(demo), len(jax.live_arrays())
     jobs = submit(engine, *({"seed": n, "prompt": f"make it {n}"} for n in range(40)))
