@@ -1,15 +1,13 @@
-"""Checks that families share: consistency of a checkpoint's parts, sizes, and given noise."""
+"""Checks that families share: the tokenizer, consistency of a checkpoint's parts, and sizes."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from joyjax.errors import CheckpointError, RequestError
-from joyjax.families.request import Request
-from joyjax.layers.patch import patchify
 from joyjax.media.image import Size
+from joyjax.processors.text import Tokenizer, load_tokenizer
+from joyjax.processors.tokenizer import check_tokenizer
 
 
 def check_equal(folder: Path, pairs: Iterable[tuple[str, str, Any, str, Any]]) -> None:
@@ -23,11 +21,22 @@ def check_equal(folder: Path, pairs: Iterable[tuple[str, str, Any, str, Any]]) -
             raise CheckpointError(f"{folder / file}: {key} is {value}, but {other} is {expected}; is this one model?")
 
 
-def check_vocabulary(folder: Path, tokenizer: Any, vocab_size: int) -> None:
-    """Raise CheckpointError if a tokenizer has more tokens than the text encoder."""
+def open_tokenizer(folder: Path, vocab_size: int, template: Callable[[Tokenizer], object]) -> Tokenizer:
+    """Read a tokenizer's folder; `template` builds a prompt with every control token of the chat template.
+
+    Raises:
+        CheckpointError: if a file is damaged, a control token is missing, or the text encoder has fewer tokens.
+    """
+    check_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    try:
+        template(tokenizer)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
     tokens = 1 + max(tokenizer.get_vocab().values())  # ids may have gaps
     if tokens > vocab_size:
         raise CheckpointError(f"{folder} has {tokens} tokens; the text encoder {vocab_size}")
+    return tokenizer
 
 
 def check_sides(size: Size, sides: Size, option: str) -> None:
@@ -39,18 +48,3 @@ def check_sides(size: Size, sides: Size, option: str) -> None:
             f"height is {height} and width is {width}; {option} needs multiples of {sides[0]} and {sides[1]}: "
             f"the nearest are height {fit[0]} and width {fit[1]}"
         )
-
-
-def check_noise(request: Request, shape: tuple[int, ...], size: Size) -> None:
-    """Raise RequestError if given noise does not have the shape for a result of this size."""
-    if request.noise is not None and request.noise.shape != shape:
-        raise RequestError(
-            f"noise has shape {request.noise.shape}; a {size[0]}×{size[1]} result needs {shape}: "
-            "batch, height, width, channels"
-        )
-
-
-def noise_tokens(noise: np.ndarray, patch: tuple[int, int], padded: int) -> np.ndarray:
-    """Return noise, `[1, height, width, channels]`, as padded tokens."""
-    tokens = patchify(noise, patch)
-    return np.pad(tokens, ((0, 0), (0, padded - tokens.shape[1]), (0, 0)))

@@ -16,14 +16,14 @@ from joyjax.convert.joyimage import TRANSFORMER
 from joyjax.convert.qwen3_vl import TEXT_ENCODER
 from joyjax.convert.source.identity import is_own_layout
 from joyjax.convert.wan_vae import VAE
-from joyjax.errors import CheckpointError, ConfigError
+from joyjax.errors import ConfigError
 from joyjax.families import joyimage_stages as stages
-from joyjax.families.checks import check_equal, check_vocabulary
+from joyjax.families.checks import check_equal, open_tokenizer
 from joyjax.families.family import Configs, Family, Layout, Lengths, Parts, Published, StageCost
 from joyjax.families.joyimage_prompt import DROPPED, LONGEST_TEXT, prompt_tokens
+from joyjax.families.pictures import finish
 from joyjax.processors.qwen_vl import TEXT_SIZES
-from joyjax.processors.text import control_token, load_tokenizer, plain_tokens
-from joyjax.processors.tokenizer import check_tokenizer
+from joyjax.processors.text import control_token, prompts_of_sizes
 from joyjax.processors.vision import VisionProcessorConfig
 from joyjax.reading import read_json
 from joyjax.sampling.euler import Euler
@@ -40,11 +40,14 @@ USUAL, LONGEST = 256, 1500  # tokens of a prompt
 
 def read(folder: Path, configs: Configs) -> Parts:
     """Open tokenizer, processor and schedule, and check that all parts belong to one model."""
-    check_tokenizer(folder / "tokenizer")
     processor = folder / "processor" / "preprocessor_config.json"
     scheduler = folder / "scheduler" / "scheduler_config.json"
     parts = Parts(
-        tokenizer=load_tokenizer(folder / "tokenizer"),
+        tokenizer=open_tokenizer(
+            folder / "tokenizer",
+            configs["text_encoder"].text.vocab_size,
+            lambda tokenizer: prompt_tokens(tokenizer, "", [1]),
+        ),
         processor=VisionProcessorConfig.from_json(read_json(processor), where=str(processor)),
         solver=Euler(ScheduleConfig.from_diffusers(read_json(scheduler), where=str(scheduler))),
         configs=configs,
@@ -56,18 +59,13 @@ def read(folder: Path, configs: Configs) -> Parts:
 def _check_parts(parts: Parts, folder: Path) -> None:
     """Raise CheckpointError if two valid parts do not belong to one model."""
     transformer, vae, encoder = (parts.configs[name] for name in ("transformer", "vae", "text_encoder"))
-    tokenizer, vision, text, tower = folder / "tokenizer", parts.processor, encoder.text, encoder.vision
+    vision, text, tower = parts.processor, encoder.text, encoder.vision
     index = folder / "model_index.json"
     longest = read_json(index).get("text_token_max_length", LONGEST_TEXT - DROPPED)
     if longest != LONGEST_TEXT - DROPPED:
         raise ConfigError(
             f"{index}: text_token_max_length is {longest!r:.200}; joyjax implements {LONGEST_TEXT - DROPPED}"
         )
-    try:
-        prompt_tokens(parts.tokenizer, "", [1])  # uses every control token
-    except CheckpointError as error:
-        raise CheckpointError(f"{tokenizer}: {error}") from None
-    check_vocabulary(tokenizer, parts.tokenizer, text.vocab_size)
     image = control_token(parts.tokenizer, "<|image_pad|>")
     processor = "processor/preprocessor_config.json"
     check_equal(
@@ -115,9 +113,7 @@ def cost(configs: Configs, lengths: Lengths) -> tuple[StageCost, ...]:
 
 def usual(configs: Configs, base_size: int) -> Lengths:
     """Return the lengths of an edit of one reference at a base size, with guidance."""
-    own = stages.geometry(configs, None)
-    side = base_size // own.factor
-    tokens = side**2 // (own.patch[0] * own.patch[1])
+    tokens = stages.geometry(configs, None).tokens((base_size, base_size))
     return Lengths(text=(USUAL, USUAL), target=(tokens, tokens), references=(tokens, tokens), passes=2)
 
 
@@ -126,24 +122,12 @@ def warmup(
 ) -> Iterator[Mapping[str, Any]]:
     """Yield the arguments of requests that compile every program of a bucket table once."""
     counts = tuple(range(min(most, 2) + 1)) if references is None else references
-    prompts = list(_prompts(parts.tokenizer, LONGEST if long_prompts else USUAL))
+    prompts = prompts_of_sizes(parts.tokenizer, TEXT_SIZES, LONGEST if long_prompts else USUAL)
     # sizes and prompts in pairs: no program depends on both
     pairs = list(zip(itertools.cycle(SIDES), prompts, strict=False))
     for count, ((height, width), prompt) in itertools.product(dict.fromkeys(counts), pairs):
         picture = Image.new("RGB", (width, height))
         yield {"image": [picture] * count or None, "prompt": prompt, "height": height, "width": width}
-
-
-def _prompts(tokenizer: Any, longest: int) -> Iterator[str]:
-    """Yield a prompt for each padded text length, up to that of `longest` tokens."""
-    piece = "a " * 16
-    per_piece = len(plain_tokens(tokenizer, piece))
-    yield ""
-    for before, size in itertools.pairwise(TEXT_SIZES):
-        if before >= longest:
-            break
-        tokens = min(longest, (before + size) // 2)  # leaves room for the template
-        yield piece * (tokens // per_piece)
 
 
 LAYOUT = Layout(is_own_layout, joyimage_original.write_skeleton, joyimage_original.open_tensors)
@@ -163,7 +147,7 @@ def _family(name: str, class_name: str, *, steps: int, negative_prompt: str, ref
         prepare=stages.prepare,
         encode=stages.encode,
         guidance=stages.guidance,
-        finish=stages.finish,
+        finish=finish,
         natural_size=stages.natural_size,
         cost=cost,
         usual=usual,

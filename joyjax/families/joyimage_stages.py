@@ -1,4 +1,4 @@
-"""The stages of JoyImage-Edit and Edit-Plus: from a request to a condition, and from latents to pixels.
+"""The stages of JoyImage-Edit and Edit-Plus: from a request to a condition.
 
 Source: pipeline_joyimage_edit.py and pipeline_joyimage_edit_plus.py in Diffusers.
 """
@@ -13,30 +13,21 @@ from jaxtyping import Array, Float
 
 from joyjax.errors import RequestError
 from joyjax.families import joyimage_buckets, joyimage_prompt
-from joyjax.families.checks import check_noise, check_sides, noise_tokens
-from joyjax.families.family import (
-    Arrays,
-    Configs,
-    Events,
-    Lengths,
-    Media,
-    Networks,
-    Parts,
-    Plan,
-)
+from joyjax.families.checks import check_sides
+from joyjax.families.family import Arrays, Configs, Events, Lengths, Networks, Parts, Plan
+from joyjax.families.pictures import check_noise, noise_tokens, of_rows
 from joyjax.families.request import Request
 from joyjax.layers.condition import Condition
 from joyjax.layers.decoder import TextInputs
 from joyjax.media.framing import Crop, fit_picture, plan_fit
 from joyjax.media.image import Size, to_pixels
-from joyjax.models.autoencoder.pictures import Geometry, check_mode, decode_picture, encode_picture
+from joyjax.models.autoencoder.pictures import Geometry, check_mode, encode_picture
 from joyjax.models.autoencoder.stages import join_tokens
 from joyjax.models.qwen3_vl_vision import VisionInputs
 from joyjax.models.text_encoding import encode_prompt
 from joyjax.processors.qwen_vl import TextPlan, merged_grid, merged_tokens, plan_text, text_inputs, vision_inputs
 from joyjax.processors.text import control_token
 from joyjax.sampling.guidance import Guidance
-from joyjax.sampling.noise import initial_noise
 from joyjax.sharding.place import replicate
 
 
@@ -103,8 +94,8 @@ def plan(request: Request, parts: Parts, *, plus: bool) -> Plan:
     check_sides(size, own.sides, "exact_size")
     crops = plan_pictures(request, size, own_sizes=plus)
     pictures = tuple(crop.size for crop in crops)
-    shape = (1, size[0] // own.factor, size[1] // own.factor, parts.configs["transformer"].in_channels)
-    check_noise(request, shape, size)
+    channels = parts.configs["vae"].z_dim
+    check_noise(request, size, own, channels)
     check_mode(request.vae_decode, size, own, decode=True)
     for picture in pictures:
         check_mode(request.vae_encode, picture, own, decode=False)
@@ -126,7 +117,7 @@ def plan(request: Request, parts: Parts, *, plus: bool) -> Plan:
     return Plan(
         request=request,
         size=(1, *size),
-        latents=(lengths.target[1], own.patch[0] * own.patch[1] * shape[-1]),
+        latents=(lengths.target[1], own.patch[0] * own.patch[1] * channels),
         lengths=lengths,
         shift=None,
         batch_key=(lengths.target[1], request.passes, request.cache),
@@ -148,12 +139,9 @@ def prepare(plan: Plan, parts: Parts) -> Arrays:
     pixels = tuple(to_pixels(picture)[None] for picture in pictures)
     encoder = parts.configs["text_encoder"]
     pad = control_token(parts.tokenizer, "<|endoftext|>")
-    factor, channels = own.geometry.factor, parts.configs["transformer"].in_channels
-    shape = (1, plan.size[1] // factor, plan.size[2] // factor, channels)
-    noise = initial_noise(request.seed, pixels, shape) if request.noise is None else request.noise
     return Arrays(
         plan,
-        noise_tokens(noise, own.geometry.patch, plan.lengths.target[1]),
+        noise_tokens(plan, parts.configs["vae"].z_dim, pixels),
         JoyImageArrays(
             text=text_inputs(own.text, pad, encoder.image_token_id),
             vision=vision_inputs(pictures, parts.processor, encoder.vision, own.text.image_tokens),
@@ -219,37 +207,19 @@ def encode_references(networks: Networks, arrays: Arrays) -> Float[Array, "b R P
 def condition(arrays: Arrays, txt: Float[Array, "B J C"], references: Float[Array, "b R P"]) -> Condition:
     """Assemble the condition of the denoising steps; every pass of a request has the same references."""
     plan, rows = arrays.plan, txt.shape[0]
-
-    def lengths(x: int | Sequence[int]) -> Array:
-        return jax.device_put(np.broadcast_to(np.array(x, np.int32), rows))
-
     return Condition(
         txt=txt,
-        txt_lengths=lengths(plan.own.text.lengths),
+        txt_lengths=of_rows(plan.own.text.lengths, rows),
         references=jnp.tile(references, (rows, 1, 1)),
         positions=jax.device_put(arrays.own.positions),
-        target_lengths=lengths(plan.lengths.target[0]),
-        reference_lengths=lengths(plan.lengths.references[0]),
+        target_lengths=of_rows(plan.lengths.target[0], rows),
+        reference_lengths=of_rows(plan.lengths.references[0], rows),
     )
 
 
 def guidance(parts: Parts) -> Guidance:
     """Return JoyImage's guidance, with the norm of one latent pixel."""
     return Guidance(norm=parts.configs["transformer"].in_channels)
-
-
-def finish(networks: Networks, latents: Float[np.ndarray, "1 T P"], plan: Plan, events: Events) -> Media:
-    """Decode the picture.
-
-    Raises:
-        FloatingPointError: if its values are not finite.
-    """
-    size, own = plan.size[1:], plan.own.geometry
-    with networks.use("vae") as vae:
-        pixels, finite = decode_picture(vae, latents, size, own, plan.request.vae_decode, networks.mesh)
-    if not finite:
-        raise FloatingPointError("the decoded pixels")
-    return Media(pixels[None])
 
 
 def _truncation_note(tokens: int) -> tuple[str, ...]:

@@ -12,42 +12,35 @@ from PIL import Image
 from joyjax.convert.qwen2_5_vl import TEXT_ENCODER
 from joyjax.convert.qwen_image import TRANSFORMER
 from joyjax.convert.wan_vae import VAE
-from joyjax.errors import CheckpointError
 from joyjax.families import qwen_image_stages as stages
-from joyjax.families.checks import check_equal, check_vocabulary
+from joyjax.families.checks import check_equal, open_tokenizer
 from joyjax.families.family import Configs, Family, Lengths, Parts, Published, StageCost
+from joyjax.families.pictures import finish
 from joyjax.families.qwen_image_prompt import prompt_tokens
-from joyjax.processors.text import load_tokenizer, plain_tokens
-from joyjax.processors.tokenizer import check_tokenizer
+from joyjax.processors.text import prompts_of_sizes
 from joyjax.reading import read_json
 from joyjax.sampling.euler import Euler
 from joyjax.sampling.schedule import ScheduleConfig
 
-# Working memory of a step with guidance at 1024 × 1024 in bfloat16, as compiled for an H100: docs/parallel.md. Text
-# encoder and autoencoder take less.
+# Working memory of a step with guidance at 1024 × 1024, in bfloat16, compiled for an H100 (docs/parallel.md). Text
+# encoder and autoencoder need less.
 STEP_BYTES = int(0.59 * 2**30)
 STEP_TOKENS = 4096  # image tokens of that step, in each of two passes
 
 
 def read(folder: Path, configs: Configs) -> Parts:
-    """Open the tokenizer and the schedule, and check that all parts fit together."""
-    words, scheduler = folder / "tokenizer", folder / "scheduler" / "scheduler_config.json"
-    check_tokenizer(words)
+    """Open the tokenizer and the schedule, and check that all parts belong to one model."""
+    scheduler = folder / "scheduler" / "scheduler_config.json"
     schedule = ScheduleConfig.from_diffusers(read_json(scheduler), where=str(scheduler), dynamic=True)
+    transformer, vae, text = configs["transformer"], configs["vae"], configs["text_encoder"].text
     parts = Parts(
-        tokenizer=load_tokenizer(words),
+        tokenizer=open_tokenizer(folder / "tokenizer", text.vocab_size, lambda tokenizer: prompt_tokens(tokenizer, "")),
         processor=None,
         solver=Euler(schedule, time="sigma", even=True),
         configs=configs,
     )
-    transformer, vae, encoder = (configs[name] for name in ("transformer", "vae", "text_encoder"))
-    try:
-        prompt_tokens(parts.tokenizer, "")  # takes every control token
-    except CheckpointError as error:
-        raise CheckpointError(f"{words}: {error}") from None
-    check_vocabulary(words, parts.tokenizer, encoder.text.vocab_size)
     config = "transformer/config.json"
-    text_width = ("the text's hidden_size", encoder.text.hidden_size)
+    text_width = ("the text's hidden_size", text.hidden_size)
     check_equal(
         folder,
         (
@@ -59,7 +52,7 @@ def read(folder: Path, configs: Configs) -> Parts:
 
 
 def cost(configs: Configs, lengths: Lengths) -> tuple[StageCost, ...]:
-    """Return what each stage needs. Working memory goes with the image tokens of all passes."""
+    """Return the cost of each stage. Working memory is proportional to the image tokens of all passes."""
     working = STEP_BYTES * lengths.target[1] * lengths.passes // (2 * STEP_TOKENS)
     return (
         StageCost("prompt", ("text_encoder",), working),
@@ -69,17 +62,16 @@ def cost(configs: Configs, lengths: Lengths) -> tuple[StageCost, ...]:
 
 
 def usual(configs: Configs, base_size: int) -> Lengths:
-    """Return the lengths of a picture from words at a base size, with guidance."""
+    """Return the lengths of text to image at a base size, with guidance."""
     tokens = stages.geometry(configs).tokens((base_size, base_size))
     text = stages.TEXT_SIZES[1]
     return Lengths(text=(text, text), target=(tokens, stages.token_class(tokens)), references=(0, 0), passes=2)
 
 
 def warmup(parts: Parts, references: Sequence[int] | None, long_prompts: bool) -> Iterator[Mapping[str, Any]]:
-    """Give the arguments of requests that compile every program of the square of a base size."""
-    piece = "a " * 16
-    per_piece = len(plain_tokens(parts.tokenizer, piece))
-    prompts = ["", *(piece * (size // 2 // per_piece) for size in stages.TEXT_SIZES[1 : 3 if long_prompts else 2])]
+    """Yield the arguments of requests that compile every program of the square of a base size once."""
+    sizes = stages.TEXT_SIZES
+    prompts = prompts_of_sizes(parts.tokenizer, sizes, sizes[-1] if long_prompts else sizes[1])
     for count in (0,) if references is None else references:
         for prompt in prompts:
             yield {"image": [Image.new("RGB", (64, 64))] * count or None, "prompt": prompt}
@@ -100,7 +92,7 @@ TEXT_TO_IMAGE = Family(
     prepare=stages.prepare,
     encode=stages.encode,
     guidance=stages.guidance,
-    finish=stages.finish,
+    finish=finish,
     natural_size=stages.natural_size,
     cost=cost,
     usual=usual,

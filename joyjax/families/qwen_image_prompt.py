@@ -12,24 +12,29 @@ SYSTEM = (
     "system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of "
     "the objects and background:"
 )
-DROPPED = 34  # the system turn, and the opening of the user's
-LONGEST_PROMPT = 512  # hidden states that the transformer is given; the first ones are kept
+DROPPED = 34  # the system turn, and the <|im_start|> of the user's turn
+LONGEST_PROMPT = 512  # hidden states for the transformer; the first ones are kept
 
 
 def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
-    """Return the chat turn of a prompt. Control tokens are placed by id; the prompt is text whatever it contains."""
+    """Return the chat turns of a prompt. Control tokens are inserted by id; the prompt is always plain text."""
     start, end = control_token(tokenizer, "<|im_start|>"), control_token(tokenizer, "<|im_end|>")
     line = plain_tokens(tokenizer, "\n")
     system = [start, *plain_tokens(tokenizer, SYSTEM), end, *line]
-    user = [start, *plain_tokens(tokenizer, "user\n" + prompt), end, *line]  # one piece of text to the tokenizer
+    user = [
+        start,
+        *plain_tokens(tokenizer, "user\n" + prompt),
+        end,
+        *line,
+    ]  # tokenized as one text, as in the reference
     return [*system, *user, start, *plain_tokens(tokenizer, "assistant\n")]
 
 
 def prompt_rows(request: Request, tokenizer: Any) -> tuple[list[list[int]], tuple[str, ...]]:
-    """Return the tokens of the unconditional prompt, if there is guidance, and of the prompt; and notes.
+    """Return the tokens of the negative prompt, with guidance only, and of the prompt; and notes for the user.
 
-    A prompt is cut after its first 512 tokens, as in the reference. The decoder is causal, so what comes after them
-    need not be read.
+    Of a prompt only the first 512 tokens are used, as in the reference. The decoder is causal, so the rest is not
+    computed.
     """
     rows, notes = [], []
     for name, prompt in request.prompts.items():

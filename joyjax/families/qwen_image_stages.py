@@ -1,4 +1,4 @@
-"""The stages of Qwen-Image, text to image: from a request to a condition, and from latents to a picture.
+"""The stages of Qwen-Image, text to image: from a request to a condition.
 
 Source: pipeline_qwenimage.py in Diffusers.
 """
@@ -10,20 +10,20 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from joyjax.families.checks import check_noise, check_sides, noise_tokens
-from joyjax.families.family import Arrays, Configs, Events, Lengths, Media, Networks, Parts, Plan
+from joyjax.families.checks import check_sides
+from joyjax.families.family import Arrays, Configs, Events, Lengths, Networks, Parts, Plan
+from joyjax.families.pictures import check_noise, noise_tokens, of_rows
 from joyjax.families.qwen_image_prompt import DROPPED, LONGEST_PROMPT, prompt_rows
 from joyjax.families.request import Request
 from joyjax.layers.condition import Condition
 from joyjax.layers.decoder import TextInputs
 from joyjax.media.image import Size
-from joyjax.models.autoencoder.pictures import Geometry, check_mode, decode_picture
+from joyjax.models.autoencoder.pictures import Geometry, check_mode
 from joyjax.models.qwen_image import image_positions, text_start
 from joyjax.models.text_encoding import encode_prompt
 from joyjax.processors.qwen_vl import TextPlan, plan_text, text_inputs
 from joyjax.processors.text import control_token
 from joyjax.sampling.guidance import Guidance
-from joyjax.sampling.noise import initial_noise
 from joyjax.sharding.place import replicate
 
 TEXT_SIZES = (64, 256, LONGEST_PROMPT)  # tokens of a prompt with the end of its template, padded to the next of these
@@ -32,7 +32,7 @@ CLASSES = 8  # padded token counts between a power of two and the next: padding 
 
 @dataclasses.dataclass(frozen=True)
 class QwenImagePlan:
-    """What a plan has besides: the rows and columns of the target's tokens, and the prompt's tokens."""
+    """The family's part of a plan: the rows and columns of the target's tokens, and the prompt's tokens."""
 
     grid: Size
     text: TextPlan
@@ -58,7 +58,7 @@ def natural_size(reference: Size | None, base_size: int) -> Size:
 
 
 def token_class(tokens: int) -> int:
-    """Return what a number of tokens is padded to, so that few programs serve all sizes."""
+    """Return the padded number of tokens, so that few programs serve all sizes."""
     step = max(8, 2 ** (tokens - 1).bit_length() // (2 * CLASSES))
     return -(-tokens // step) * step
 
@@ -70,8 +70,7 @@ def plan(request: Request, parts: Parts) -> Plan:
     if request.height is not None and request.width is not None:
         size = request.height, request.width
     check_sides(size, own.sides, "the model")
-    channels = configs["vae"].z_dim
-    check_noise(request, (1, size[0] // own.factor, size[1] // own.factor, channels), size)
+    check_noise(request, size, own, configs["vae"].z_dim)
     check_mode(request.vae_decode, size, own, decode=True)
     rows, notes = prompt_rows(request, parts.tokenizer)
     text = plan_text(rows, (), dropped=DROPPED, longest=LONGEST_PROMPT, picture_tokens=(0, 0), sizes=TEXT_SIZES)
@@ -98,18 +97,15 @@ def plan(request: Request, parts: Parts) -> Plan:
 
 
 def prepare(plan: Plan, parts: Parts) -> Arrays:
-    """Draw the noise, and make the text encoder's inputs."""
-    request, own = plan.request, plan.own
+    """Draw the noise and build the text encoder's inputs."""
+    own, configs = plan.own, parts.configs
     pad = control_token(parts.tokenizer, "<|endoftext|>")
-    factor = own.geometry.factor
-    shape = (1, plan.size[1] // factor, plan.size[2] // factor, parts.configs["vae"].z_dim)
-    noise = initial_noise(request.seed, (), shape) if request.noise is None else request.noise
     positions = np.zeros((plan.lengths.passes, plan.lengths.target[1], 3), np.int32)
     positions[:, : plan.lengths.target[0]] = image_positions([own.grid])
     return Arrays(
         plan,
-        noise_tokens(noise, own.geometry.patch, plan.lengths.target[1]),
-        QwenImageArrays(text_inputs(own.text, pad, parts.configs["text_encoder"].image_token_id), positions),
+        noise_tokens(plan, configs["vae"].z_dim),
+        QwenImageArrays(text_inputs(own.text, pad, configs["text_encoder"].image_token_id), positions),
     )
 
 
@@ -121,7 +117,7 @@ def encode(networks: Networks, group: Sequence[Arrays], events: Events) -> list[
 
 
 def encode_text(networks: Networks, arrays: Arrays) -> Float[Array, "B J C"]:
-    """Return the hidden states of both prompts, or of the one that a request without guidance has."""
+    """Return the hidden states of both prompts, or without guidance of the one."""
     text = arrays.plan.own.text
     with networks.use("text_encoder") as encoder:
         inputs, first = replicate((arrays.own.text, np.array(text.first, np.int32)), networks.mesh)
@@ -129,38 +125,19 @@ def encode_text(networks: Networks, arrays: Arrays) -> Float[Array, "B J C"]:
 
 
 def condition(arrays: Arrays, txt: Float[Array, "B J C"]) -> Condition:
-    """Put together what one denoising step is given."""
+    """Assemble the condition of the denoising steps."""
     plan, rows = arrays.plan, txt.shape[0]
-
-    def each(x: int | Sequence[int]) -> Array:
-        return jax.device_put(np.broadcast_to(np.array(x, np.int32), rows))
-
     return Condition(
         txt=txt,
-        txt_lengths=each(plan.own.text.lengths),
+        txt_lengths=of_rows(plan.own.text.lengths, rows),
         references=jax.device_put(np.zeros((rows, 0, plan.latents[1]), np.float32)),
         positions=jax.device_put(arrays.own.positions),
-        target_lengths=each(plan.lengths.target[0]),
-        reference_lengths=each(0),
-        txt_start=each(text_start([plan.own.grid])),
+        target_lengths=of_rows(plan.lengths.target[0], rows),
+        reference_lengths=of_rows(0, rows),
+        txt_start=of_rows(text_start([plan.own.grid]), rows),
     )
 
 
 def guidance(parts: Parts) -> Guidance:
-    """Return Qwen-Image's rule: the norm is that of a whole token."""
+    """Return Qwen-Image's guidance, with the norm of a whole token."""
     return Guidance(norm=parts.configs["transformer"].in_channels)
-
-
-def finish(networks: Networks, latents: Float[np.ndarray, "1 T P"], plan: Plan, events: Events) -> Media:
-    """Decode the picture.
-
-    Raises:
-        FloatingPointError: if its values are not finite.
-    """
-    with networks.use("vae") as vae:
-        pixels, finite = decode_picture(
-            vae, latents, plan.size[1:], plan.own.geometry, plan.request.vae_decode, networks.mesh
-        )
-    if not finite:
-        raise FloatingPointError("the decoded pixels")
-    return Media(pixels[None])

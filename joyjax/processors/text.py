@@ -4,6 +4,7 @@ A template is assembled from ids, never from strings: a user's text goes through
 control token is plain text, and control tokens come from `control_token`.
 """
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,6 +90,15 @@ def control_token(tokenizer: Tokenizer, name: str) -> int:
     if token in plain_tokens(tokenizer, name):
         raise CheckpointError(f"the tokenizer does not mark {name} as special; a prompt could forge it")
     return token
+
+
+def prompts_of_sizes(tokenizer: Tokenizer, sizes: Sequence[int], longest: int) -> list[str]:
+    """Return a prompt for each padded text length in `sizes`, up to that of `longest` tokens."""
+    piece = "a " * 16
+    per_piece = len(plain_tokens(tokenizer, piece))
+    # halfway between two sizes: leaves room for the template
+    tokens = [min(longest, (below + size) // 2) for below, size in itertools.pairwise(sizes) if below < longest]
+    return ["", *(piece * (count // per_piece) for count in tokens)]
 
 
 def pad_rows(rows: Sequence[Ids], pad_id: int, length: int) -> tuple[Int32[np.ndarray, "B L"], Int32[np.ndarray, " B"]]:
