@@ -1,7 +1,7 @@
 """The parts of a converted folder: Orbax checkpoints of flat dicts {path: array}.
 
-A part stands alone: any program opens one with `orbax.checkpoint.StandardCheckpointer().restore(part)`. Which part
-holds what is in the manifest (manifest.py).
+A part is a complete checkpoint: `orbax.checkpoint.StandardCheckpointer().restore(part)` opens it. The manifest lists
+the arrays of each part (manifest.py).
 """
 
 import contextlib
@@ -47,24 +47,24 @@ from joyjax.sharding.place import parameter_sharding
 from joyjax.storage import forms
 from joyjax.storage.quantize import quantize_array
 
-CHUNK_BYTES = 2**23  # what is read of an array at least; a row of the MLP's kernels falls into eight
-FEW = 64  # Orbax cuts an axis that it is told to cut into single entries: only heads are so few
+CHUNK_BYTES = 2**23  # the largest chunk; a read fetches whole chunks
+FEW = 64  # longest axis that is cut: Orbax cuts it into single entries
 
 
 def write_part(folder: Path, arrays: Mapping[str, np.ndarray], axes: Mapping[str, int]) -> None:
-    """Write one Orbax checkpoint; returns when it is on disk. `axes`: the one that devices share out.
+    """Write one Orbax checkpoint; returns when it is on disk. `axes` are the axes that devices split, by path.
 
-    Not compressed: that takes three times as long and saves a fifth.
+    Not compressed: compression takes three times as long and saves a fifth.
 
     Raises:
-        CheckpointError: if it cannot be written: a full disk, say.
+        CheckpointError: if it cannot be written, for example to a full disk.
     """
     how = {}
     for path, array in arrays.items():
         cut = array.nbytes > CHUNK_BYTES and array.shape[axes[path]] <= FEW
         how[path] = ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(axes[path],) if cut else ())
     try:
-        # Not StandardCheckpointer, which is asynchronous: after a failure its threads wait on, and report on stderr.
+        # Not StandardCheckpointer, which is asynchronous: after a failure its threads keep running and print to stderr.
         with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
             checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(dict(arrays), save_args=how))
     except Exception as error:  # Orbax raises bare ones too
@@ -74,13 +74,13 @@ def write_part(folder: Path, arrays: Mapping[str, np.ndarray], axes: Mapping[str
 
 
 def read_part(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Read one Orbax checkpoint; `wanted` says shape, dtype and place of each array, no place: NumPy's.
+    """Read one Orbax checkpoint; `wanted` has the shape, dtype and sharding of each array, or a NumPy array to fill.
 
     Raises:
         CheckpointError: if it cannot be read.
     """
     _check_chunks(folder, {path: tuple(array.shape) for path, array in wanted.items()})
-    # Of several processes each reads for itself, in its own time: Orbax would have all wait for one another.
+    # Every process reads independently; by default Orbax synchronises all processes.
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(me, {me}, f"process_{me}")
     try:
@@ -93,7 +93,7 @@ def read_part(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_chunks(folder: Path, shapes: Mapping[str, Shape]) -> None:
-    """Check how arrays are stored before they are read: of chunks that claim more than the array, memory is taken."""
+    """Check the chunks of arrays before they are read: TensorStore allocates the size that a chunk claims."""
     try:
         store = ts.KvStore.open(
             {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder.absolute()}/"}}
@@ -123,7 +123,7 @@ def _check_chunks(folder: Path, shapes: Mapping[str, Shape]) -> None:
 
 
 def check_part(folder: Path, held: Told) -> None:
-    """Read a part and compare it with what should be in it.
+    """Read a part and compare it with the expected arrays.
 
     Raises:
         CheckpointError: for the first array that differs.
@@ -142,10 +142,10 @@ def digest(array: np.ndarray) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ReadPlan:
-    """How the parts of one component fill the parameters of `abstract`. They fit; nothing has been read.
+    """The source of every parameter of `abstract` in the parts of one component. Shapes are checked; nothing is read.
 
-    `parameters` are the arrays of the folder by path. A kernel that is an array there and another form in `abstract` is
-    quantized while it is read; one that has the form there already is read as it is.
+    `parameters` are the arrays of the folder by path. A kernel that is an array there and has another form in
+    `abstract` is quantized while it is read; a kernel that has the form already is read as it is.
     """
 
     folder: Path
@@ -173,7 +173,7 @@ class ReadPlan:
         done, total = 0, self.nbytes
 
         def wanted(path: str) -> Any:
-            """Say where an array is read to: to its place, or if it is to be quantized on one device to the host."""
+            """Return the destination of an array: its sharding, or host memory if one device quantizes it."""
             if path not in goals:
                 value = own[path].value
                 return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=placed[path])
@@ -184,7 +184,7 @@ class ReadPlan:
             return jax.ShapeDtypeStruct(stored.shape, np.dtype(goal.dtype), sharding=place)
 
         def keep(part: str, read: dict[str, Any]) -> None:
-            """Check what was read, and let go of each kernel once it is quantized."""
+            """Check the arrays of a part, and free each kernel once it is quantized."""
             nonlocal done
             done += sum(self.parameters[path].nbytes for path in read)
             while read:
@@ -204,7 +204,7 @@ class ReadPlan:
             if progress:
                 progress(done, total)
 
-        # What lies in several pieces is put together in the host's memory: first, while little else is there.
+        # Arrays in several pieces are concatenated in host memory; first, while little else is there.
         pieces = [path for path, stored in self.parameters.items() if len(stored.pieces) > 1]
         for path in pieces:
             if isinstance(want := wanted(path), np.ndarray):
@@ -219,7 +219,7 @@ class ReadPlan:
         return filled_with_arrays(self.abstract, arrays)
 
     def _reader(self, path: str, dtype: DTypeLike) -> Callable[[tuple[slice, ...]], np.ndarray]:
-        """Return what reads any part of a parameter in pieces."""
+        """Return a function that reads a slice of a parameter stored in several pieces."""
         stored = self.parameters[path]
 
         @functools.lru_cache(1)
@@ -243,7 +243,7 @@ class ReadPlan:
 def plan(folder: Path, component: Component, config: Any, dtype: DTypeLike, storage: Storage = None) -> ReadPlan:
     """Find the parameters of one component in a converted folder.
 
-    `storage` names a form for all kernels that may have one; None keeps what each has in the folder.
+    `storage` is the form of all storable kernels; None keeps the form that each has in the folder.
 
     Raises:
         CheckpointError: if the manifest is missing or damaged or lacks the component, or listing all parameters and
@@ -307,13 +307,13 @@ def restore(
 
 
 def _reason(error: Exception) -> str:
-    code = re.search("os_error_code='([0-9]+)'", str(error))  # somewhere in much else that TensorStore says
+    code = re.search("os_error_code='([0-9]+)'", str(error))  # in TensorStore's message, which is long
     return os.strerror(int(code[1])) if code else str(error).partition("\n")[0][:200]
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Orbax from logging, with tracebacks, the errors of its threads that it then raises."""
+    """Keep Orbax from logging the errors of its threads with tracebacks; it raises them too."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)

@@ -1,4 +1,4 @@
-"""From a Diffusers folder to a converted one: whole or nothing, and going on where it was stopped."""
+"""Conversion of a Diffusers folder: atomic, and resumed where it was stopped."""
 
 import contextlib
 import dataclasses
@@ -52,16 +52,16 @@ def convert_checkpoint(
 ) -> Manifest:
     """Write the model in the Diffusers folder `source` to `target`, as manifest.py describes.
 
-    `components` are all networks of the model. `dtype` None keeps each tensor's own; another leaves in float32 what the
-    networks hold in float32. `quantize` is the form of the kernels that the networks declare storable, which are
-    quantized from what `dtype` makes of them. `component` converts that one alone, and adds it to a target made from
-    the same model; components that such a target has already, from the same files, stay as they are. Parts that are
-    equal in `share`, another converted folder, are linked to, not written again. `tensors` opens a component's weights
-    where they are not in the source folder.
+    `components` are all networks of the model. `dtype` None keeps each tensor's own; any other keeps float32 for
+    parameters that the networks hold in float32. `quantize` is the form of the storable kernels, which are cast to
+    `dtype` and then quantized. `component` converts only that one, and adds it to a target converted from the same
+    model; components of the target that were converted from the same files are kept. Parts that are equal in `share`,
+    another converted folder, are linked, not written again. `tensors` opens a component's weights if they are not in
+    the source folder.
 
-    Every part is read back and compared. The target has its name when it is whole; until then everything is beside it
-    (journal.py), and the same call goes on there after a kill or an error. Parts in the target are kept; only with
-    `overwrite` are those replaced that the conversion writes too.
+    Every part is read back and compared. The target is renamed into place when it is complete; until then everything is
+    beside it (journal.py), and the same call resumes there after a kill or an error. Parts in the target are kept;
+    `overwrite` replaces those that the conversion writes too.
 
     Raises:
         CheckpointError: if the source is not a whole Diffusers checkpoint or the target cannot be written.
@@ -133,7 +133,7 @@ def convert_checkpoint(
 
 
 def _kept_beside(journal: Journal) -> str:
-    """Say what a conversion that failed leaves, if anything."""
+    """Return the end of the error message: the folder that the failed conversion leaves, if any."""
     if not journal.done:
         return ""
     return f"; what was done lies in {journal.folder}; if the source stays, the same command goes on from there"
@@ -292,7 +292,7 @@ def _split_axis(axes: tuple[str | None, ...]) -> int:
 
 
 def _by_content(folder: Path, name: str) -> dict[Content, Path]:
-    """Return the parts of a component of another converted folder by what is in them."""
+    """Return the parts of a component of another converted folder by their content."""
     components = Manifest.read(folder).components
     if name not in components:
         return {}
@@ -309,5 +309,5 @@ def _with_digest(journal: Journal, name: str, path: str, piece: Piece) -> Piece:
 
 
 def _contiguous(value: np.ndarray) -> np.ndarray:
-    """Lay a rearranged array out in memory. JAX's CPU client goes by tiles, several times as fast as NumPy."""
+    """Return a contiguous copy of a transposed array. JAX's CPU client is several times as fast as NumPy."""
     return value if value.flags.c_contiguous else np.asarray(jax.device_put(value, cpu_device()))

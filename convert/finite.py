@@ -1,4 +1,4 @@
-"""Whether weights are finite, which every reader checks before a network has them."""
+"""Checks that weights are finite, used by every reader of weights."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ CHECKED_AT_ONCE = 2**18  # entries, few enough for a cache
 
 
 def all_finite(array: np.ndarray) -> bool:
-    """Say whether an array of the host has no infinity and no NaN; integers never have."""
+    """Return whether a host array has no infinity and no NaN; True for integers."""
     if array.dtype.name.startswith(("int", "uint")):
         return True
     kind, mask = NOT_FINITE[str(array.dtype)]
@@ -25,10 +25,10 @@ def all_finite(array: np.ndarray) -> bool:
 
 
 def all_finite_on_device(array: jax.Array) -> bool:
-    """Say the same of an array on devices.
+    """Return whether an array on devices has no infinity and no NaN.
 
-    On a CPU each part is looked at in place: a program for every shape would take longer to compile than to run, and
-    keep 0.4 GB of memory.
+    On a CPU each shard is checked in place: a program for every shape takes longer to compile than to run, and keeps
+    0.4 GB of memory.
     """
     if next(iter(array.devices())).platform != "cpu":
         return bool(_finite(array))

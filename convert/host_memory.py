@@ -1,20 +1,20 @@
-"""Giving the system back what is freed while weights are read. Elsewhere than with glibc, this does nothing."""
+"""Returning freed memory to the system while weights are read. Has no effect with a C library other than glibc."""
 
 import contextlib
 import ctypes
 from collections.abc import Iterator
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # numbers of mallopt's parameters in malloc.h
-LARGE = 2**20  # bytes from which a block goes back to the system when it is freed
-# The largest that glibc itself moves its thresholds to, as it does after blocks of that size were freed.
+LARGE = 2**20  # bytes; larger blocks are returned to the system when they are freed
+# bytes; glibc raises its own threshold up to this value as it frees larger blocks
 MOST = 2**25
 
 
 @contextlib.contextmanager
 def freeing() -> Iterator[None]:
-    """Have what is freed in the block go back to the system at once, so that leaves do not add up to a peak.
+    """Return memory to the system as soon as it is freed within the context, so that the peak stays low.
 
-    glibc keeps blocks below 32 MiB, between which small ones come to lie that stay: after a real model, 0.3 GB.
+    glibc otherwise keeps freed blocks below 32 MiB, fragmented by small live ones: 0.3 GB after a real model.
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, LARGE)
@@ -29,6 +29,6 @@ def freeing() -> Iterator[None]:
 
 
 def give_back() -> None:
-    """Give the system the memory that was freed. The C library would keep a third of a gigabyte after Orbax."""
+    """Return freed memory to the system. After reading with Orbax, glibc otherwise keeps a third of a gigabyte."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,16 +1,16 @@
-"""What `joyjax.json` of a converted folder says: which components there are, and which part holds which parameter.
+"""The manifest of a converted folder, `joyjax.json`: its components, and the part of every parameter.
 
     joyjax.json                 written after everything else: without it the folder is not a checkpoint
     model_index.json            as in the Diffusers folder; so are scheduler/, tokenizer/, processor/
     transformer/config.json     as in the Diffusers folder
     transformer/part-00000/     see checkpoint.py
 
-A part is small, so that writing and reading hold little in memory. Shapes and dtypes alone decide which part a
-parameter is in. A parameter larger than a part lies in several, cut along its first axis.
+Parts are small, so that writing and reading need little memory. The part of a parameter depends only on shapes and
+dtypes. A parameter larger than a part is split along its first axis over several parts.
 
 A kernel that is stored in another form than an array (joyjax/storage/forms.py) has an entry for each array of the
-form, such as `blocks.0.img.qkv.kernel.q` and `….scale`, and `forms` names its form. A manifest with forms is of version
-3, which joyjax 0.1.0 refuses by name; without forms it is of version 2, which 0.1.0 reads.
+form, such as `blocks.0.img.qkv.kernel.q` and `….scale`, and `forms` names its form. A manifest with forms has version
+3, which joyjax 0.1.0 refuses by name; without forms it has version 2, which 0.1.0 reads.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """One parameter of a converted component: in one piece, or where it is larger than a part in several."""
+    """A stored array of a converted component: in one piece, or in several if it is larger than a part."""
 
     shape: Shape
     dtype: str
@@ -65,15 +65,15 @@ class Stored:
         return (piece.stop - piece.start, *self.shape[1:]) if self.shape else ()
 
     def index(self, piece: Piece) -> tuple[slice, ...] | None:
-        """Return where in the parameter a piece lies; None where it is the whole."""
+        """Return the index of a piece in the parameter; None if it is all of it."""
         return None if len(self.pieces) == 1 else (slice(piece.start, piece.stop), *map(slice, self.shape[1:]))
 
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """A converted component: its arrays by path, and a mark of the files that they were made of.
+    """A converted component: its arrays by path, and a hash of the files that they were converted from.
 
-    `forms` names, by the path of the parameter, those that are no arrays of their own.
+    `forms` are the forms of the kernels that are not stored as arrays, by the path of the parameter.
     """
 
     parameters: Mapping[str, Stored]
@@ -88,7 +88,7 @@ class Converted:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The converted components, and what the checkpoint says of itself."""
+    """The converted components, and the checkpoint's generation defaults."""
 
     components: Mapping[str, Converted]
     generation_defaults: GenerationDefaults = GenerationDefaults()
@@ -137,15 +137,15 @@ class Manifest:
 
 
 def is_converted(folder: Path) -> bool:
-    """Say whether `joyjax convert` wrote this folder; a Diffusers folder may have the file with generation defaults."""
+    """Return whether `joyjax convert` wrote this folder; a Diffusers folder's file has only generation defaults."""
     file = folder / MANIFEST
     return file.is_file() and not (read_json(file).keys() <= GENERATION_KEYS)
 
 
 def partition(parameters: Iterable[tuple[str, Shape, str]]) -> dict[str, Stored]:
-    """Put parameters, given by path, shape and dtype, into parts of about PART_BYTES at most.
+    """Assign parameters, given by path, shape and dtype, to parts of about PART_BYTES at most.
 
-    A larger one is cut along its first axis, and each piece is a part of its own.
+    A larger parameter is split along its first axis; each piece is a part of its own.
     """
     placed: dict[str, Stored] = {}
     number, filled = 0, 0
@@ -163,7 +163,7 @@ def partition(parameters: Iterable[tuple[str, Shape, str]]) -> dict[str, Stored]
 
 
 def parts(parameters: Mapping[str, Stored]) -> dict[str, dict[str, Piece]]:
-    """Return what is in each part: pieces by path."""
+    """Return the pieces of each part by path."""
     found: dict[str, dict[str, Piece]] = {}
     for path, stored in parameters.items():
         for piece in stored.pieces:
@@ -175,7 +175,7 @@ Told = Mapping[str, tuple[Shape, str, str]]  # shape, dtype and SHA-256 of each 
 
 
 def expected(parameters: Mapping[str, Stored]) -> dict[str, Told]:
-    """Return what each part should hold."""
+    """Return the expected arrays of each part."""
     return {
         part: {
             path: (parameters[path].piece_shape(piece), parameters[path].dtype, piece.sha256)

@@ -1,4 +1,4 @@
-"""From the tensors of a Diffusers folder to the parameters of a network, part by part."""
+"""Reading the tensors of a Diffusers folder as the parameters of a network, slice by slice."""
 
 import contextlib
 import dataclasses
@@ -25,12 +25,12 @@ from joyjax.sharding.place import parameter_sharding
 from joyjax.storage import forms
 from joyjax.storage.quantize import quantize_kernel
 
-Progress = Callable[[int, int], None]  # is told the bytes done and the bytes in all
+Progress = Callable[[int, int], None]  # called with the bytes done and the total
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadPlan:
-    """How `tensors` fill the parameters of the network `abstract`. They are known to fit; nothing has been read."""
+    """The tensor of every parameter of the network `abstract`. Shapes are checked; nothing is read."""
 
     tensors: Tensors
     abstract: Weights
@@ -47,10 +47,10 @@ class ReadPlan:
         return sum(self.tensors.headers[found.source].nbytes for found in self.matches)
 
     def read(self, found: Match, dtype: DTypeLike, part: tuple[slice, ...] | None = None) -> np.ndarray:
-        """Return one parameter in `dtype`, or a part of it; a view of what was read where it can be.
+        """Return one parameter in `dtype`, or a slice of it; if possible a view of the tensor.
 
         Raises:
-            CheckpointError: if the tensor cannot be read, or holds what is no finite number.
+            CheckpointError: if the tensor cannot be read, or holds NaN or infinity.
         """
         seen = None if part is None else found.transform.part(found.shape, part)
         if seen is None:
@@ -78,7 +78,7 @@ class ReadPlan:
         return self.abstract.filled(found_leaves)
 
     def build_leaf(self, found: Match, placed: Mapping[str, Sharding], mesh: Mesh | None) -> Any:
-        """Read one parameter, in the form that the network gives it; `placed` has the places of all arrays by path."""
+        """Read one parameter in its form in the network; `placed` has the shardings of all arrays by path."""
         parameter = self.parameters[found.target]
         leaf, dtype = parameter.get_value(), np.dtype(parameter.dtype)
 
@@ -95,17 +95,17 @@ class ReadPlan:
         place = parameter_sharding(found.target, shape, axes, mesh) or next(iter(own.values()))
 
         def read_rows(axis: int, start: int, stop: int) -> Array:
-            """Return entries of an output axis as an array with the output axes first, as most files have them."""
+            """Return entries of an output axis, as an array with the output axes first."""
             size = tuple(stop - start if n == axis else each for n, each in enumerate(shape))
 
-            def turned(part: tuple[slice, ...]) -> np.ndarray:
+            def rows_of(part: tuple[slice, ...]) -> np.ndarray:
                 part = tuple(
                     slice(each.start + start, each.stop + start) if n == axis else each for n, each in enumerate(part)
                 )
                 value = read((*part[outputs:], *part[:outputs]))
                 return value.transpose(*range(inputs, value.ndim), *range(inputs))
 
-            return build(size, dtype, place, turned, axis)
+            return build(size, dtype, place, rows_of, axis)
 
         return quantize_kernel(leaf, inputs, dtype.itemsize, own, read_rows)
 
@@ -136,7 +136,7 @@ def fill(
     progress: Progress | None = None,
     storage: Storage = None,
 ) -> Weights:
-    """Read a network, each parameter in the dtype and form that the network gives it and where the mesh wants it.
+    """Read a network, each parameter in its dtype, form and sharding.
 
     Raises:
         CheckpointError: if tensors and network do not fit; nothing is read then.

@@ -1,4 +1,4 @@
-"""The arrays that a component is written as: their dtypes and parts, and how each is made of the source's tensors."""
+"""The arrays of a written component: dtypes, parts, and reading them from the source's tensors."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from joyjax.storage import forms
 
 
 def layout(plan: stream.ReadPlan, keep: bool) -> dict[str, Stored]:
-    """Say in which dtype and parts each array is stored: the tensor's own dtype, or that of the network or the form."""
+    """Return dtype and pieces of each array to store; `keep`: the tensor's own dtype, unless a form has another."""
     headers = plan.tensors.headers
     arrays: list[tuple[str, Shape, str]] = []
     for found in plan.matches:
@@ -31,13 +31,13 @@ def layout(plan: stream.ReadPlan, keep: bool) -> dict[str, Stored]:
 
 
 def forms_of(plan: stream.ReadPlan) -> dict[str, str]:
-    """Return the form of each kernel that is stored as no array."""
+    """Return the form of each kernel that is not stored as an array, by path."""
     named = {path: forms.form_name(parameter.get_value()) for path, parameter in plan.parameters.items()}
     return {path: name for path, name in named.items() if name is not None}
 
 
 def reader(plan: stream.ReadPlan, matches: Mapping[str, Match]) -> Callable[[str, Stored, Piece], np.ndarray]:
-    """Return what reads a piece of an array, and quantizes it if it is one of a kernel's form."""
+    """Return a function that reads a piece of an array, and quantizes it if it belongs to a quantized kernel."""
     own = array_leaves(plan.abstract.state)
     placed = dict.fromkeys(own, SingleDeviceSharding(cpu_device()))
 
@@ -56,7 +56,7 @@ def reader(plan: stream.ReadPlan, matches: Mapping[str, Match]) -> Callable[[str
 
 
 def source_bytes(plan: stream.ReadPlan, found: Match, array: ArrayLeaf, path: str, piece: Piece) -> int:
-    """Return how much of the source a piece stands for; of a quantized kernel the first array stands for all of it."""
+    """Return the bytes of the source that a piece counts for; a quantized kernel counts with its first array."""
     first = next(iter(forms.arrays(plan.parameters[array.parameter].get_value())))
     if path != forms.array_path(array.parameter, first):
         return 0

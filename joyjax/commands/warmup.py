@@ -35,7 +35,8 @@ def command(
 
     Edits with this model then run without compiling: all sizes of the base size, any seed, number of steps and guidance
     scale, prompts of up to 240 tokens (about 180 words), masks, padding and previews. Options listed here need other
-    programs; give them as for edit. Sizes of --exact-size compile when they are first used.
+    programs; give them as for edit. Sizes of --exact-size compile when they are first used; so do all but the square of
+    the base size for a model without a table of sizes.
 
     Prints the folder of the compile cache. Delete it to clear the cache; JAX_COMPILATION_CACHE_DIR sets another
     folder, and JAX_COMPILATION_CACHE_MAX_SIZE its largest size in bytes (2 GiB).

@@ -48,7 +48,7 @@ def nbytes(state: nnx.State) -> int:
 
 
 def shardings(state: nnx.State, mesh: Mesh | AbstractMesh | None) -> dict[str, NamedSharding | None]:
-    """Return where every array lies, by path; None without a mesh: JAX's default device.
+    """Return the sharding of every array by path; None without a mesh, for JAX's default device.
 
     Raises:
         MeshError: if a dimension does not divide by the devices that it would be split over.
@@ -60,13 +60,13 @@ def shardings(state: nnx.State, mesh: Mesh | AbstractMesh | None) -> dict[str, N
 
 
 def places(state: nnx.State, mesh: Mesh | None) -> dict[str, Sharding]:
-    """Return the same, with JAX's default device where there is no mesh."""
+    """Return the sharding of every array by path; without a mesh, that of JAX's default device."""
     one = jax.device_put(np.zeros(())).sharding
     return {path: place or one for path, place in shardings(state, mesh).items()}
 
 
 def own_places(path: str, leaf: Any, found: Mapping[str, Sharding]) -> dict[str, Sharding]:
-    """Return the places of one leaf's arrays by their names in it, of those of a network."""
+    """Select the shardings of one leaf's arrays from a network's; return them by the arrays' names in the leaf."""
     return {name: found[forms.array_path(path, name)] for name in forms.arrays(leaf)}
 
 
@@ -89,7 +89,7 @@ def storable(state: nnx.State) -> list[str]:
 
 
 def storage_faults(state: nnx.State, storage: Storage) -> list[str]:
-    """Say what is wrong with `storage` for this network: forms that are unknown, paths that cannot have one."""
+    """Return messages about unknown forms in `storage`, and about paths without a kernel that may have one."""
     known = ", ".join(forms.FORMS)
     if storage is None or isinstance(storage, str):
         return [f"form {storage!r} is unknown; known: {known}"] if storage and storage not in forms.FORMS else []
@@ -124,7 +124,7 @@ def with_storage(abstract: Weights, storage: Storage) -> Weights:
 def quantized(weights: Weights, storage: Storage, mesh: Mesh | None = None) -> Weights:
     """Return a loaded network with its arrays in the forms that `storage` names, one kernel after the other.
 
-    For what is on the devices already; reading quantizes on its way (convert/stream.py, convert/checkpoint.py).
+    For a network on the devices; `load` quantizes while it reads (convert/stream.py, convert/checkpoint.py).
     """
     shapes = {
         path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if leaf.storable else leaf.get_value()

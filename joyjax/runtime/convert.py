@@ -11,8 +11,8 @@ from joyjax.convert.manifest import Manifest
 from joyjax.convert.source.model import model_folder
 from joyjax.convert.stream import Progress
 from joyjax.families.registry import family_in, layout_of
+from joyjax.options import EXACT
 from joyjax.runtime.storage import check_options
-from joyjax.storage.forms import EXACT
 
 
 def convert_model(

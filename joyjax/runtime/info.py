@@ -21,9 +21,10 @@ from joyjax.dtypes import FLOAT32
 from joyjax.families.registry import class_name_in, family_in
 from joyjax.layers.stored import array_leaves, nbytes, shardings
 from joyjax.layers.weights import Weights, count_parameters
+from joyjax.options import EXACT
 from joyjax.runtime.storage import has_storable, loaded_form, stored_form
 from joyjax.sharding.attention import share_out
-from joyjax.storage.forms import EXACT, FORMS
+from joyjax.storage.forms import FORMS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,13 +20,13 @@ from joyjax.families.registry import family_in
 from joyjax.families.request import Request
 from joyjax.layers.weights import Weights, count_parameters
 from joyjax.names import checks_names
+from joyjax.options import EXACT
 from joyjax.provenance.fingerprint import fingerprint
 from joyjax.runtime.domains import Domain, domain_of
 from joyjax.runtime.storage import AS_STORED, check_form, check_options, loaded_form
 from joyjax.sharding.attention import share_out
 from joyjax.sharding.devices import devices
 from joyjax.sharding.mesh import check_mesh
-from joyjax.storage.forms import EXACT
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

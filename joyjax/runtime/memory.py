@@ -45,16 +45,16 @@ class MemoryCheck:
     def __str__(self) -> str:
         """Return two sentences for the user."""
         needed = (
-            f"{self.model} in {self.requirement.dtype} needs {_read(self.requirement.resident_bytes)} for its "
-            f"parameters and about {_read(self.working_bytes)} to work: {_read(self.bytes)}."
+            f"{self.model} in {self.requirement.dtype} needs {_readable(self.requirement.resident_bytes)} for its "
+            f"parameters and about {_readable(self.working_bytes)} to work: {_readable(self.bytes)}."
         )
         where = "This machine's host memory" if self.budget.host else f"The {self.budget.device} of this machine"
         if self.budget.bytes is None:
             return f"{needed} {where} does not report its size."
-        has = f"{where} has {_read(self.budget.bytes)}" + ("" if self.budget.host else " for JAX")
+        has = f"{where} has {_readable(self.budget.bytes)}" + ("" if self.budget.host else " for JAX")
         if self.fits:
             return f"{needed} {has}: it fits."
-        return f"{needed} {has}: it does NOT fit, {_read(self.bytes - self.budget.bytes)} are missing."
+        return f"{needed} {has}: it does NOT fit, {_readable(self.bytes - self.budget.bytes)} are missing."
 
 
 def budget() -> Budget:
@@ -105,5 +105,5 @@ def real_fit(budget_here: Budget | None = None) -> MemoryCheck:
     return MemoryCheck(real.name, requirement, real.working_bytes, budget_here or budget())
 
 
-def _read(size: int) -> str:
+def _readable(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

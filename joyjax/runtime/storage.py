@@ -9,7 +9,8 @@ from joyjax.convert.manifest import Manifest
 from joyjax.errors import CheckpointError, RequestError
 from joyjax.families.family import Family
 from joyjax.layers.stored import storable
-from joyjax.storage.forms import EXACT, FORMS
+from joyjax.options import EXACT
+from joyjax.storage.forms import FORMS
 
 AS_STORED = "as stored"  # `linear` where it is not given
 

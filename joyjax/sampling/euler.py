@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Array, Float
 
-from joyjax.sampling.schedule import ScheduleConfig, euler_step, even_levels, sigmas, timesteps
+from joyjax.sampling.schedule import ScheduleConfig, even_levels, sigmas, timesteps
 from joyjax.sampling.solver import Levels
 
 
@@ -53,3 +53,13 @@ class Euler:
     ) -> Float[np.ndarray, "1 T P"]:
         """Extrapolate the line through the latents of two levels to level 0."""
         return before + (after - before) * (sigma / (sigma - sigma_next))
+
+
+def euler_step(
+    latents: Float[Array, "b T P"],
+    velocity: Float[Array, "b T P"],
+    sigma: Float[Array, "..."],
+    sigma_next: Float[Array, "..."],
+) -> Float[Array, "b T P"]:
+    """Return x + (sigma_next - sigma)·v, in float32."""
+    return latents + (sigma_next - sigma) * velocity

@@ -46,8 +46,8 @@ def denoise(
     """Run all steps from noise to latents; return the latents on the host.
 
     Every edit has its own levels and its own guidance scale in each step; whether a step has guidance is the same for
-    all. `condition` has the rows of all passes of the first step. `place` puts arrays on the devices. `watch` is called
-    after each step and stops the loop by raising; without it no intermediate latents are copied to the host.
+    all. `condition` has the rows of both passes if any step has guidance. `place` puts arrays on the devices. `watch`
+    is called after each step and stops the loop by raising; without it no intermediate latents are copied to the host.
     """
     steps = len(levels.sigma)
     state = solver.init(place(noise))

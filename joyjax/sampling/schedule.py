@@ -1,4 +1,4 @@
-"""The noise levels of flow matching and the Euler step between them.
+"""The noise levels of flow matching.
 
 A latent at level sigma is `(1 - sigma)·data + sigma·noise`; the network predicts `noise - data` (Lipman et al., 2023).
 Levels are computed on the host, in the reference's precision, so that they agree bit by bit.
@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float
 
 from joyjax.config import read_config
 from joyjax.errors import ConfigError
@@ -142,13 +141,3 @@ def _shifted(levels: Any, shift: Any) -> Any:
 def timesteps(levels: np.ndarray, config: ScheduleConfig) -> np.ndarray:
     """Return the network's timestep at each level, float32: the level times `num_train_timesteps`."""
     return levels * np.float32(config.num_train_timesteps)
-
-
-def euler_step(
-    latents: Float[Array, "b T P"],
-    velocity: Float[Array, "b T P"],
-    sigma: Float[Array, "..."],
-    sigma_next: Float[Array, "..."],
-) -> Float[Array, "b T P"]:
-    """Return x + (sigma_next - sigma)·v, in float32."""
-    return latents + (sigma_next - sigma) * velocity

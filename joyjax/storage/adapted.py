@@ -1,10 +1,9 @@
 """A kernel with low-rank adapters beside it (LoRA), as they are applied without being fused.
 
-`Adapted` stands around any other leaf, so an adapter on a kernel in few bits is the same code. The joined adapters of
-one kernel are one `a` and one `b`: their ranks follow each other and are padded with zeros to a class of ranks, and
-`scale` holds each adapter's factor for every one of its ranks. Other scales, or other adapters of the same class, are
-then other arrays, for which nothing is compiled. What trains is `a` and `b`.
-Reading of adapter files and names is not here yet; it will put this leaf where a network's array was.
+`Adapted` wraps any other leaf, so an adapter on a quantized kernel needs no code of its own. All adapters of one kernel
+are concatenated along the rank into one `a` and one `b`, padded with zeros to a rank class; `scale` repeats each
+adapter's factor for each of its ranks. Other scales, or other adapters of the same rank class, are other arrays and
+compile nothing. `a` and `b` are the trained parameters. Adapter files are not read yet.
 """
 
 import dataclasses
@@ -50,7 +49,7 @@ class Adapted:
         return base | {"a": (None, *axes[:inputs]), "b": (*axes[inputs:], None), "scale": (None,)}
 
     def contract(self, x: Float[Array, "..."], count: int, start: int, stop: int | None) -> Float[Array, "..."]:
-        """Multiply with the base and add the adapters' part, made from `x` as it comes; see `forms.contract`."""
+        """Multiply with the base and add the adapters' product of the same `x`; see `forms.contract`."""
         y = contract(x, self.base, count, start, stop)
         low = contract_last(x.astype(self.a.dtype), self.a, count, self.a.dtype) * self.scale
         return y + contract_last(low, self.b[start:stop], 1, self.b.dtype).astype(y.dtype)

@@ -1,9 +1,9 @@
 """A kernel in eight bits: float8_e4m3fn with a float32 scale for each output channel.
 
-An approximation that is asked for. Inputs are rounded to the same format when they arrive, with one scale for each
-row, so that no row depends on its neighbours in a batch or on padding. Both scales are applied to the product, after
-it. XLA then calls cuBLASLt's product of eight-bit floats on GPUs from Ada and Hopper on, and elsewhere multiplies the
-same values in another way; a scale for each channel inside the product would have it multiply in sixteen bits.
+An approximation, used only on request. Inputs are quantized to the same format in the product, with one scale for each
+row, so that no row depends on its neighbours in a batch or on padding. Both scales are applied after the product. XLA
+then calls cuBLASLt's float8 product on GPUs from Ada and Hopper on; on other devices it multiplies the same values in
+another dtype. With a scale for each channel inside the product, XLA would multiply in sixteen bits.
 Format: Micikevicius et al., 2022, "FP8 Formats for Deep Learning".
 """
 
@@ -46,19 +46,19 @@ class Float8:
 
     @property
     def size(self) -> int:
-        """The number of parameters that the kernel stands for."""
+        """The number of parameters of the kernel."""
         return math.prod(self.shape)
 
     @classmethod
     def abstract(cls, shape: tuple[int, ...], inputs: int, dtype: DTypeLike) -> "Float8":
-        """Return the form of a kernel whose first `inputs` axes are contracted, with shapes in place of arrays."""
+        """Return the leaf of a kernel whose first `inputs` axes are contracted, with shapes in place of arrays."""
         out = shape[inputs:]
         q = jax.ShapeDtypeStruct((*out, *shape[:inputs]), FLOAT8)
         return cls(q, jax.ShapeDtypeStruct(out, FLOAT32), tuple(shape), jnp.dtype(dtype).name)
 
     @classmethod
     def quantize(cls, rows: Float[Array, "..."], inputs: int) -> dict[str, Float[Array, "..."]]:
-        """Return the arrays of a kernel that comes with its output axes first, or of some of its rows."""
+        """Return the arrays of a kernel `[*out, *in]`, or of some of its rows."""
         q, scale = quantize(rows, inputs)
         return {"q": q, "scale": scale.reshape(scale.shape[: rows.ndim - inputs])}
 
@@ -83,14 +83,14 @@ class Float8:
 
 
 def quantize(x: Float[Array, "..."], count: int) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Return `x` in float8 and the float32 scale that gives it back, one for each row of its last `count` axes.
+    """Return `x` / scale in float8, and the float32 scale of each row of its last `count` axes.
 
     The largest value of a row becomes the largest of the format; a row of zeros has the scale 1.
     """
     wide = x.astype(FLOAT32)
     largest = jnp.max(jnp.abs(wide), axis=tuple(range(x.ndim - count, x.ndim)), keepdims=True)
     scale = jnp.where(largest > 0, largest / LARGEST, jnp.ones_like(largest))
-    # rounding may go past the largest value, and the format has no infinity: the next is NaN
+    # Division may round past the largest value; the format has no infinity, so the cast would return NaN.
     return jnp.clip(wide / scale, -LARGEST, LARGEST).astype(FLOAT8), scale
 
 
@@ -100,8 +100,8 @@ def _contract(
 ) -> Float[Array, "..."]:
     """Return `x` in float8 times `q`, scaled, in `dtype`.
 
-    The gradient in `x` is straight through: that of the product with the dequantized kernel. Differentiated as it
-    stands, the product would round cotangents to float8 without a scale, where small ones are zero.
+    The gradient in `x` is straight-through: that of the product with the dequantized kernel. JAX's own gradient would
+    cast cotangents to float8 without a scale, and small ones to zero.
     """
     rounded, row_scale = quantize(x, count)
     product = contract_last(rounded, q, count, dtype).astype(FLOAT32)
@@ -112,13 +112,13 @@ def _contract(
 def _forward(
     count: int, dtype: str, x: Float[Array, "..."], q: Float[Array, "..."], scale: Float[Array, "..."]
 ) -> tuple[Float[Array, "..."], Any]:
-    # Of `x` the dtype alone is needed, and a residual is an array.
+    # The backward pass needs only the dtype of `x`; residuals must be arrays.
     return _contract(count, dtype, x, q, scale), (jnp.zeros((), x.dtype), q, scale)
 
 
 def _backward(count: int, dtype: str, kept: Any, cotangent: Float[Array, "..."]) -> Any:
     like, q, scale = kept
-    # The scale goes to the cotangent, so that `q`, which bfloat16 holds exactly, is not rounded once more.
+    # The cotangent is scaled, not `q`: bfloat16 holds every float8 value exactly.
     scaled = (cotangent.astype(FLOAT32) * scale).astype(dtype)
     return contract_first(scaled, q.astype(dtype), scale.ndim).astype(like.dtype), None, None
 

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 def contract_first(x: Float[Array, "..."], kernel: Float[Array, "..."], count: int) -> Float[Array, "..."]:
     """Contract the last `count` axes of `x` with the first of the kernel.
 
-    As a product of two matrices: on a CPU a training step of the demo then takes a tenth less time. On a mesh the axes
-    stay, since one that is split cannot be merged with another without moving it.
+    Computed as a product of two matrices: on a CPU a training step of the demo takes a tenth less time than with
+    `tensordot`. On a mesh the axes are kept, since merging a sharded axis with another moves data.
     """
     if not jax.sharding.get_abstract_mesh().empty:
         return jnp.tensordot(x, kernel, axes=count)
@@ -25,7 +25,7 @@ def contract_first(x: Float[Array, "..."], kernel: Float[Array, "..."], count: i
 def contract_last(
     x: Float[Array, "..."], kernel: Float[Array, "..."], count: int, dtype: DTypeLike
 ) -> Float[Array, "..."]:
-    """Contract the last `count` axes of both; as matrices where no mesh wants the axes kept."""
+    """Contract the last `count` axes of both; as a product of two matrices unless there is a mesh."""
     if not jax.sharding.get_abstract_mesh().empty:
         ours, theirs = (range(array.ndim - count, array.ndim) for array in (x, kernel))
         return jax.lax.dot_general(x, kernel, ((ours, theirs), ((), ())), preferred_element_type=jnp.dtype(dtype))

@@ -1,4 +1,4 @@
-"""Quantizing one kernel where it will stay, some rows at a time, so that little of it is ever there twice."""
+"""Quantizing a kernel on its devices, a few rows at a time, so that only these rows are in memory in both forms."""
 
 import functools
 import math
@@ -13,22 +13,22 @@ from jaxtyping import Array
 
 from joyjax.storage.forms import FORMS, arrays, with_arrays
 
-PIECE_BYTES = 2**24  # of a kernel before it is quantized; XLA takes several times as much while it works
+PIECE_BYTES = 2**24  # bytes quantized at a time; XLA allocates several times as much for it
 
 Read = Callable[[int, int, int], Array]  # output axis, start, stop
 
 
 def quantize_kernel(leaf: Any, inputs: int, itemsize: int, places: Mapping[str, Sharding], read: Read) -> Any:
-    """Return a leaf like `leaf`, which has shapes in place of arrays; its arrays lie as `places` say by their names.
+    """Return `leaf`, which has shapes in place of arrays, with arrays; `places` are their shardings by name.
 
-    `read` gives the entries `start` to `stop` along an output axis of the kernel, of `itemsize` bytes each, on the
-    devices and with the output axes first. Nothing else may hold what it gave.
+    `read` returns the entries `start` to `stop` along an output axis of the kernel, of `itemsize` bytes each, on the
+    devices and with the output axes first. The caller must keep no reference to that array.
     """
     shape = (*leaf.shape[inputs:], *leaf.shape[:inputs])
     quantize = jax.jit(_quantize, static_argnums=(0, 1), out_shardings=dict(places))
 
     def quantized(axis: int, start: int, stop: int) -> dict[str, Array]:
-        # Waiting frees the rows, and all that was needed to quantize them, before the next are read.
+        # Wait, so that the rows and the temporary buffers are freed before the next rows are read.
         return jax.block_until_ready(quantize(leaf.name, inputs, read(axis, start, stop)))
 
     count = -(-math.prod(shape) * itemsize // PIECE_BYTES)
@@ -45,23 +45,23 @@ def quantize_kernel(leaf: Any, inputs: int, itemsize: int, places: Mapping[str, 
 
 
 def quantize_array(leaf: Any, inputs: int, places: Mapping[str, Sharding], kernel: Array | np.ndarray) -> Any:
-    """Return a leaf like `leaf` made of a kernel `[*in, *out]`: of one on its devices, or of the host's for one device.
+    """Return `leaf` with the arrays of a kernel `[*in, *out]`, which is on its devices, or on the host for one device.
 
-    That of the host is cast to the leaf's dtype first.
+    A host array is cast to the leaf's dtype first.
     """
 
     def read(axis: int, start: int, stop: int) -> Array:
         if not isinstance(kernel, np.ndarray):
             return _take(kernel, np.int32(start), stop - start, axis, inputs)
         part = kernel[(slice(None),) * (inputs + axis) + (slice(start, stop),)].astype(leaf.dtype, copy=False)
-        turned = part.transpose(*range(inputs, part.ndim), *range(inputs))
-        return jax.device_put(turned, next(iter(places.values())))
+        rows = part.transpose(*range(inputs, part.ndim), *range(inputs))
+        return jax.device_put(rows, next(iter(places.values())))
 
     return quantize_kernel(leaf, inputs, kernel.dtype.itemsize, places, read)
 
 
 def _whole_axis(leaf: Any, outputs: int, places: Mapping[str, Sharding]) -> int | None:
-    """Return the first output axis along which pieces can be cut: longer than one, and not split over devices."""
+    """Return the first output axis that can be sliced: longer than one, and not sharded; None if there is none."""
     shapes = {name: tuple(array.shape) for name, array in arrays(leaf).items()}
     for axis in range(outputs):
         whole = all(places[name].shard_shape(shape)[axis] == shape[axis] > 1 for name, shape in shapes.items())
@@ -77,8 +77,8 @@ def _quantize(name: str, inputs: int, rows: Array) -> dict[str, Array]:
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _take(kernel: Array, start: Array, size: int, axis: int, inputs: int) -> Array:
     """Return a part of a kernel `[*in, *out]` along an output axis, with its output axes first."""
-    turned = jnp.transpose(kernel, (*range(inputs, kernel.ndim), *range(inputs)))
-    return turned if size == turned.shape[axis] else jax.lax.dynamic_slice_in_dim(turned, start, size, axis)
+    rows = jnp.transpose(kernel, (*range(inputs, kernel.ndim), *range(inputs)))
+    return rows if size == rows.shape[axis] else jax.lax.dynamic_slice_in_dim(rows, start, size, axis)
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
@@ -90,7 +90,7 @@ def _put(whole: dict[str, Array], rows: dict[str, Array], start: Array, axis: in
 
 
 def _as_bits(move: Callable[..., Array], *given: Array) -> Array:
-    """Move entries of eight bits about as integers: a CPU takes float8 apart for it, thirty times as slow."""
+    """Copy eight-bit floats as integers: XLA's CPU backend converts float8 to copy it, which is 30 times as slow."""
     dtype = given[0].dtype
     if dtype.itemsize > 1 or not jnp.issubdtype(dtype, jnp.floating):
         return move(*given)

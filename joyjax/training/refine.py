@@ -18,7 +18,7 @@ from joyjax.families.family import Parts
 from joyjax.layers.patch import pixels_to_unit, unpatchify
 from joyjax.layers.weights import Weights
 from joyjax.models.autoencoder.wan import WanVAE
-from joyjax.sampling.schedule import euler_step
+from joyjax.sampling.euler import euler_step
 from joyjax.training.autoencoder import compare
 from joyjax.training.dataset import Batch
 from joyjax.training.flow import TIMESTEPS, make_condition

@@ -19,16 +19,17 @@ from PIL import Image
 
 import joyjax
 from joyjax.cli import app
-from joyjax.commands.options import COMPILING, DType
+from joyjax.commands.options import COMPILING, DType, Form
 from joyjax.errors import RequestError
 from joyjax.families.registry import FAMILIES
 from joyjax.families.request import Request
 from joyjax.names import ARGUMENTS
 from joyjax.option_types import OptionType, choice, number, or_null
-from joyjax.options import BASIC, DTYPES, EDIT, LOAD, REQUIRED, SAMPLING, SUBJECTS, CacheRule, Option
+from joyjax.options import BASIC, DTYPES, EDIT, EXACT, LOAD, REQUIRED, SAMPLING, SUBJECTS, CacheRule, Option
 from joyjax.provenance.recipe import SETTING_DEFAULTS, SETTINGS
 from joyjax.runtime.request import check_request
 from joyjax.runtime.result import settings
+from joyjax.storage.forms import FORMS
 
 COMMANDS = typer.main.get_command(app).commands
 # What a request has in the place of an option, and what only the command line has.
@@ -155,6 +156,7 @@ def test_types_of_the_signature_are_those_of_the_table():
     literal = {name for name, hint in get_type_hints(joyjax.edit).items() if get_origin(hint) is Literal}
     assert literal == {"fit", "vae_encode", "vae_decode"}
     assert tuple(DType) == DTYPES == LOAD["dtype"].type.choices
+    assert tuple(Form) == LOAD["quantize"].type.choices == LOAD["linear"].type.choices == (EXACT, *FORMS)
 
 
 def test_the_table_is_sound():

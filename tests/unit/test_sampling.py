@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from joyjax.errors import ConfigError
+from joyjax.sampling.euler import euler_step
 from joyjax.sampling.guidance import Guidance, guide
 from joyjax.sampling.noise import initial_noise
-from joyjax.sampling.schedule import ScheduleConfig, euler_step, even_levels, sigmas, timesteps
+from joyjax.sampling.schedule import ScheduleConfig, even_levels, sigmas, timesteps
 
 CONFIG = ScheduleConfig(shift=1.5, num_train_timesteps=1000)
 QWEN = {  # Qwen-Image's scheduler_config.json
