@@ -1,6 +1,6 @@
 """Each kernel against XLA's own fusion of the same function, at the models' shapes, in one process.
 
-    python benchmarks/kernels.py                   # on a GPU: times; elsewhere: results of interpreted kernels
+    python benchmarks/kernels.py                   # on a GPU: results and times; elsewhere: results, interpreted
     python benchmarks/kernels.py --compile         # compiled for an H100, not run: registers, spills, memory
 
 Times are interleaved: every round calls each implementation `CALLS` times, in alternating order; the line has the ratio
@@ -24,7 +24,6 @@ if "--compile" in sys.argv:
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from joyjax.kernels.cases import SHAPES, Case, Shape, cases, draw
 from joyjax.kernels.dispatch import PALLAS, interpreted, target
@@ -54,7 +53,7 @@ def compiled(case: Case, implementation: str) -> dict[str, Any]:
 
 
 def checked(case: Case, implementation: str) -> dict[str, Any]:
-    """Return the largest difference to the reference over its largest value, where results are defined."""
+    """Return the largest difference to XLA's result over its largest value, where results are defined."""
     arguments = draw(case.arguments, longest=1)
     ours, expected = (
         jax.tree.leaves(jax.jit(functools.partial(case.function, implementation=name))(*arguments))
@@ -64,8 +63,8 @@ def checked(case: Case, implementation: str) -> dict[str, Any]:
     for one, other in zip(ours, expected, strict=True):
         # Lengths are 1 here: the text tokens follow the first image token, then padding.
         valid = slice(None, 1 + case.arguments[1].shape[1]) if case.operation == "qk_norm_rope" else slice(None)
-        one, other = (np.asarray(x[:, valid].astype(jnp.float32)) for x in (one, other))
-        error = max(error, float(np.abs(one - other).max() / np.abs(other).max()))
+        one, other = (x[:, valid].astype(jnp.float32) for x in (one, other))
+        error = max(error, float(jnp.abs(one - other).max() / jnp.abs(other).max()))
     dtype = str(jax.tree.leaves(case.arguments)[0].dtype)
     return {"error": float(f"{error:.2g}"), "agrees": error < TOLERANCE[dtype]}
 
@@ -121,7 +120,8 @@ def main() -> None:
                 if arguments.compile:
                     row |= compiled(case, implementation)
                 else:
-                    row |= checked(case, implementation) if interpreted() else timed(case, implementation)
+                    row |= checked(case, implementation)
+                    row |= {} if interpreted() else timed(case, implementation)
                 print(json.dumps(row), flush=True)
 
 

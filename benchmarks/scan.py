@@ -32,7 +32,7 @@ from contents import bytes_of, flops, kernels, loop_slices
 from flax import nnx
 from full_size import JOYIMAGE, PASSES, stage
 from gpu_compile import compile_for_gpu, gpu_mesh
-from step import NUMBERS, WARM_UP, condition_of, random_weights
+from step import NUMBERS, WARM_UP, condition_of, network, random_weights
 from whole_step import SOLVER, denoise_step, level
 
 from joyjax.layers.condition import Condition
@@ -109,19 +109,17 @@ def compiled(layers: int) -> list[dict[str, Any]]:
 
 def timed(layers: int, width: int, tokens: int, rounds: int) -> list[dict[str, Any]]:
     """Time both here, alternately."""
-    heads = width // JOYIMAGE.head_dim
-    config = dataclasses.replace(
-        JOYIMAGE, num_layers=layers, hidden_size=width, num_attention_heads=heads, text_dim=width
-    )
+    whole = network("joyimage", layers, width, tokens)
+    config = whole.config
 
     def wide(tree: Any) -> Any:
         return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, tree)
 
-    weights, condition = wide(random_weights(config)), wide(condition_of(config, (tokens, tokens, tokens // 4), PASSES))
-    network = weights.module()
-    ends = wide(random_weights(dataclasses.replace(config, num_layers=ENDS))).module()
-    ends = Weights.of(_with_blocks(network, [network.blocks[0], network.blocks[-1]], ends))
-    middle = jax.tree.map(lambda *x: jnp.stack(x), *(block_state(network, n) for n in range(1, layers - 1)))
+    weights, condition = wide(random_weights(whole)), wide(condition_of(whole, PASSES))
+    unrolled = weights.module()
+    ends = wide(random_weights(network("joyimage", ENDS, width, tokens))).module()
+    ends = Weights.of(_with_blocks(unrolled, [unrolled.blocks[0], unrolled.blocks[-1]], ends))
+    middle = jax.tree.map(lambda *x: jnp.stack(x), *(block_state(unrolled, n) for n in range(1, layers - 1)))
     latents = jax.random.normal(jax.random.key(1), (1, tokens, config.in_channels * config.patch_area))
     rest = (latents, condition, *NUMBERS)
     calls: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {

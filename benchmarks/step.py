@@ -1,12 +1,13 @@
 """Times one denoising step at the real size, with random weights, in all its forms; meant for a GPU.
 
     python benchmarks/step.py --json step.json                        # an NVIDIA GPU of 80 GB, no weights needed
+    python benchmarks/step.py --model qwen-image --forms exact float8 # another family, two forms
     python benchmarks/step.py --layers 2 --width 256 --tokens 64      # anywhere, to try the script
 
 Forms: exact, with the Pallas kernels of `kernels/`, with float8 linear maps, a step that the cache skips, and one pass
 instead of guidance's two. Each is compiled first, timed separately, and warmed up; then all alternate (A B C C B A …).
 The figure to quote is the ratio of a form's median to the exact one's in the same run. TFLOP/s are those of the
-required arithmetic of a step.
+required arithmetic of a step. `--profile` prints the kernels of one step of each form, by their share of its time.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +29,55 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import jax
 import jax.numpy as jnp
 import numpy as np
+import qwen_full_size as qwen_image
+from device_trace import kernel_table, traced
 from full_size import JOYIMAGE, PASSES, REFERENCE, TARGET, TEXT
 from step_record import least_tflop
 from whole_step import cached_step, denoise_step
 
-from joyjax.convert.joyimage import TRANSFORMER
+from joyjax.convert import joyimage as joyimage_weights
+from joyjax.convert import qwen_image as qwen_image_weights
+from joyjax.convert.component import Component
 from joyjax.kernels import dispatch, modulate, qk_norm_rope
 from joyjax.layers.condition import Condition
 from joyjax.layers.stored import quantized
 from joyjax.layers.weights import Weights, leaves
-from joyjax.models.joyimage import JoyImageConfig
 from joyjax.runtime.peak_memory import peak_bytes
 from joyjax.sampling.step_cache import empty_cache
 from joyjax.storage.float8 import CAPABILITY
 
 NUMBERS = [np.float32(number) for number in (0.8, 0.75, 800, 4)]  # sigma, the next, timestep, guidance
 WARM_UP = 3
+FORMS = ("exact", "norms", "rotation", "kernels", "one-pass", "skipped", "float8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A transformer at its real size: `tokens` of target, reference and text, `token` values of an image token.
+
+    `start` is the position of the first text token, None where text is not rotated.
+    """
+
+    component: Component
+    config: Any
+    tokens: tuple[int, int, int]
+    text_dim: int
+    token: int
+    start: int | None = None
+
+
+def network(model: str, layers: int | None, width: int | None, target: int) -> Network:
+    """Return a model's transformer, scaled down where `layers`, `width` or `target` say so."""
+    if model == "joyimage":
+        width = width or JOYIMAGE.hidden_size
+        sizes = {"hidden_size": width, "num_attention_heads": width // 128, "text_dim": width}
+        config: Any = dataclasses.replace(JOYIMAGE, num_layers=layers or JOYIMAGE.num_layers, **sizes)
+        tokens = tuple(size * target // TARGET for size in (TARGET, REFERENCE, TEXT))
+        return Network(joyimage_weights.TRANSFORMER, config, tokens, width, config.in_channels * config.patch_area)
+    full = qwen_image.transformer(layers or qwen_image.LAYERS)
+    config = dataclasses.replace(full, num_attention_heads=(width or full.hidden_size) // 128)
+    tokens = target, 0, qwen_image.TEXT * target // TARGET
+    return Network(qwen_image_weights.TRANSFORMER, config, tokens, config.joint_attention_dim, config.in_channels, 64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +94,9 @@ def draw(key: jax.Array, scale: np.float32, *, shape: tuple[int, ...], dtype: An
     return (scale * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
 
-def random_weights(config: JoyImageConfig) -> Weights:
+def random_weights(network: Network) -> Weights:
     """Return random weights of realistic scale, drawn on the device; zeros would run faster than real ones."""
-    abstract = TRANSFORMER.abstract(config, jnp.bfloat16)
+    abstract = network.component.abstract(network.config, jnp.bfloat16)
     drawn = {}
     for n, (path, leaf) in enumerate(leaves(abstract.state).items()):
         scale = np.float32(1 if leaf.ndim == 1 else np.prod(leaf.shape[:1]) ** -0.5)
@@ -70,24 +104,29 @@ def random_weights(config: JoyImageConfig) -> Weights:
     return abstract.filled(drawn)
 
 
-def condition_of(config: JoyImageConfig, tokens: tuple[int, int, int], passes: int) -> Condition:
-    """Return random text and references for these numbers of tokens: target, reference, text."""
-    target, reference, text = tokens
+def condition_of(network: Network, passes: int) -> Condition:
+    """Return random text and references of this network's sizes."""
+    target, reference, text = network.tokens
     keys = jax.random.split(jax.random.key(0))
     return Condition(
-        txt=jax.random.normal(keys[0], (passes, text, config.text_dim), jnp.bfloat16),
+        txt=jax.random.normal(keys[0], (passes, text, network.text_dim), jnp.bfloat16),
         txt_lengths=jnp.full((passes,), text, jnp.int32),
-        references=jax.random.normal(keys[1], (passes, reference, config.in_channels * config.patch_area)),
+        references=jax.random.normal(keys[1], (passes, reference, network.token)),
         positions=jnp.zeros((passes, target + reference, 3), jnp.int32),
         target_lengths=jnp.full((passes,), target, jnp.int32),
         reference_lengths=jnp.full((passes,), reference, jnp.int32),
+        txt_start=None if network.start is None else jnp.full((passes,), network.start, jnp.int32),
     )
 
 
 @contextlib.contextmanager
 def kernels_by_name(name: str, modules: tuple[Any, ...]) -> Iterator[None]:
-    """Make `name` the default implementation in these modules, while a step is traced."""
+    """Make `name` the default implementation in these modules, while a step is traced.
+
+    The choice is made while tracing and is not part of jit's key, so what was traced before and within is forgotten.
+    """
     rules = [module.pallas for module in modules]
+    jax.clear_caches()
     for module in modules:
         module.pallas = lambda operation, implementation: dispatch.pallas(operation, implementation or name)
     try:
@@ -95,76 +134,93 @@ def kernels_by_name(name: str, modules: tuple[Any, ...]) -> Iterator[None]:
     finally:
         for module, rule in zip(modules, rules, strict=True):
             module.pallas = rule
+        jax.clear_caches()
 
 
-def forms(weights: Weights, config: JoyImageConfig, tokens: tuple[int, int, int], pallas: str | None) -> Iterator[Form]:
-    """Yield the forms that this device supports, each with its program compiled."""
-    channels = config.in_channels
-    start = jax.random.normal(jax.random.key(1), (1, tokens[0], channels * config.patch_area))
-    guided, alone = (condition_of(config, tokens, passes) for passes in (PASSES, 1))
+def forms(weights: Weights, network: Network, pallas: str | None, wanted: Collection[str]) -> Iterator[Form]:
+    """Yield those of the wanted forms that this device supports, each with its program compiled."""
+    channels = network.config.in_channels
+    start = jax.random.normal(jax.random.key(1), (1, network.tokens[0], network.token))
+    guided, alone = (condition_of(network, passes) for passes in (PASSES, 1))
+    programs: set[str] = set()
 
     def step(weights: Weights, condition: Condition) -> Callable[[], Any]:
-        # A separate program for each: the choice of kernels is made at trace time and is not part of jit's key.
         flat, tree = jax.tree.flatten((weights, start, condition, *NUMBERS))
         program = jax.jit(lambda *flat: denoise_step.__wrapped__(*tree.unflatten(flat), channels=channels))
-        compiled = program.lower(*flat).compile()
+        lowered = program.lower(*flat)
+        text = lowered.as_text()
+        if text in programs:
+            raise RuntimeError("two forms are the same program")
+        programs.add(text)
+        compiled = lowered.compile()
         return lambda: compiled(*flat)
 
-    yield Form("exact", step(weights, guided))
-    if pallas is not None:
-        for name, modules in (("norms", (modulate,)), ("head norms and rotation", (qk_norm_rope,))):
-            with kernels_by_name(pallas, modules):
-                yield Form(f"{name} by {pallas}", step(weights, guided))
-    yield Form("one pass", step(weights, alone))
+    if "exact" in wanted:
+        yield Form("exact", step(weights, guided))
+    kernels = {"norms": (modulate,), "rotation": (qk_norm_rope,), "kernels": (modulate, qk_norm_rope)}
+    for name in [name for name in kernels if name in wanted and pallas is not None]:
+        with kernels_by_name(str(pallas), kernels[name]):
+            yield Form(name, step(weights, guided))
+    if "one-pass" in wanted:
+        yield Form("one-pass", step(weights, alone))
+    if "skipped" in wanted:
+        yield Form("skipped", skipped_step(weights, start, guided, channels))
+    capability = getattr(jax.devices()[0], "compute_capability", None)
+    if "float8" in wanted and (capability is None or float(capability) >= CAPABILITY):
+        yield Form("float8", step(quantized(weights, "float8"), guided))
+
+
+def skipped_step(weights: Weights, start: jax.Array, guided: Condition, channels: int) -> Callable[[], Any]:
+    """Return a step that the cache skips."""
     cache = empty_cache(weights, start, guided, kind="first-block")
     _, cache = cached_step(
         weights, jnp.copy(start), cache, guided, *NUMBERS, np.float32(0), np.bool_(True), channels=channels
     )
 
-    def skipped() -> Any:
+    def call() -> Any:
         latents, kept = jnp.copy(start), jax.tree.map(jnp.copy, cache)  # the step donates both
         limit = np.float32(1e6), np.bool_(False)
         return cached_step(weights, latents, kept, guided, *NUMBERS, *limit, channels=channels)
 
-    yield Form("skipped by the cache", skipped)
-    capability = getattr(jax.devices()[0], "compute_capability", None)
-    if capability is None or float(capability) >= CAPABILITY:
-        yield Form("float8", step(quantized(weights, "float8"), guided))
+    return call
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=JOYIMAGE.num_layers)
-    parser.add_argument("--width", type=int, default=JOYIMAGE.hidden_size, help="a multiple of 128, the head width")
+    parser.add_argument("--model", choices=["joyimage", "qwen-image"], default="joyimage")
+    parser.add_argument("--layers", type=int, help="[default: the model's own]")
+    parser.add_argument("--width", type=int, help="a multiple of 128, the head width  [default: the model's own]")
     parser.add_argument("--tokens", type=int, default=TARGET, help="target tokens; the others in proportion")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--pallas", choices=["mosaic", "triton", "none"], help="kernels to try  [default: by device]")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS, help="[default: all]")
+    parser.add_argument("--profile", action="store_true", help="print the kernels of one step of each form")
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
-    config = dataclasses.replace(
-        JOYIMAGE,
-        num_layers=arguments.layers,
-        hidden_size=arguments.width,
-        num_attention_heads=arguments.width // 128,
-        text_dim=arguments.width,
-    )
-    tokens = tuple(size * arguments.tokens // TARGET for size in (TARGET, REFERENCE, TEXT))
+    found = network(arguments.model, arguments.layers, arguments.width, arguments.tokens)
+    config, tokens = found.config, found.tokens
     capability = dispatch.target().capability
     default = None if capability is None else "mosaic" if capability >= dispatch.HOPPER else "triton"
     pallas = default if arguments.pallas is None else None if arguments.pallas == "none" else arguments.pallas
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {config.num_layers} layers of {config.hidden_size},")
+    print(f"{arguments.model}: {config.num_layers} layers of {config.hidden_size}")
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
     print(f"tokens of target, reference, text: {tokens}, bfloat16, guidance")
 
     rows: dict[str, dict[str, Any]] = {}
     calls: dict[str, Callable[[], Any]] = {}
-    weights = jax.block_until_ready(random_weights(config))
     started = time.perf_counter()
-    for form in forms(weights, config, tokens, pallas):
+    weights = jax.block_until_ready(random_weights(found))
+    print(f"weights drawn in {time.perf_counter() - started:.1f} s", flush=True)
+    started = time.perf_counter()
+    for form in forms(weights, found, pallas, arguments.forms):
         rows[form.name] = {"compile_s": time.perf_counter() - started}
         calls[form.name] = form.call
         for _ in range(WARM_UP):
+            started = time.perf_counter()
             jax.block_until_ready(form.call())
+        shown = 1e3 * (time.perf_counter() - started)
+        print(f"{form.name}: compiled in {rows[form.name]['compile_s']:.1f} s; {shown:.1f} ms", flush=True)
         started = time.perf_counter()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for n in range(arguments.rounds):
@@ -172,20 +228,25 @@ def main() -> None:
             started = time.perf_counter()
             jax.block_until_ready(calls[name]())
             seconds[name].append(time.perf_counter() - started)
-    exact = statistics.median(seconds["exact"])
-    scale = least_tflop(config.num_layers, config, tokens)
-    print(f"{'':36}{'compile s':>10}{'min ms':>10}{'median':>10}{'max':>10}{'ratio':>8}")
+    first = next(iter(calls))  # the exact form, if wanted
+    exact = statistics.median(seconds[first])
+    scale = least_tflop(config.num_layers, config.hidden_size, found.text_dim, found.token, tokens)
+    print(f"{'':12}{'compile s':>10}{'min ms':>10}{'median':>10}{'max':>10}{'ratio':>8}")
     for name, values in seconds.items():
         median = statistics.median(values)
         rows[name] |= {"seconds": values, "ratio": exact / median}
         shown = "".join(f"{1e3 * value:10.2f}" for value in (min(values), median, max(values)))
-        print(f"{name:36}{rows[name]['compile_s']:10.1f}{shown}{exact / median:7.2f}×", flush=True)
+        print(f"{name:12}{rows[name]['compile_s']:10.1f}{shown}{exact / median:7.2f}×", flush=True)
     peak = peak_bytes()
     print(
-        f"exact: {scale / exact:.1f} TFLOP/s of {scale:.2f} TFLOP; peak {0 if peak is None else peak / 2**30:.1f} GiB"
+        f"{first}: {scale / exact:.1f} TFLOP/s of {scale:.2f} TFLOP; peak {0 if peak is None else peak / 2**30:.1f} GiB"
     )
+    for name, call in calls.items() if arguments.profile else ():
+        rows[name]["kernels"] = traced(call)
+        print(f"\n{name}\n{kernel_table(rows[name]['kernels'])}", flush=True)
     if arguments.json:
-        head = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "tokens": tokens, "peak_bytes": peak}
+        head = {"model": arguments.model, "device": jax.devices()[0].device_kind, "jax": jax.__version__}
+        head |= {"tokens": tokens, "peak_bytes": peak, "tflop": scale}
         arguments.json.write_text(json.dumps(head | {"config": dataclasses.asdict(config), "forms": rows}, indent=1))
 
 

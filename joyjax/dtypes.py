@@ -5,6 +5,9 @@ embedding, the schedule and the latents between steps are always float32, by exp
 promoted implicitly; the tests run with JAX's strict promotion.
 """
 
+import contextlib
+
+import jax
 import jax.numpy as jnp
 import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy, which safetensors needs for bfloat16 arrays
 import numpy as np
@@ -27,3 +30,12 @@ def by_name(name: str) -> np.dtype:
     if name not in NAMES:
         raise RequestError(f"dtype {name!r} is not available; choose one of: {', '.join(NAMES)}")
     return np.dtype(name)
+
+
+def full_products(name: str) -> contextlib.AbstractContextManager[object]:
+    """Return a context in which the products of a network of this dtype keep the precision of their inputs.
+
+    By default an NVIDIA GPU rounds the inputs of float32 products to TF32, which has ten bits of mantissa. Products of
+    bfloat16 are exact before they are summed; for them nothing changes.
+    """
+    return jax.default_matmul_precision("highest") if name == "float32" else contextlib.nullcontext()

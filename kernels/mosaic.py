@@ -39,10 +39,9 @@ def load(ref: Any, layout: Any) -> Any:
 
     if interpreted():  # 0.10.2 has no layouts there
         return ref[...]
-    # Versions whose `load` has an `idx` argument need optimized=False for tiled layouts in global memory.
-    if "idx" in inspect.signature(mosaic_gpu.load).parameters:
-        return mosaic_gpu.load(ref, (), layout=layout, optimized=False)
-    return mosaic_gpu.layout_cast(ref[...], layout)
+    index = inspect.signature(mosaic_gpu.load).parameters.get("idx")  # needed in 0.10.2, deprecated in 0.11
+    given = ((),) if index is not None and index.default is inspect.Parameter.empty else ()
+    return mosaic_gpu.load(ref, *given, layout=layout, optimized=False)  # not every layout has an optimized load
 
 
 def strided(width: int, itemsize: int) -> Any:

@@ -8,8 +8,6 @@ from contents import flops, kernels, largest_arrays
 from full_size import JOYIMAGE, PASSES, REFERENCE, TARGET, TEXT, stage
 from gpu_compile import compile_for_gpu, gpu_mesh
 
-from joyjax.models.joyimage import JoyImageConfig
-
 RECORD = Path(__file__).parents[1] / "benchmarks" / "record.json"
 STAGES = ("encode_prompt", "encode_images", "decode_latents")
 PARTS = ("block", "step", *STAGES)
@@ -46,20 +44,24 @@ def measure(part: str) -> dict[str, Any]:
 
 
 def least_tflop(
-    layers: int, config: JoyImageConfig = JOYIMAGE, sizes: tuple[int, ...] = (TARGET, REFERENCE, TEXT)
+    layers: int,
+    width: int = JOYIMAGE.hidden_size,
+    text_dim: int = JOYIMAGE.text_dim,
+    token: int = JOYIMAGE.in_channels * JOYIMAGE.patch_area,
+    sizes: tuple[int, ...] = (TARGET, REFERENCE, TEXT),
 ) -> float:
-    """Return the required arithmetic of a step, in 10¹² operations.
+    """Return the required arithmetic of a double-stream step with guidance, in 10¹² operations.
 
-    The last block computes queries and MLP of the target only, and keys and values of all tokens. `sizes` are the
-    tokens of target, reference and text.
+    The last block computes queries and MLP of the target only, and keys and values of all tokens. `width`, `text_dim`
+    and `token` are the channels of the network, of the text and of an image token; `sizes` are the tokens of target,
+    reference and text.
     """
     target, reference, text = sizes
-    width, image = config.hidden_size, target + reference
+    image = target + reference
     tokens = image + text
     block = 2 * 12 * width**2 * tokens + 4 * width * tokens**2
     last = 2 * width**2 * (2 * tokens + 10 * target) + 4 * width * target * tokens
-    token = config.in_channels * config.patch_area
-    ends = 2 * width * token * (image + target) + 2 * text * (config.text_dim * width + width**2)
+    ends = 2 * width * token * (image + target) + 2 * text * (text_dim * width + width**2)
     return PASSES * ((layers - 1) * block + last + ends) / 1e12
 
 

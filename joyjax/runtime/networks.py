@@ -7,6 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from joyjax.dtypes import full_products
 from joyjax.layers.weights import Weights
 from joyjax.options import CacheRule
 from joyjax.runtime.load import Pipeline
@@ -21,16 +22,21 @@ class Networks:
     weights: Mapping[str, Weights]
     configs: Mapping[str, Any]
     mesh: Mesh | None
+    dtype: str
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> "Networks":
         """Return those of a loaded pipeline."""
-        return cls(pipeline.weights, pipeline.parts.configs, pipeline.mesh)
+        return cls(pipeline.weights, pipeline.parts.configs, pipeline.mesh, pipeline.dtype)
 
     @contextlib.contextmanager
     def use(self, part: str) -> Iterator[Weights]:
-        """Yield a network's weights, which stay on the devices within the context."""
-        yield self.weights[part]
+        """Yield a network's weights, which stay on the devices within the context.
+
+        Within it, products have the precision of the pipeline's dtype.
+        """
+        with full_products(self.dtype):
+            yield self.weights[part]
 
     @contextlib.contextmanager
     def predictor(self, part: str, edits: int, rule: CacheRule | None) -> Iterator[Predictor]:

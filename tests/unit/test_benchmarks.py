@@ -17,7 +17,8 @@ QUICK = {
     "kernels.py": ("--shapes", "joyimage, tensor=8", "--kernels", "triton"),
     "parallel.py": ("--predict", "tensor=8"),
     "random_model.py": ("OUT", "--size-gb", "0.1", "--width", "512", "--no-embedding"),
-    "step.py": ("--layers", "2", *TINY, "--json", "OUT"),
+    "products.py": ("--rows", "64", "--divide", "64", "--calls", "1", "--maps", "out"),
+    "step.py": ("--layers", "2", *TINY, "--pallas", "triton", "--profile", "--json", "OUT"),
 }
 SLOW = {
     "checkpoints.py": ("--size-gb", "0.1", "--width", "512", "--no-embedding", "--no-diffusers"),
@@ -49,6 +50,9 @@ def test_runs(script, tmp_path):
     assert printed or script == "random_model.py"
     if "OUT" in QUICK[script]:
         assert (tmp_path / "out").exists()
+    if script == "step.py":
+        forms = json.loads((tmp_path / "out").read_text())["forms"]
+        assert [*forms] == ["exact", "norms", "rotation", "kernels", "one-pass", "skipped", "float8"]
     if script == "kernels.py":
         assert all(json.loads(line)["agrees"] for line in printed.splitlines())
 
