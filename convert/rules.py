@@ -44,6 +44,16 @@ class Transform:
         kept = seen[(*(slice(None) if axis in axes else -1 for axis in range(seen.ndim)), ...)]
         return kept.transpose(_ranks(axes))
 
+    def spread(self, parameter: np.ndarray, shape: Shape) -> np.ndarray:
+        """Return the view's axes of a parameter of `shape`, or of a part of it: the inverse of `arrange`, not a copy.
+
+        An axis of the view that the parameter lacks has the length 1.
+        """
+        axes, view = self.axes(shape), self.view(shape)
+        dropped = tuple(axis for axis in range(len(view)) if axis not in axes)
+        found: np.ndarray = np.expand_dims(parameter.transpose(np.argsort(_ranks(axes))), dropped)
+        return found
+
     def inverse(self, parameter: np.ndarray) -> np.ndarray:
         """Return the tensor of a parameter, with zeros where the parameter has no values."""
         view, axes = self.view(parameter.shape), self.axes(parameter.shape)
@@ -188,6 +198,14 @@ class Match:
     target: str
     transform: Transform
     shape: Shape
+
+    @property
+    def file_order(self) -> tuple[int, ...] | None:
+        """The parameter's axes in the order of the file; None where that is their own order, or axes are merged."""
+        view, axes = self.transform.view(self.shape), self.transform.axes(self.shape)
+        order = tuple(int(n) for n in np.argsort(axes))
+        merged = tuple(view[axis] for axis in axes) != tuple(self.shape)
+        return None if merged or order == tuple(range(len(order))) else order
 
     @property
     def rows(self) -> int:

@@ -7,19 +7,19 @@ from the same, unchanged file. Files are read, not mapped: truncating a mapped f
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from joyjax.convert.blocks import Source, aligned
 from joyjax.convert.rules import Shape
 from joyjax.convert.source.headers import read_raw_header, unreadable
 from joyjax.convert.source.tensor_names import quantisation
 from joyjax.convert.source.weights import INDEX, NOT_QUANTISED, WEIGHTS, weights_problem
 from joyjax.dtypes import STORED
 from joyjax.errors import CheckpointError
-from joyjax.reading import Stamp, read_json, stamp
+from joyjax.reading import Stamp, read_json
 
 LONGEST_NAME = 200  # of a tensor; the real ones have 68
 
@@ -46,44 +46,9 @@ class Tensor:
         """The number of bytes in the file."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
-    def read(self, view: Shape | None = None, part: Sequence[slice] | None = None) -> np.ndarray:
-        """Return the tensor reshaped to `view`, or the part of that view which slices of step 1 select.
-
-        Raises:
-            OSError: if the file is missing, has changed since its header was read, or is truncated.
-        """
-        view = self.shape if view is None else view
-        ranges = [range(size)[each] for size, each in zip(view, part or [slice(None)] * len(view), strict=True)]
-        out = np.empty(math.prod(map(len, ranges)) * np.dtype(self.dtype).itemsize, np.uint8)
-        if stamp(self.file) != self.stamp:
-            raise OSError("the file changed since it was opened")
-        with self.file.open("rb", buffering=0) as opened:
-            _read_runs(opened, self.start, view, ranges, out)
-            if stamp(opened.fileno()) != self.stamp:
-                raise OSError("the file changed while it was read")
-        return out.view(self.dtype).reshape([len(each) for each in ranges])
-
-
-def _read_runs(file: FileIO, start: int, view: Shape, ranges: Sequence[range], out: np.ndarray) -> None:
-    """Fill `out` with a part of the array at byte `start` of the file, one contiguous run at a time."""
-    if not out.size:
-        return
-    # The last axis that is not read whole; all after it are contiguous.
-    last = max((axis for axis, each in enumerate(ranges) if len(each) < view[axis]), default=0)
-    outer = ranges[:last]
-    run = out.size // math.prod(map(len, outer))
-    strides = [out.size // math.prod(map(len, ranges)) * math.prod(view[axis + 1 :]) for axis in range(len(view))]
-    if last < len(ranges):
-        start += ranges[last].start * strides[last]
-    for number, chosen in enumerate(np.ndindex(*map(len, outer))):
-        begin = sum(each[n] * stride for each, n, stride in zip(outer, chosen, strides, strict=False))
-        file.seek(start + begin)
-        rest = out[number * run : (number + 1) * run].data
-        while rest:
-            count = file.readinto(rest)
-            if not count:
-                raise OSError("the file ends too early")
-            rest = rest[count:]
+    def seen(self, view: Shape) -> Source:
+        """Return where the tensor's values are, reshaped to `view`."""
+        return Source(self.file, self.start, np.dtype(self.dtype), tuple(view), self.stamp)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,14 +83,28 @@ class Tensors:
         return {name: tensor.shape for name, tensor in self.headers.items()}
 
     def read(self, name: str, view: Shape | None = None, part: Sequence[slice] | None = None) -> np.ndarray:
-        """Return one tensor, or a part of it: see `Tensor.read`.
+        """Return one tensor reshaped to `view`, or the part of that view which slices of step 1 select.
+
+        Raises:
+            CheckpointError: if the file is missing or has changed since its header was read.
+        """
+        tensor = self.headers[name]
+        view = tensor.shape if view is None else view
+        part = [slice(0, size) for size in view] if part is None else part
+        ranges = [range(size)[each] for size, each in zip(view, part, strict=True)]
+        target = aligned([len(each) for each in ranges], np.dtype(tensor.dtype))
+        self.fill(name, view, ranges, target, check=False)
+        return target
+
+    def fill(self, name: str, view: Shape, ranges: Sequence[range], target: np.ndarray, **options: Any) -> bool:
+        """Write a part of one tensor's `view` to `target`: see `blocks.Source.fill`, which has the options.
 
         Raises:
             CheckpointError: if the file is missing or has changed since its header was read.
         """
         tensor = self.headers[name]
         try:
-            return tensor.read(view, part)
+            return tensor.seen(view).fill(target, ranges, **options)
         except OSError as error:
             raise CheckpointError(f"{tensor.file}: tensor {name} cannot be read: {error.strerror or error}") from None
 

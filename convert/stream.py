@@ -1,18 +1,21 @@
 """Reading the tensors of a Diffusers folder as the parameters of a network, slice by slice."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from joyjax.convert.blocks import aligned, reading_threads
 from joyjax.convert.component import Component
-from joyjax.convert.finite import all_finite
 from joyjax.convert.host_memory import freeing
 from joyjax.convert.rules import Match, match, raise_faults
 from joyjax.convert.safetensors import Tensors
@@ -20,10 +23,12 @@ from joyjax.dtypes import STORED
 from joyjax.errors import CheckpointError
 from joyjax.layers.stored import Storage, own_places, places
 from joyjax.layers.weights import Weights, leaves
-from joyjax.sharding.build import build
+from joyjax.sharding.build import build, shares_memory
 from joyjax.sharding.place import parameter_sharding
 from joyjax.storage import forms
 from joyjax.storage.quantize import quantize_kernel
+
+AHEAD_BYTES = 2**29  # of parameters that may still be in host memory, on their way to a device
 
 Progress = Callable[[int, int], None]  # called with the bytes done and the total
 
@@ -46,48 +51,71 @@ class ReadPlan:
         """The bytes to read."""
         return sum(self.tensors.headers[found.source].nbytes for found in self.matches)
 
-    def read(self, found: Match, dtype: DTypeLike, part: tuple[slice, ...] | None = None) -> np.ndarray:
-        """Return one parameter in `dtype`, or a slice of it; if possible a view of the tensor.
+    def read(
+        self,
+        found: Match,
+        dtype: DTypeLike,
+        part: tuple[slice, ...] | None = None,
+        *,
+        order: Sequence[int] | None = None,
+        pool: Executor | None = None,
+    ) -> np.ndarray:
+        """Return one parameter in `dtype`, or a slice of it, with its axes in `order`; contiguous and aligned.
 
         Raises:
             CheckpointError: if the tensor cannot be read, or holds NaN or infinity.
         """
-        seen = None if part is None else found.transform.part(found.shape, part)
-        if seen is None:
-            tensor = self.tensors.read(found.source)
-            value = found.parameter(tensor) if part is None else found.parameter(tensor)[part]
+        shape, transform, dtype = found.shape, found.transform, np.dtype(dtype)
+        view, axes = transform.view(shape), transform.axes(shape)
+        part = tuple(slice(0, size) for size in shape) if part is None else part
+        order = tuple(range(len(shape))) if order is None else order
+        seen = transform.part(shape, part)
+        if seen is None:  # axes are merged: the whole tensor is read
+            whole = aligned(shape, dtype)
+            value, target = whole[part].transpose(order), whole.reshape([view[axis] for axis in axes])
+            seen = tuple(slice(0 if axis in axes else size - 1, size) for axis, size in enumerate(view))
         else:
-            tensor = self.tensors.read(found.source, found.transform.view(found.shape), seen)
-            value = found.transform.arrange(tensor, found.shape)
-        if not all_finite(tensor):
+            lengths = [len(range(size)[each]) for size, each in zip(shape, part, strict=True)]
+            value = aligned([lengths[axis] for axis in order], dtype)
+            target = value.transpose(np.argsort(order))
+        ranges = [range(size)[each] for size, each in zip(view, seen, strict=True)]
+        if not self.tensors.fill(found.source, view, ranges, transform.spread(target, shape), pool=pool):
             place = f"{self.tensors.headers[found.source].file}: tensor {found.source}"
             raise CheckpointError(f"{place} holds NaN or infinity: the file is damaged; fetch it again")
-        return value.astype(dtype, copy=False)
+        return value
 
     def fill(self, mesh: Mesh | None = None, progress: Progress | None = None) -> Weights:
         """Read the network: see the function `fill`."""
         placed = places(self.abstract.state, mesh)
         found_leaves, done, total = {}, 0, self.nbytes
         quantizes = any(isinstance(parameter.get_value(), forms.Leaf) for parameter in self.parameters.values())
-        with freeing() if quantizes else contextlib.nullcontext():
+        with freeing() if quantizes else contextlib.nullcontext(), reading_threads() as pool:
+            ahead: collections.deque[Any] = collections.deque()
             for found in self.matches:
-                found_leaves[found.target] = self.build_leaf(found, placed, mesh)
+                ahead.append(self.build_leaf(found, placed, mesh, pool))
+                found_leaves[found.target] = ahead[-1]
+                while sum(array.nbytes for array in jax.tree.leaves(list(ahead))) > AHEAD_BYTES:
+                    jax.block_until_ready(ahead.popleft())
                 done += self.tensors.headers[found.source].nbytes
                 if progress:
                     progress(done, total)
         return self.abstract.filled(found_leaves)
 
-    def build_leaf(self, found: Match, placed: Mapping[str, Sharding], mesh: Mesh | None) -> Any:
+    def build_leaf(
+        self, found: Match, placed: Mapping[str, Sharding], mesh: Mesh | None, pool: Executor | None = None
+    ) -> Any:
         """Read one parameter in its form in the network; `placed` has the shardings of all arrays by path."""
         parameter = self.parameters[found.target]
         leaf, dtype = parameter.get_value(), np.dtype(parameter.dtype)
-
-        def read(part: tuple[slice, ...]) -> np.ndarray:
-            whole = all(len(range(size)[each]) == size for size, each in zip(found.shape, part, strict=True))
-            return self.read(found, dtype, None if whole else part)
-
         if not isinstance(leaf, forms.Leaf):
-            return build(found.shape, dtype, placed[found.target], read, found.rows)
+            place = placed[found.target]
+            # A CPU transposes while the block is in cache; any other device does it in less time than the transfer.
+            order = None if shares_memory(next(iter(place.addressable_devices))) else found.file_order
+
+            def read(part: tuple[slice, ...]) -> np.ndarray:
+                return self.read(found, dtype, part, order=order, pool=pool)
+
+            return build(found.shape, dtype, place, read, found.rows, order)
         inputs, outputs = parameter.inputs, len(found.shape) - parameter.inputs
         shape = (*found.shape[inputs:], *found.shape[:inputs])
         axes = (*parameter.axes[inputs:], *parameter.axes[:inputs])
@@ -102,8 +130,8 @@ class ReadPlan:
                 part = tuple(
                     slice(each.start + start, each.stop + start) if n == axis else each for n, each in enumerate(part)
                 )
-                value = read((*part[outputs:], *part[:outputs]))
-                return value.transpose(*range(inputs, value.ndim), *range(inputs))
+                order = (*range(inputs, len(shape)), *range(inputs))
+                return self.read(found, dtype, (*part[outputs:], *part[:outputs]), order=order, pool=pool)
 
             return build(size, dtype, place, rows_of, axis)
 

@@ -10,15 +10,24 @@ from jax.sharding import Sharding
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-PIECE_BYTES = 2**28  # the most host memory that a piece takes
+PIECE_BYTES = 2**28  # the most host memory that a piece takes on its way to a device with a memory of its own
 
 Read = Callable[[tuple[slice, ...]], np.ndarray]
 
 
-def build(shape: tuple[int, ...], dtype: DTypeLike, sharding: Sharding, read: Read, axis: int = 0) -> Array:
-    """Return an array with this sharding; `read` returns any part of it, in `dtype`.
+def build(
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    sharding: Sharding,
+    read: Read,
+    axis: int = 0,
+    order: tuple[int, ...] | None = None,
+) -> Array:
+    """Return an array with this sharding; `read` returns any part of it, in `dtype`, with its axes in `order`.
 
-    Only the parts on this process's devices are read, each once, and a large one in pieces along `axis`.
+    Only the parts on this process's devices are read, each once, and a large one in pieces along `axis`. A part's axes
+    are put back into their places on its device. On a CPU the array that `read` returns becomes JAX's own if it is
+    contiguous and aligned to 64 bytes: `read` must not keep it. On another device the array may still be on its way.
     """
     parts: dict[tuple[tuple[int, int], ...], Array] = {}
     arrays = []
@@ -27,29 +36,47 @@ def build(shape: tuple[int, ...], dtype: DTypeLike, sharding: Sharding, read: Re
         if spans in parts:
             arrays.append(jax.device_put(parts[spans], device))
         else:
-            parts[spans] = _build_part(spans, np.dtype(dtype), device, read, axis)
+            back = None if order is None else tuple(int(n) for n in np.argsort(order))
+            parts[spans] = _build_part(spans, np.dtype(dtype), device, read, axis, back)
             arrays.append(parts[spans])
-    return jax.block_until_ready(jax.make_array_from_single_device_arrays(shape, sharding, arrays))
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
 def _build_part(
-    spans: tuple[tuple[int, int], ...], dtype: np.dtype, device: jax.Device, read: Read, axis: int
+    spans: tuple[tuple[int, int], ...],
+    dtype: np.dtype,
+    device: jax.Device,
+    read: Read,
+    axis: int,
+    back: tuple[int, ...] | None,
 ) -> Array:
+    def put(*index: slice) -> Array:
+        part = jax.device_put(read(index), device)
+        return part if back is None else _transpose(part, back)
+
     shape = tuple(stop - start for start, stop in spans)
     size = int(np.prod(shape)) * dtype.itemsize
-    if size <= PIECE_BYTES:
-        return jax.block_until_ready(jax.device_put(read(tuple(slice(*span) for span in spans)), device))
+    if size <= PIECE_BYTES or shares_memory(device):
+        return put(*(slice(*span) for span in spans))
     rows = max(1, PIECE_BYTES // (size // shape[axis]))
     with jax.default_device(device):
         whole = jnp.zeros(shape, dtype)
     start, stop = spans[axis]
     for first in range(start, stop, rows):
-        piece = read(
-            tuple(slice(first, min(first + rows, stop)) if n == axis else slice(*s) for n, s in enumerate(spans))
-        )
+        piece = put(*(slice(first, min(first + rows, stop)) if n == axis else slice(*s) for n, s in enumerate(spans)))
         # Blocking keeps at most one piece in host memory.
-        whole = jax.block_until_ready(_put(whole, jax.device_put(piece, device), jnp.int32(first - start), axis))
+        whole = jax.block_until_ready(_put(whole, piece, jnp.int32(first - start), axis))
     return whole
+
+
+def shares_memory(device: jax.Device) -> bool:
+    """Return whether a device computes in host memory, where a piece is not on its way but in place."""
+    return device.platform == "cpu"
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _transpose(part: Array, axes: tuple[int, ...]) -> Array:
+    return jnp.transpose(part, axes)
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)

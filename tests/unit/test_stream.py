@@ -67,17 +67,47 @@ def test_a_mesh_places_parameters_by_their_logical_axes(folder):
         np.testing.assert_array_equal(filled[path][...], value)
 
 
+def device_with_its_own_memory(monkeypatch):
+    for module in ("joyjax.sharding.build", "joyjax.convert.stream"):
+        monkeypatch.setattr(f"{module}.shares_memory", lambda device: False)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_another_device_gets_kernels_as_they_are_in_the_file(folder, monkeypatch, split):
+    """It transposes them itself; to the network the result is the same."""
+    device_with_its_own_memory(monkeypatch)
+    monkeypatch.setattr("joyjax.convert.stream.AHEAD_BYTES", 1)
+    orders, plain = {}, stream.ReadPlan.read
+
+    def seen(self, found, dtype, part=None, *, order=None, pool=None):
+        value = plain(self, found, dtype, part, order=order, pool=pool)
+        assert value.flags.c_contiguous
+        orders[found.target] = order
+        return value
+
+    monkeypatch.setattr(stream.ReadPlan, "read", seen)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("tensor",)) if split else None
+    filled = leaves(stream.fill(toy.TOY, CONFIG, Tensors.open(folder), jnp.bfloat16, mesh).state)
+    for path, value in expected(toy.tensors(CONFIG)).items():
+        held = filled[path][...]
+        np.testing.assert_array_equal(held, value.astype(held.dtype), err_msg=path)
+    assert orders["first.kernel"] == (1, 0)
+    assert orders["blocks.1.qkv.kernel"] == (1, 2, 3, 0)
+    assert orders["first.bias"] is None
+
+
 @pytest.mark.parametrize("split", [False, True])
 def test_a_large_tensor_is_read_in_pieces(folder, monkeypatch, split):
+    """On a device with a memory of its own."""
     monkeypatch.setattr("joyjax.sharding.build.PIECE_BYTES", 200)
-    sizes, plain = [], Tensors.read
+    device_with_its_own_memory(monkeypatch)
+    sizes, plain = [], Tensors.fill
 
-    def measured(self, *args):
-        array = plain(self, *args)
-        sizes.append(array.nbytes)
-        return array
+    def measured(self, name, view, ranges, target, **options):
+        sizes.append(target.nbytes)
+        return plain(self, name, view, ranges, target, **options)
 
-    monkeypatch.setattr(Tensors, "read", measured)
+    monkeypatch.setattr(Tensors, "fill", measured)
     mesh = Mesh(np.array(jax.devices()[:2]), ("tensor",)) if split else None
     filled = leaves(stream.fill(toy.TOY, CONFIG, Tensors.open(folder), jnp.float32, mesh).state)
     for path, value in expected(toy.tensors(CONFIG)).items():
@@ -89,7 +119,7 @@ def test_a_large_tensor_is_read_in_pieces(folder, monkeypatch, split):
 
 
 def test_a_mesh_that_does_not_fit_is_refused_before_reading(folder, monkeypatch):
-    monkeypatch.setattr(Tensors, "read", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(Tensors, "fill", lambda *_, **__: pytest.fail("read"))
     mesh = Mesh(np.array(jax.devices()[:3]), ("tensor",))
     with pytest.raises(MeshError, match="blocks.0.out.kernel"):
         stream.fill(toy.TOY, CONFIG, Tensors.open(folder), jnp.float32, mesh)
@@ -100,7 +130,7 @@ def test_tensors_that_do_not_fit_are_refused_before_reading(tmp_path, monkeypatc
     named["first.weight"] = named["first.weight"].T.copy()
     del named["layers.1.out.bias"]
     save_file(named, tmp_path / "model.safetensors")
-    monkeypatch.setattr(Tensors, "read", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(Tensors, "fill", lambda *_, **__: pytest.fail("read"))
     with pytest.raises(CheckpointError) as raised:
         stream.fill(toy.TOY, CONFIG, Tensors.open(tmp_path), jnp.float32)
     assert all(part in str(raised.value) for part in (str(tmp_path), "first.weight", "layers.1.out.bias"))
