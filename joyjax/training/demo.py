@@ -3,7 +3,6 @@
 A JoyImage-Edit of six million parameters that edits pictures of coloured shapes, 128 × 128.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +159,7 @@ def write_skeleton(folder: Path, latents_mean: list[float], latents_std: list[fl
     write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     write_json(folder / "processor" / "preprocessor_config.json", PROCESSOR)
     write_json(folder / "model_index.json", INDEX)
-    write_json(folder / FILE, dataclasses.asdict(SETTINGS))
+    write_json(folder / FILE, SETTINGS.plain())
     return read_files(folder)
 
 

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from joyjax.convert.export import export
+from joyjax.convert.generation_defaults import GenerationDefaults
+from joyjax.convert.manifest import is_converted
 from joyjax.convert.source.model import DEMO
 from joyjax.convert.wan_vae import VAE
 from joyjax.families.joyimage import EDIT
@@ -21,7 +23,7 @@ from joyjax.processors.vision import vision_patches
 from joyjax.runtime.load import load
 from joyjax.shapes.edits import KINDS, apply, combination, held_out
 from joyjax.sharding.mesh import parse_mesh
-from joyjax.training import autoencoder, flow
+from joyjax.training import autoencoder, demo, flow
 from joyjax.training.autoencoder import AutoencoderConfig
 from joyjax.training.dataset import StreamConfig, make_chunk, make_stream
 from joyjax.training.demo import fresh_parameters, read_files
@@ -379,6 +381,12 @@ def test_the_whole_recipe_further_from_a_checkpoint(tmp_path):
     assert pipeline.generation_defaults == demo.generation_defaults
     row = json.loads((tmp_path / "work" / "flow" / "metrics.jsonl").read_text().splitlines()[-1])
     assert 0 <= row["strict"] <= 1
+
+
+def test_a_new_checkpoint_has_the_demo_s_settings(tmp_path):
+    demo.write_skeleton(tmp_path, [0.0] * 16, [1.0] * 16)
+    assert GenerationDefaults.read(tmp_path) == demo.SETTINGS
+    assert not is_converted(tmp_path)
 
 
 @pytest.mark.nightly
