@@ -66,6 +66,11 @@ class Source:
     shape: tuple[int, ...]
     stamp: Stamp  # of the file whose header was read
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the array."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def fill(
         self, target: np.ndarray, ranges: Sequence[range], *, pool: Executor | None = None, check: bool = True
     ) -> bool:

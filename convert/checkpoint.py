@@ -1,33 +1,27 @@
-"""The parts of a converted folder: Orbax checkpoints of flat dicts {path: array}.
+"""Reading the parts of a converted folder as the parameters of a network; the counterpart of stream.py."""
 
-A part is a complete checkpoint: `orbax.checkpoint.StandardCheckpointer().restore(part)` opens it. The manifest lists
-the arrays of each part (manifest.py).
-"""
-
-import contextlib
 import dataclasses
 import functools
-import hashlib
-import logging
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-import tensorstore as ts
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from joyjax.convert.array_files import fill as fill_from
+from joyjax.convert.array_files import in_files, source
+from joyjax.convert.blocks import aligned, reading_threads
 from joyjax.convert.component import Component
 from joyjax.convert.finite import all_finite, all_finite_on_device
-from joyjax.convert.host_memory import freeing, give_back
-from joyjax.convert.manifest import MANIFEST, Manifest, Piece, Stored, Told, parts
-from joyjax.convert.rules import Shape, raise_faults
-from joyjax.convert.stream import Progress
+from joyjax.convert.host_memory import freeing
+from joyjax.convert.manifest import MANIFEST, Manifest, Piece, Stored, parts
+from joyjax.convert.orbax_part import read_part
+from joyjax.convert.rules import raise_faults
+from joyjax.convert.stream import Progress, build_leaf
 from joyjax.dtypes import STORED
 from joyjax.errors import CheckpointError
 from joyjax.layers.stored import (
@@ -41,103 +35,10 @@ from joyjax.layers.stored import (
     with_storage,
 )
 from joyjax.layers.weights import Weights, leaves
-from joyjax.reading import parse_json, quoted
 from joyjax.sharding.build import build
 from joyjax.sharding.place import parameter_sharding
 from joyjax.storage import forms
 from joyjax.storage.quantize import quantize_array
-
-CHUNK_BYTES = 2**23  # the largest chunk; a read fetches whole chunks
-FEW = 64  # longest axis that is cut: Orbax cuts it into single entries
-
-
-def write_part(folder: Path, arrays: Mapping[str, np.ndarray], axes: Mapping[str, int]) -> None:
-    """Write one Orbax checkpoint; returns when it is on disk. `axes` are the axes that devices split, by path.
-
-    Not compressed: compression takes three times as long and saves a fifth.
-
-    Raises:
-        CheckpointError: if it cannot be written, for example to a full disk.
-    """
-    how = {}
-    for path, array in arrays.items():
-        cut = array.nbytes > CHUNK_BYTES and array.shape[axes[path]] <= FEW
-        how[path] = ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(axes[path],) if cut else ())
-    try:
-        # Not StandardCheckpointer, which is asynchronous: after a failure its threads keep running and print to stderr.
-        with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
-            checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(dict(arrays), save_args=how))
-    except Exception as error:  # Orbax raises bare ones too
-        raise CheckpointError(f"{folder} cannot be written ({_reason(error)})") from error
-    finally:
-        give_back()
-
-
-def read_part(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Read one Orbax checkpoint; `wanted` has the shape, dtype and sharding of each array, or a NumPy array to fill.
-
-    Raises:
-        CheckpointError: if it cannot be read.
-    """
-    _check_chunks(folder, {path: tuple(array.shape) for path, array in wanted.items()})
-    # Every process reads independently; by default Orbax synchronises all processes.
-    me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(me, {me}, f"process_{me}")
-    try:
-        with _quiet(), ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-            return checkpointer.restore(folder.absolute(), dict(wanted))
-    except Exception as error:  # see `write_part`
-        raise CheckpointError(f"{folder} cannot be read; convert the model again ({_reason(error)})") from error
-    finally:
-        give_back()
-
-
-def _check_chunks(folder: Path, shapes: Mapping[str, Shape]) -> None:
-    """Check the chunks of arrays before they are read: TensorStore allocates the size that a chunk claims."""
-    try:
-        store = ts.KvStore.open(
-            {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder.absolute()}/"}}
-        ).result()
-        found = {path: parse_json(store.read(f"{path}/.zarray").result().value) for path in shapes}
-    except (ValueError, TypeError) as error:  # TensorStore's are ValueErrors
-        raise CheckpointError(f"{folder} cannot be read; convert the model again ({_reason(error)})") from error
-    for path, raw in found.items():
-        shape, chunks = shapes[path], raw.get("chunks")
-        if raw.get("shape") != list(shape):
-            raise CheckpointError(
-                f"{folder} cannot be read; convert the model again ({path} is stored with the shape "
-                f"{quoted(raw.get('shape'))}; expected {list(shape)})"
-            )
-        fit = (
-            isinstance(chunks, list)
-            and len(chunks) == len(shape)
-            and all(
-                type(chunk) is int and 1 <= chunk <= max(1, size) for chunk, size in zip(chunks, shape, strict=True)
-            )
-        )
-        if not fit or raw.get("compressor") is not None or raw.get("filters") is not None:
-            raise CheckpointError(
-                f"{folder} cannot be read; convert the model again ({path} is stored in chunks of {quoted(chunks)}, "
-                f"compressed by {quoted(raw.get('compressor'))}; expected at most {list(shape)}, not compressed)"
-            )
-
-
-def check_part(folder: Path, held: Told) -> None:
-    """Read a part and compare it with the expected arrays.
-
-    Raises:
-        CheckpointError: for the first array that differs.
-    """
-    wanted = {path: np.empty(shape, dtype) for path, (shape, dtype, _) in held.items()}
-    for path, array in read_part(folder, wanted).items():
-        shape, dtype, sha256 = held[path]
-        if (array.shape, str(array.dtype)) != (shape, dtype) or digest(array) != sha256:
-            raise CheckpointError(f"{folder}: {path} is not what was written; is the disk sound? Convert it again")
-
-
-def digest(array: np.ndarray) -> str:
-    """Return the SHA-256 of an array's bytes, row by row."""
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,10 +91,7 @@ class ReadPlan:
             while read:
                 path, array = read.popitem()
                 if not (all_finite(array) if isinstance(array, np.ndarray) else all_finite_on_device(array)):
-                    place = self.folder / part
-                    raise CheckpointError(
-                        f"{place}: {path} holds NaN or infinity: the file is damaged; convert the model again"
-                    )
+                    raise _not_finite(self.folder / part, path)
                 if path in goals:
                     goal = goals[path].get_value()
                     leaf = quantize_array(goal, goals[path].inputs, own_places(path, goal, placed), array)
@@ -204,8 +102,25 @@ class ReadPlan:
             if progress:
                 progress(done, total)
 
+        with reading_threads() as pool:
+            filed = [path for path, stored in self.parameters.items() if in_files(stored.pieces[0].part)]
+            for path in filed:
+                if path in goals:
+                    read = self._file_reader(path, goals[path].dtype, pool)
+                    leaf = build_leaf(path, goals[path], placed, mesh, read)
+                    arrays.update({forms.array_path(path, name): each for name, each in forms.arrays(leaf).items()})
+                else:
+                    value = own[path].value
+                    read = self._file_reader(path, value.dtype, pool)
+                    arrays[path] = build(value.shape, value.dtype, placed[path], functools.partial(read, order=None))
+                    jax.block_until_ready(arrays[path])
+                done += self.parameters[path].nbytes
+                if progress:
+                    progress(done, total)
+
         # Arrays in several pieces are concatenated in host memory; first, while little else is there.
-        pieces = [path for path, stored in self.parameters.items() if len(stored.pieces) > 1]
+        others = {path: stored for path, stored in self.parameters.items() if path not in filed}
+        pieces = [path for path, stored in others.items() if len(stored.pieces) > 1]
         for path in pieces:
             if isinstance(want := wanted(path), np.ndarray):
                 built: Any = self._reader(path, want.dtype)(tuple(slice(0, size) for size in want.shape))
@@ -213,10 +128,34 @@ class ReadPlan:
                 built = build(want.shape, want.dtype, want.sharding, self._reader(path, want.dtype))
             keep(self.parameters[path].pieces[0].part, {path: built})
             del built
-        whole = {path: stored for path, stored in self.parameters.items() if path not in pieces}
+        whole = {path: stored for path, stored in others.items() if path not in pieces}
         for part, held in parts(whole).items():
             keep(part, read_part(self.folder / part, {path: wanted(path) for path in held}))
         return filled_with_arrays(self.abstract, arrays)
+
+    def _file_reader(self, path: str, dtype: DTypeLike, pool: Executor) -> Callable[..., np.ndarray]:
+        """Return a function that reads a part of an array in files of its own, with its axes in an order."""
+        stored = self.parameters[path]
+        sources = [
+            (piece, source(self.folder / piece.part, path, stored.piece_shape(piece), stored.dtype))
+            for piece in stored.pieces
+        ]
+
+        def read(part: tuple[slice, ...], order: tuple[int, ...] | None) -> np.ndarray:
+            ranges = [range(size)[each] for size, each in zip(stored.shape, part, strict=True)]
+            order = tuple(range(len(ranges))) if order is None else order
+            value = aligned([len(ranges[axis]) for axis in order], np.dtype(dtype))
+            target = value.transpose(np.argsort(order))
+            for piece, where in sources:
+                start, stop = max(ranges[0].start, piece.start), min(ranges[0].stop, piece.stop)
+                if start < stop:
+                    rows = target[start - ranges[0].start : stop - ranges[0].start]
+                    seen = [range(start - piece.start, stop - piece.start), *ranges[1:]]
+                    if not fill_from(where, rows, seen, pool=pool):
+                        raise _not_finite(self.folder / piece.part, path)
+            return value
+
+        return read
 
     def _reader(self, path: str, dtype: DTypeLike) -> Callable[[tuple[slice, ...]], np.ndarray]:
         """Return a function that reads a slice of a parameter stored in several pieces."""
@@ -306,18 +245,5 @@ def restore(
     return plan(folder, component, config, dtype, storage).fill(mesh, progress)
 
 
-def _reason(error: Exception) -> str:
-    code = re.search("os_error_code='([0-9]+)'", str(error))  # in TensorStore's message, which is long
-    return os.strerror(int(code[1])) if code else str(error).partition("\n")[0][:200]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Orbax from logging the errors of its threads with tracebacks; it raises them too."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def _not_finite(part: Path, path: str) -> CheckpointError:
+    return CheckpointError(f"{part}: {path} holds NaN or infinity: the file is damaged; convert the model again")

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from joyjax.convert import checkpoint, manifest, stream
+from joyjax.convert import manifest, orbax_part, stream
+from joyjax.convert.blocks import reading_threads
 from joyjax.convert.component import Component
 from joyjax.convert.generation_defaults import GenerationDefaults
 from joyjax.convert.journal import Journal, open_journal
@@ -114,10 +116,11 @@ def convert_checkpoint(
                     journal.begin()
                     copy_files(source, journal.new, index, made, {each.folder for each in components})
                     advance = _counter(sum(plans[name].nbytes for name in made), progress)
-                    made = {
-                        name: _write_component(journal, name, plans[name], converted, share, advance)
-                        for name, converted in made.items()
-                    }
+                    with reading_threads() as pool:
+                        made = {
+                            name: _write_component(journal, name, plans[name], converted, share, advance, pool)
+                            for name, converted in made.items()
+                        }
                     Manifest({**kept, **made}, defaults).write(journal.new)
                     journal.all_done(overwrite)
                 publish_folder(journal.new, target, overwrite)
@@ -246,12 +249,13 @@ def _write_component(
     converted: Converted,
     share: Path | None,
     advance: Callable[[int], None],
+    pool: Executor,
 ) -> Converted:
     """Write the parts of one component that are not done yet; return it with the digests of all its pieces."""
     matches = {found.target: found for found in plan.matches}
     own = array_leaves(plan.abstract.state)
     axes = {path: _split_axis(array.axes) for path, array in own.items()}
-    read = reader(plan, matches)
+    read = reader(plan, matches, pool)
     shared = {} if share is None else _by_content(share, name)
     for part, held in manifest.parts(converted.parameters).items():
         folder = journal.new / name / part
@@ -262,16 +266,16 @@ def _write_component(
             for path, piece in held.items():
                 stored = converted.parameters[path]
                 arrays[path] = _contiguous(read(path, stored, piece))
-            digests = {path: checkpoint.digest(array) for path, array in arrays.items()}
+            digests = {path: orbax_part.digest(array) for path, array in arrays.items()}
             told = {path: (array.shape, str(array.dtype), digests[path]) for path, array in arrays.items()}
             equal = shared.get(_content(told))
             if equal is None:
-                checkpoint.write_part(folder, arrays, axes)
+                orbax_part.write_part(folder, arrays, axes)
             else:
                 shutil.copytree(equal, folder, copy_function=link)
             del arrays
             flush(folder)
-            checkpoint.check_part(folder, told)
+            orbax_part.check_part(folder, told)
             journal.part_done(name, part, digests)
         advance(
             sum(

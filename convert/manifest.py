@@ -3,14 +3,17 @@
     joyjax.json                 written after everything else: without it the folder is not a checkpoint
     model_index.json            as in the Diffusers folder; so are scheduler/, tokenizer/, processor/
     transformer/config.json     as in the Diffusers folder
-    transformer/part-00000/     see checkpoint.py
+    transformer/part-00000/     small arrays, see checkpoint.py
+    transformer/files-00001/    large arrays, see array_files.py
 
 Parts are small, so that writing and reading need little memory. The part of a parameter depends only on shapes and
 dtypes. A parameter larger than a part is split along its first axis over several parts.
 
 A kernel that is stored in another form than an array (joyjax/storage/forms.py) has an entry for each array of the
-form, such as `blocks.0.img.qkv.kernel.q` and `….scale`, and `forms` names its form. A manifest with forms has version
-3, which joyjax 0.1.0 refuses by name; without forms it has version 2, which 0.1.0 reads.
+form, such as `blocks.0.img.qkv.kernel.q` and `….scale`, and `forms` names its form.
+
+Versions: 2, which joyjax 0.1.0 wrote, has parts named `part-…` only and no forms; 3 has forms; 4 has parts named
+`files-…` too. All are read; 0.1.0 refuses the newer ones by name.
 """
 
 import dataclasses
@@ -24,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from joyjax.convert import generation_defaults
+from joyjax.convert.array_files import PREFIX, in_files
 from joyjax.convert.generation_defaults import GenerationDefaults
 from joyjax.convert.rules import Shape
 from joyjax.dtypes import STORED
@@ -32,7 +36,7 @@ from joyjax.reading import read_json
 from joyjax.storage.forms import FORMS
 
 MANIFEST = generation_defaults.FILE
-FORMAT, VERSION, VERSION_OF_FORMS = "joyjax-orbax", 2, 3
+FORMAT, VERSION, VERSION_OF_FORMS, VERSION_OF_FILES = "joyjax-orbax", 2, 3, 4
 GENERATION_KEYS = set(GenerationDefaults().plain())
 PART_BYTES = 2**27  # converting takes about three times this besides the interpreter
 
@@ -104,7 +108,9 @@ class Manifest:
             for name, converted in self.components.items()
         }
         has_forms = any(converted.forms for converted in self.components.values())
-        version = VERSION_OF_FORMS if has_forms else VERSION
+        stored = (stored for converted in self.components.values() for stored in converted.parameters.values())
+        has_files = any(in_files(piece.part) for each in stored for piece in each.pieces)
+        version = VERSION_OF_FILES if has_files else VERSION_OF_FORMS if has_forms else VERSION
         raw = {"format": FORMAT, "version": version, **self.generation_defaults.plain(), "components": components}
         (folder / MANIFEST).write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
 
@@ -117,10 +123,11 @@ class Manifest:
         """
         file = folder / MANIFEST
         raw = read_json(file)
-        if raw.get("format") != FORMAT or raw.get("version") not in (VERSION, VERSION_OF_FORMS):
+        versions = VERSION, VERSION_OF_FORMS, VERSION_OF_FILES
+        if raw.get("format") != FORMAT or raw.get("version") not in versions:
             raise CheckpointError(
                 f"{file}: format is {raw.get('format')!r}, version {raw.get('version')!r}; this joyjax reads "
-                f"{FORMAT!r}, version {VERSION} and {VERSION_OF_FORMS}: convert the model again"
+                f"{FORMAT!r}, version {VERSION} to {VERSION_OF_FILES}: convert the model again"
             )
         try:
             components = {
@@ -142,13 +149,13 @@ def is_converted(folder: Path) -> bool:
     return file.is_file() and not (read_json(file).keys() <= GENERATION_KEYS)
 
 
-def partition(parameters: Iterable[tuple[str, Shape, str]]) -> dict[str, Stored]:
-    """Assign parameters, given by path, shape and dtype, to parts of about PART_BYTES at most.
+def partition(parameters: Iterable[tuple[str, Shape, str]], prefix: str = "part-", first: int = 0) -> dict[str, Stored]:
+    """Assign parameters, given by path, shape and dtype, to parts of about PART_BYTES at most, numbered from `first`.
 
     A larger parameter is split along its first axis; each piece is a part of its own.
     """
     placed: dict[str, Stored] = {}
-    number, filled = 0, 0
+    number, filled = first, 0
     for path, shape, dtype in parameters:
         size, rows = Stored(shape, dtype, ()).nbytes, shape[0] if shape else 1
         each = rows if size <= PART_BYTES else max(1, rows * PART_BYTES // size)
@@ -157,7 +164,7 @@ def partition(parameters: Iterable[tuple[str, Shape, str]]) -> dict[str, Stored]
             if filled and filled + size > PART_BYTES:
                 number, filled = number + 1, 0
             filled += size
-            pieces.append(Piece(f"part-{number:05}", start, min(start + each, rows)))
+            pieces.append(Piece(f"{prefix}{number:05}", start, min(start + each, rows)))
         placed[path] = Stored(shape, dtype, tuple(pieces))
     return placed
 
@@ -205,7 +212,11 @@ def _stored(raw: Mapping[str, Any]) -> Stored:
     end = 0
     for piece in raw["pieces"]:
         part, start, stop, sha256 = (piece[key] for key in ("part", "start", "stop", "sha256"))
-        if not isinstance(part, str) or not re.fullmatch(r"part-[0-9]{5,9}", part) or not isinstance(sha256, str):
+        if (
+            not isinstance(part, str)
+            or not re.fullmatch(rf"(part-|{PREFIX})[0-9]{{5,9}}", part)
+            or not isinstance(sha256, str)
+        ):
             raise ValueError(f"part {part!r}, sha256 {sha256!r}")
         if type(start) is not int or type(stop) is not int or start != end or stop < start:
             raise ValueError(f"rows {start!r} to {stop!r}")

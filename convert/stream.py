@@ -106,36 +106,54 @@ class ReadPlan:
     ) -> Any:
         """Read one parameter in its form in the network; `placed` has the shardings of all arrays by path."""
         parameter = self.parameters[found.target]
-        leaf, dtype = parameter.get_value(), np.dtype(parameter.dtype)
-        if not isinstance(leaf, forms.Leaf):
-            place = placed[found.target]
-            # A CPU transposes while the block is in cache; any other device does it in less time than the transfer.
-            order = None if shares_memory(next(iter(place.addressable_devices))) else found.file_order
+        dtype = np.dtype(parameter.dtype)
 
-            def read(part: tuple[slice, ...]) -> np.ndarray:
-                return self.read(found, dtype, part, order=order, pool=pool)
+        def read(part: tuple[slice, ...], order: tuple[int, ...] | None) -> np.ndarray:
+            return self.read(found, dtype, part, order=order, pool=pool)
 
-            return build(found.shape, dtype, place, read, found.rows, order)
-        inputs, outputs = parameter.inputs, len(found.shape) - parameter.inputs
-        shape = (*found.shape[inputs:], *found.shape[:inputs])
-        axes = (*parameter.axes[inputs:], *parameter.axes[:inputs])
-        own = own_places(found.target, leaf, placed)
-        place = parameter_sharding(found.target, shape, axes, mesh) or next(iter(own.values()))
+        return build_leaf(found.target, parameter, placed, mesh, read, found.rows, found.file_order)
 
-        def read_rows(axis: int, start: int, stop: int) -> Array:
-            """Return entries of an output axis, as an array with the output axes first."""
-            size = tuple(stop - start if n == axis else each for n, each in enumerate(shape))
 
-            def rows_of(part: tuple[slice, ...]) -> np.ndarray:
-                part = tuple(
-                    slice(each.start + start, each.stop + start) if n == axis else each for n, each in enumerate(part)
-                )
-                order = (*range(inputs, len(shape)), *range(inputs))
-                return self.read(found, dtype, (*part[outputs:], *part[:outputs]), order=order, pool=pool)
+def build_leaf(
+    path: str,
+    parameter: Any,
+    placed: Mapping[str, Sharding],
+    mesh: Mesh | None,
+    read: Callable[[tuple[slice, ...], tuple[int, ...] | None], np.ndarray],
+    rows: int = 0,
+    stored_order: tuple[int, ...] | None = None,
+) -> Any:
+    """Return the value of a parameter in its form; `placed` has the shardings of all arrays by path.
 
-            return build(size, dtype, place, rows_of, axis)
+    `read` returns any part of the array, in its dtype, with its axes in an order, None for their own. They are stored
+    in `stored_order`, so that parts along `rows` are contiguous.
+    """
+    leaf, dtype = parameter.get_value(), np.dtype(parameter.dtype)
+    whole = tuple(leaf.shape)
+    if not isinstance(leaf, forms.Leaf):
+        place = placed[path]
+        # A CPU transposes while a block is in cache; any other device does it in less time than the transfer.
+        order = None if shares_memory(next(iter(place.addressable_devices))) else stored_order
+        return build(whole, dtype, place, lambda part: read(part, order), rows, order)
+    inputs, outputs = parameter.inputs, len(whole) - parameter.inputs
+    turned = (*range(inputs, len(whole)), *range(inputs))
+    shape, axes = (tuple(each[axis] for axis in turned) for each in (whole, parameter.axes))
+    own = own_places(path, leaf, placed)
+    place = parameter_sharding(path, shape, axes, mesh) or next(iter(own.values()))
 
-        return quantize_kernel(leaf, inputs, dtype.itemsize, own, read_rows)
+    def read_rows(axis: int, start: int, stop: int) -> Array:
+        """Return entries of an output axis, as an array with the output axes first."""
+        size = tuple(stop - start if n == axis else each for n, each in enumerate(shape))
+
+        def rows_of(part: tuple[slice, ...]) -> np.ndarray:
+            part = tuple(
+                slice(each.start + start, each.stop + start) if n == axis else each for n, each in enumerate(part)
+            )
+            return read((*part[outputs:], *part[:outputs]), turned)
+
+        return build(size, dtype, place, rows_of, axis)
+
+    return quantize_kernel(leaf, inputs, dtype.itemsize, own, read_rows)
 
 
 def plan(component: Component, config: Any, tensors: Tensors, dtype: DTypeLike, storage: Storage = None) -> ReadPlan:

@@ -2,12 +2,13 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from joyjax.convert import manifest, stream
+from joyjax.convert import array_files, manifest, stream
 from joyjax.convert.manifest import Piece, Stored
 from joyjax.convert.rules import Match, Shape
 from joyjax.layers.stored import ArrayLeaf, array_leaves
@@ -18,16 +19,23 @@ from joyjax.storage import forms
 def layout(plan: stream.ReadPlan, keep: bool) -> dict[str, Stored]:
     """Return dtype and pieces of each array to store; `keep`: the tensor's own dtype, unless a form has another."""
     headers = plan.tensors.headers
-    arrays: list[tuple[str, Shape, str]] = []
+    small: list[tuple[str, Shape, str]] = []
+    large: list[tuple[str, Shape, str]] = []
     for found in plan.matches:
         parameter = plan.parameters[found.target]
         leaf = parameter.get_value()
         if isinstance(leaf, forms.Leaf):
-            for name, array in forms.arrays(leaf).items():
-                arrays.append((forms.array_path(found.target, name), tuple(array.shape), str(np.dtype(array.dtype))))
+            arrays = [
+                (forms.array_path(found.target, name), tuple(array.shape), str(np.dtype(array.dtype)))
+                for name, array in forms.arrays(leaf).items()
+            ]
         else:
-            arrays.append((found.target, found.shape, headers[found.source].dtype if keep else str(parameter.dtype)))
-    return manifest.partition(arrays)
+            arrays = [(found.target, found.shape, headers[found.source].dtype if keep else str(parameter.dtype))]
+        # The arrays of a quantized kernel stay together: they are made together.
+        sizes = [Stored(shape, dtype, ()).nbytes for _, shape, dtype in arrays]
+        (large if max(sizes) >= array_files.LARGE else small).extend(arrays)
+    parts = manifest.partition(small)
+    return parts | manifest.partition(large, array_files.PREFIX, len(manifest.parts(parts)))
 
 
 def forms_of(plan: stream.ReadPlan) -> dict[str, str]:
@@ -36,20 +44,22 @@ def forms_of(plan: stream.ReadPlan) -> dict[str, str]:
     return {path: name for path, name in named.items() if name is not None}
 
 
-def reader(plan: stream.ReadPlan, matches: Mapping[str, Match]) -> Callable[[str, Stored, Piece], np.ndarray]:
+def reader(
+    plan: stream.ReadPlan, matches: Mapping[str, Match], pool: Executor
+) -> Callable[[str, Stored, Piece], np.ndarray]:
     """Return a function that reads a piece of an array, and quantizes it if it belongs to a quantized kernel."""
     own = array_leaves(plan.abstract.state)
     placed = dict.fromkeys(own, SingleDeviceSharding(cpu_device()))
 
     @functools.lru_cache(1)  # the arrays of a kernel follow each other
     def quantized(parameter: str) -> dict[str, Any]:
-        leaf = plan.build_leaf(matches[parameter], placed, None)
+        leaf = plan.build_leaf(matches[parameter], placed, None, pool)
         return {forms.array_path(parameter, name): np.asarray(array) for name, array in forms.arrays(leaf).items()}
 
     def read(path: str, stored: Stored, piece: Piece) -> np.ndarray:
         parameter = own[path].parameter
         if parameter == path:
-            return plan.read(matches[path], stored.dtype, stored.index(piece))
+            return plan.read(matches[path], stored.dtype, stored.index(piece), pool=pool)
         return quantized(parameter)[path][piece.start : piece.stop]
 
     return read

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import AbstractMesh
 
 from joyjax import dtypes
-from joyjax.convert import checkpoint, manifest, stream
+from joyjax.convert import checkpoint, manifest, orbax_part, stream
 from joyjax.convert.component import Component
 from joyjax.convert.generation_defaults import GenerationDefaults
 from joyjax.convert.manifest import Stored
@@ -132,7 +132,7 @@ def verify(folder: Path, progress: Progress | None = None) -> None:
             parameters = checkpoint.plan(folder, component, configs[name], FLOAT32).parameters
             for part, held in manifest.expected(parameters).items():
                 size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype, _ in held.values())
-                steps.append((size, functools.partial(checkpoint.check_part, folder / name / part, held)))
+                steps.append((size, functools.partial(orbax_part.check_part, folder / name / part, held)))
         else:
             plan = stream.plan(component, configs[name], Tensors.open(folder / name), FLOAT32)
             for found in plan.matches:

@@ -20,7 +20,7 @@ import toy
 from jax.sharding import Mesh, PartitionSpec
 from safetensors.numpy import save_file
 
-from joyjax.convert import checkpoint, stream
+from joyjax.convert import checkpoint, orbax_part, stream
 from joyjax.convert.conversion import convert_checkpoint
 from joyjax.convert.export import export
 from joyjax.convert.generation_defaults import GenerationDefaults
@@ -306,7 +306,7 @@ def test_equal_parts_are_shared_with_another_folder(tmp_path, source, target, sm
 
 def spy_on_parts(monkeypatch, fail: Exception | type[BaseException] | None = None, at: int = -1) -> list:
     """Note every part that is written; raise at one of them."""
-    written, write = [], checkpoint.write_part
+    written, write = [], orbax_part.write_part
 
     def write_part(folder, arrays, axes):
         if len(written) == at:
@@ -314,7 +314,7 @@ def spy_on_parts(monkeypatch, fail: Exception | type[BaseException] | None = Non
         written.append(folder)
         write(folder, arrays, axes)
 
-    monkeypatch.setattr(checkpoint, "write_part", write_part)
+    monkeypatch.setattr(orbax_part, "write_part", write_part)
     return written
 
 
@@ -349,13 +349,13 @@ def test_another_command_does_not_go_on_from_there(source, target, small_parts, 
 
 
 def test_a_part_that_reads_back_otherwise_is_refused(source, target, monkeypatch):
-    write = checkpoint.write_part
+    write = orbax_part.write_part
 
     def damaged(folder, arrays, axes):
         path = next(iter(arrays))
         write(folder, {**arrays, path: arrays[path] + 1}, axes)
 
-    monkeypatch.setattr(checkpoint, "write_part", damaged)
+    monkeypatch.setattr(orbax_part, "write_part", damaged)
     with pytest.raises(CheckpointError, match="is not what was written"):
         convert_checkpoint(source, target, BOTH)
     assert not target.exists()
@@ -373,7 +373,7 @@ def test_an_interrupted_overwrite_leaves_the_old_target(source, target, monkeypa
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "write_part", interrupt)
+    monkeypatch.setattr(orbax_part, "write_part", interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert_checkpoint(source, target, BOTH, overwrite=True)
     theirs = stream.fill(toy.TOY, CONFIG, Tensors.open(source / "toy"), jnp.bfloat16)
@@ -383,12 +383,12 @@ def test_an_interrupted_overwrite_leaves_the_old_target(source, target, monkeypa
 def test_a_part_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="part-00000 cannot be written"):
-        checkpoint.write_part(tmp_path / "file" / "part-00000", {"x": np.zeros(3)}, {"x": 0})
+        orbax_part.write_part(tmp_path / "file" / "part-00000", {"x": np.zeros(3)}, {"x": 0})
 
 
 def test_too_little_space_is_seen_before_anything_is_written(source, target, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
-    monkeypatch.setattr(checkpoint, "write_part", lambda *_: pytest.fail("written"))
+    monkeypatch.setattr(orbax_part, "write_part", lambda *_: pytest.fail("written"))
     with pytest.raises(CheckpointError, match="GiB free"):
         convert_checkpoint(source, target, BOTH)
     assert os.listdir(target.parent) == []
@@ -415,7 +415,7 @@ def test_a_source_that_is_not_whole_is_refused_before_anything_is_written(tmp_pa
         convert_checkpoint(source, folder, BOTH)
     elif fault == "missing":
         name, folder = "model_index.json is missing", tmp_path / "nowhere"
-    monkeypatch.setattr(checkpoint, "write_part", lambda *_: pytest.fail("written"))
+    monkeypatch.setattr(orbax_part, "write_part", lambda *_: pytest.fail("written"))
     with pytest.raises(CheckpointError) as raised:
         convert_checkpoint(folder, target, BOTH)
     assert name in str(raised.value)
@@ -487,7 +487,7 @@ def test_a_part_with_what_is_no_number(source, target, monkeypatch, value, part_
     arrays = {path: np.array(array) for path, array in held.items()}
     arrays["first.kernel"][-1, -1] = value
     shutil.rmtree(part)
-    checkpoint.write_part(part, arrays, dict.fromkeys(arrays, 0))
+    orbax_part.write_part(part, arrays, dict.fromkeys(arrays, 0))
     with pytest.raises(CheckpointError, match="first.kernel holds NaN or infinity.*convert the model again"):
         checkpoint.restore(target, toy.TOY, CONFIG, jnp.bfloat16)
 
@@ -526,7 +526,7 @@ def test_a_part_of_other_arrays(source, target):
     convert_checkpoint(source, target, BOTH)
     part = target / "toy" / "part-00000"
     shutil.rmtree(part)
-    checkpoint.write_part(part, {"first.kernel": np.zeros((5, 12), np.float32)}, {"first.kernel": 0})
+    orbax_part.write_part(part, {"first.kernel": np.zeros((5, 12), np.float32)}, {"first.kernel": 0})
     with pytest.raises(CheckpointError, match="part-00000 cannot be read; convert the model again"):
         checkpoint.restore(target, toy.TOY, CONFIG, jnp.float32)
 
@@ -726,7 +726,7 @@ def the_forms(raw) -> dict:
         (lambda raw: the_forms(raw).pop(KERNEL), rf"{KERNEL} \[8, 2, 12\] is missing"),
         (lambda raw: the_forms(raw).update({KERNEL: 3}), "is damaged.*forms"),
         (lambda raw: raw["components"]["toy"].update(forms=["float8"]), "is damaged.*forms"),
-        (lambda raw: raw.update(version=4), "version 4; this joyjax reads 'joyjax-orbax', version 2 and 3"),
+        (lambda raw: raw.update(version=5), "version 5; this joyjax reads 'joyjax-orbax', version 2 to 4"),
     ],
 )
 def test_a_hostile_manifest_of_forms(quantized, edit, message):
@@ -741,7 +741,7 @@ def rewrite_part(target, edit) -> None:
     held = {path: np.array(array) for path, array in ocp.StandardCheckpointer().restore(part).items()}
     edit(held)
     shutil.rmtree(part)
-    checkpoint.write_part(part, held, dict.fromkeys(held, 0))
+    orbax_part.write_part(part, held, dict.fromkeys(held, 0))
 
 
 def set_last(name, value):

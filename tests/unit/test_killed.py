@@ -20,9 +20,8 @@ import toy
 from killed import Answer, Job
 from safetensors.numpy import load_file, save_file
 
-from joyjax.convert import checkpoint, conversion, stream
+from joyjax.convert import blocks, checkpoint, conversion, orbax_part, stream
 from joyjax.convert import manifest as manifests
-from joyjax.convert import safetensors as files
 from joyjax.convert.conversion import convert_checkpoint
 from joyjax.convert.manifest import Manifest, is_converted
 from joyjax.convert.safetensors import Tensors
@@ -129,7 +128,7 @@ def assert_whole(target: Path, manifest: Manifest, source: Path) -> None:
         expected = manifests.expected(converted.parameters)
         assert sorted(path.name for path in (target / name).iterdir()) == ["config.json", *expected]
         for part, held in expected.items():
-            checkpoint.check_part(target / name / part, held)
+            orbax_part.check_part(target / name / part, held)
     for text in (*TEXTS, *(f"{name}/config.json" for name in manifest.components)):
         assert (target / text).read_text() == (source / text).read_text()
 
@@ -556,22 +555,22 @@ def change(file: Path, how: str) -> None:
 def test_a_source_that_changes_while_it_is_read(tmp_path, target, small_parts, monkeypatch, how, number, during):
     """The number-th tensor's file changes before the tensor is read, or while it is."""
     source = save_source(tmp_path / "source")
-    reading, tensor_read, read_runs = [], files.Tensor.read, files._read_runs
+    reading, fill, read_run = [], blocks.Source.fill, blocks._read_run
 
-    def read(tensor, *args):
-        reading.append(tensor)
+    def read(source, *args, **options):
+        reading.append(source)
         if len(reading) == number and not during:
-            change(tensor.file, how)
-        return tensor_read(tensor, *args)
+            change(source.file, how)
+        return fill(source, *args, **options)
 
     def read_some(*args):
         if len(reading) == number and during:
             change(reading[-1].file, how)
-        read_runs(*args)
+        read_run(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.Tensor, "read", read)
-        patch.setattr(files, "_read_runs", read_some)
+        patch.setattr(blocks.Source, "fill", read)
+        patch.setattr(blocks, "_read_run", read_some)
         with pytest.raises(CheckpointError) as raised:
             convert_checkpoint(source, target, BOTH)
     file = reading[number - 1].file
