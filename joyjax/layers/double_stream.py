@@ -8,6 +8,7 @@ one of two modulations; so far it is 1.
 import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -90,11 +91,13 @@ class Stream(nnx.Module):
         """The weights of the query norm and of the key norm."""
         return self.q_norm[...], self.k_norm[...]
 
+    @jax.named_scope("mlp")
     def mlp(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """Two linear maps with a tanh-approximated GELU between."""
         hidden = constrain(self.up(x), "batch", "sequence", "mlp")
         return self.down(nnx.gelu(hidden, approximate=True))
 
+    @jax.named_scope("norm")
     def normed(self, x: Float[Array, "B L D"], modulation: Float[Array, "B 1 6 D"]) -> Float[Array, "B L D"]:
         """Return the modulated norm, the input of attention."""
         shift, scale = modulation[:, 0, 0], modulation[:, 0, 1]

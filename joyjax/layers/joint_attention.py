@@ -6,6 +6,7 @@ at the end to one size. Without a mesh there is one part.
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
@@ -79,6 +80,7 @@ def leading_tokens(x: Float[Array, "B I *rest"], size: int, devices: int) -> Flo
     return parts.reshape(x.shape[0], size, *x.shape[2:])
 
 
+@jax.named_scope("attention")
 def joint_attention(
     img: Float[Array, "B I C N H"],
     txt: Float[Array, "B J C N H"],
