@@ -11,6 +11,7 @@ import functools
 import itertools
 import time
 from collections.abc import Hashable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from joyjax.media.image import from_pixels
 from joyjax.runtime.job import Callback, Clock, Job, StepEvent
 from joyjax.runtime.load import Pipeline
 from joyjax.runtime.networks import Networks
+from joyjax.runtime.profile import profiled
 from joyjax.runtime.result import make_result
 from joyjax.sampling.loop import Step, denoise
 from joyjax.sampling.rows import stack_conditions
@@ -39,14 +41,23 @@ class Engine:
     """Runs requests on a pipeline.
 
     `batch_size`: the most edits that are denoised together; None: no limit. `isolate`: an error ends only its own job
-    and is stored there; otherwise it ends the run and is raised.
+    and is stored there; otherwise it ends the run and is raised. `profile`: a folder for a profile of the denoising of
+    one group.
     """
 
-    def __init__(self, pipeline: Pipeline, *, batch_size: int | None = None, isolate: bool = False):
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        batch_size: int | None = None,
+        isolate: bool = False,
+        profile: Path | None = None,
+    ):
         self.pipeline = pipeline
         self.networks = Networks.of(pipeline)
         self.batch_size = batch_size
         self.isolate = isolate
+        self.profile = profile
         self.waiting: list[Job] = []
         self._numbers = itertools.count()
         self._encoded: dict[Hashable, Any] = {}  # the last condition, by its encode key
@@ -94,7 +105,8 @@ class Engine:
                 arrays = [self.pipeline.family.prepare(job.plan, self.pipeline.parts) for job in group]
             conditions = self._encode(arrays, clock)
             with clock.stage("denoise"):
-                latents, computed = self._denoise(group, arrays, conditions)
+                with profiled(self.profile):
+                    latents, computed = self._denoise(group, arrays, conditions)
             media = {}
             with clock.stage("decode"):
                 for row, job in enumerate(group):
