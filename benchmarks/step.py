@@ -11,7 +11,6 @@ required arithmetic of a step. `--profile` prints the kernels of one step of eac
 """
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import json
@@ -38,7 +37,8 @@ from whole_step import cached_step, denoise_step
 from joyjax.convert import joyimage as joyimage_weights
 from joyjax.convert import qwen_image as qwen_image_weights
 from joyjax.convert.component import Component
-from joyjax.kernels import dispatch, modulate, qk_norm_rope
+from joyjax.kernels import dispatch
+from joyjax.kernels.choice import OPERATIONS, Kernels
 from joyjax.layers.condition import Condition
 from joyjax.layers.stored import quantized
 from joyjax.layers.weights import Weights, leaves
@@ -119,24 +119,6 @@ def condition_of(network: Network, passes: int) -> Condition:
     )
 
 
-@contextlib.contextmanager
-def kernels_by_name(name: str, modules: tuple[Any, ...]) -> Iterator[None]:
-    """Make `name` the default implementation in these modules, while a step is traced.
-
-    The choice is made while tracing and is not part of jit's key, so what was traced before and within is forgotten.
-    """
-    rules = [module.pallas for module in modules]
-    jax.clear_caches()
-    for module in modules:
-        module.pallas = lambda operation, implementation: dispatch.pallas(operation, implementation or name)
-    try:
-        yield
-    finally:
-        for module, rule in zip(modules, rules, strict=True):
-            module.pallas = rule
-        jax.clear_caches()
-
-
 def forms(weights: Weights, network: Network, pallas: str | None, wanted: Collection[str]) -> Iterator[Form]:
     """Yield those of the wanted forms that this device supports, each with its program compiled."""
     channels = network.config.in_channels
@@ -157,10 +139,11 @@ def forms(weights: Weights, network: Network, pallas: str | None, wanted: Collec
 
     if "exact" in wanted:
         yield Form("exact", step(weights, guided))
-    kernels = {"norms": (modulate,), "rotation": (qk_norm_rope,), "kernels": (modulate, qk_norm_rope)}
+    norms = [operation for operation in OPERATIONS if operation.endswith("layer_norm_scale_shift")]
+    kernels = {"norms": norms, "rotation": ["qk_norm_rope"], "kernels": OPERATIONS}
     for name in [name for name in kernels if name in wanted and pallas is not None]:
-        with kernels_by_name(str(pallas), kernels[name]):
-            yield Form(name, step(weights, guided))
+        chosen = Kernels(**dict.fromkeys(kernels[name], pallas))
+        yield Form(name, step(dataclasses.replace(weights, kernels=chosen), guided))
     if "one-pass" in wanted:
         yield Form("one-pass", step(weights, alone))
     if "skipped" in wanted:

@@ -55,7 +55,9 @@ def command(
 
     picture = None if image is None else load_image(image, allow_private_urls=allow_private_urls)
     form = quantized_form(options)
-    pipeline = load_pipeline(model_folder(model), dtype=options["dtype"], form=form, mesh=options["mesh"])
+    pipeline = load_pipeline(
+        model_folder(model), dtype=options["dtype"], form=form, mesh=options["mesh"], kernels=options["kernels"]
+    )
     with counting("measuring", repeats + 1) as advance_by_one:
         found = bench(
             pipeline,

@@ -170,7 +170,13 @@ def command(
 
     folder = model_folder(model or replay.model)
     started = time.perf_counter()
-    pipeline = load_pipeline(folder, dtype=options["dtype"] or replay.dtype, form=form or replay.linear, mesh=mesh)
+    pipeline = load_pipeline(
+        folder,
+        dtype=options["dtype"] or replay.dtype,
+        form=form or replay.linear,
+        mesh=mesh,
+        kernels=options["kernels"] or replay.kernels,
+    )
     if timings and first:
         note(f"{'load':>12} {time.perf_counter() - started:8.2f} s")
     if pipeline.domain is not None and first:

@@ -22,6 +22,7 @@ from PIL import Image
 from joyjax.errors import JoyJaxError, RequestError
 from joyjax.families.family import Arrays, Media, Plan
 from joyjax.families.request import Request
+from joyjax.kernels.choice import Kernels
 from joyjax.media.dropped import dropped
 from joyjax.media.framing import pasted_region
 from joyjax.media.image import from_pixels
@@ -104,9 +105,11 @@ class Engine:
             with clock.stage("prepare"):
                 arrays = [self.pipeline.family.prepare(job.plan, self.pipeline.parts) for job in group]
             conditions = self._encode(arrays, clock)
+            with clock.stage("prepare"):
+                kernels = self.networks.kernels(self.pipeline.family.denoiser, [job.plan.lengths for job in group])
             with clock.stage("denoise"):
                 with profiled(self.profile):
-                    latents, computed = self._denoise(group, arrays, conditions)
+                    latents, computed = self._denoise(group, arrays, conditions, kernels)
             media = {}
             with clock.stage("decode"):
                 for row, job in enumerate(group):
@@ -115,11 +118,15 @@ class Engine:
                     with self._errors_of(job):
                         media[job.number] = self._finish(job.plan, latents[row : row + 1], clock)
         seconds = {**clock.seconds, "total": sum(clock.seconds.values())}
+        measured = () if self.pipeline.kernels is None else self.pipeline.kernels.take_notes()
         for job, steps in zip(group, computed, strict=True):
             if job.done:
                 continue
             with self._errors_of(job):
-                job.finished(make_result(self.pipeline, job.plan, media[job.number], seconds, steps, job.notes))
+                notes, measured = (*job.notes, *measured), ()  # the first job tells
+                job.finished(
+                    make_result(self.pipeline, job.plan, media[job.number], seconds, steps, notes, str(kernels))
+                )
 
     def _encode(self, arrays: Sequence[Arrays], clock: Clock) -> list[Any]:
         """Return the condition of each request; requests with equal encode keys are encoded once."""
@@ -133,14 +140,14 @@ class Engine:
         return [conditions[each.plan.encode_key] for each in arrays]
 
     def _denoise(
-        self, group: Sequence[Job], arrays: Sequence[Arrays], conditions: Sequence[Any]
+        self, group: Sequence[Job], arrays: Sequence[Arrays], conditions: Sequence[Any], kernels: Kernels
     ) -> tuple[Float[np.ndarray, "e T P"], list[int]]:
         """Return the latents of each job, and how many of its steps ran the whole network."""
         pipeline, requests = self.pipeline, [job.plan.request for job in group]
         family, solver, steps = pipeline.family, pipeline.parts.solver, requests[0].steps
         levels = [solver.levels(steps, job.plan.request.sigmas, job.plan.shift) for job in group]
         watched = any(job.callback for job in group)
-        with self.networks.predictor(family.denoiser, len(group), requests[0].cache) as predictor:
+        with self.networks.predictor(family.denoiser, len(group), requests[0].cache, kernels) as predictor:
             latents = denoise(
                 predictor,
                 solver,

@@ -202,7 +202,7 @@ def test_info(checkpoint, converted):
 
 
 def test_info_of_a_picture(tmp_path, picture):
-    settings = dict.fromkeys(("dtype", "linear", "fit", "vae_encode", "vae_decode"), "x") | {
+    settings = dict.fromkeys(("dtype", "linear", "kernels", "fit", "vae_encode", "vae_decode"), "x") | {
         **{"model": str(tmp_path / "joy"), "family": "JoyImage-Edit", "noise": "rule 1", "cache": None},
         **{"prompt": "a \x1b[31mred\u202e sky\nseed 7 赤", "negative_prompt": "", "sigmas": None},
         **{"steps": 40, "guidance_scale": [4.0, 1.0], "guidance_until": 1.0, "seed": 3, "base_size": 1024},
