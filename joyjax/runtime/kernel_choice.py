@@ -28,6 +28,7 @@ from joyjax.sharding.attention import sequence_mesh
 from joyjax.sharding.hosts import broadcast
 from joyjax.sharding.place import devices_along
 
+NOTE = "kernels: "  # the start of a note on them
 INTERPRETED = "triton"  # on a CPU, where `pallas` interprets kernels: the quicker of the two
 Result = TypeVar("Result")
 
@@ -111,9 +112,9 @@ class KernelChooser:
                 reason = refusal(case, str(self.kernel))
                 rows.append(Measured(case.operation, str(self.kernel), not reason, reason))
                 if reason:
-                    self.notes.append(f"kernels: {case.operation} is left to XLA: {reason}")
+                    self.notes.append(f"{NOTE}{case.operation} is left to XLA: {reason}")
         if self.device.platform == "cpu":
-            self.notes.append("kernels: on a CPU they are interpreted, which is for tests: slower than XLA's form")
+            self.notes.append(f"{NOTE}on a CPU they are interpreted, which is for tests: slower than XLA's form")
         return rows
 
     def _cases(self, shape: Shape) -> Sequence[Case]:
@@ -151,7 +152,7 @@ def summary(rows: Sequence[Measured], seconds: float) -> str:
     chosen = [f"{row.operation} {row.ratio:.2f} ×" for row in rows if row.chosen and row.ratio is not None]
     others = "; XLA for the others" if len(chosen) < len(rows) else ""
     found = f"{rows[0].kernel} for {', '.join(chosen)}{others}" if chosen else "XLA for all"
-    return f"kernels: measured in {seconds:.1f} s: {found} (`joyjax info --kernels` lists them)"
+    return f"{NOTE}measured in {seconds:.1f} s: {found} (`joyjax info --kernels` lists them)"
 
 
 def _in_thread(function: Callable[[Shape], Result], shape: Shape) -> Result:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from compilations import counting
+from invoke import invoke, succeed
 from PIL import Image
 
 import joyjax
@@ -304,6 +305,53 @@ def test_a_measured_choice_in_an_edit(plain, tmp_path, monkeypatch):
     assert first.settings["kernels"] == "layer_norm_scale_shift=triton"
     second = joyjax.edit(measured, **{**EDIT, "seed": 2})
     assert not [note for note in second.notes if "measured" in note]
+
+
+def test_info_lists_the_measurements(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert "no kernels have been measured here" in succeed("info", "--kernels").stdout
+    assert json.loads(succeed("info", "--kernels", "--json").stdout) == []
+    rows = [
+        Measured(NORM, "mosaic", True, "", 132.0, 117.0),
+        Measured(RESIDUAL, "mosaic", False, "RuntimeError: no such \x1b[31m instruction"),
+        Measured(ROTATION, "mosaic", False, "0.99 × XLA's speed, below 1.02", 99.0, 100.0),
+    ]
+    key = dataclasses.replace(kernel_cache.Key.of(jax.devices()[0], "bfloat16", "mosaic", SHAPE), device="H100")
+    kernel_cache.write(key, rows, kernel_cache.cache_folder())
+    (kernel_cache.cache_folder() / "damaged.json").write_text("{")
+    lines = succeed("info", "--kernels").stdout.splitlines()
+    assert lines[0].startswith("H100, driver ")
+    assert lines[1] == "bfloat16, 2 × (5 + 3) tokens of 256 channels, 4 heads of 64"
+    assert [line.split()[:4] for line in lines[3:]] == [
+        [NORM, "132.0", "117.0", "mosaic"],
+        [RESIDUAL, "–", "–", "xla"],
+        [ROTATION, "99.0", "100.0", "xla"],
+    ]
+    assert [line.split(maxsplit=4)[4] for line in lines[3:]] == [
+        "1.13 × XLA's speed",
+        "RuntimeError: no such \\x1b[31m instruction",
+        "0.99 × XLA's speed, below 1.02",
+    ]
+    [held] = json.loads(succeed("info", "--kernels", "--json").stdout)
+    assert held == {**key.plain(), "rows": [dataclasses.asdict(row) for row in rows]}
+    for more in (["x"], ["--verify"], ["--mesh", "tensor=2"]):
+        assert invoke("info", "--kernels", *more).exit_code == 2
+    assert invoke("info").exit_code == 2
+
+
+def test_bench_and_warmup_measure(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(kernel_choice, "kernel_of", lambda device: "triton")
+    monkeypatch.setattr(
+        kernel_choice, "measure", lambda case, kernel: Measured(case.operation, kernel, False, "slow", 2.0, 3.0)
+    )
+    done = succeed("bench", "-n", 1, "--steps", 1, "--dtype", "float32")
+    assert done.stderr.count("kernels: measured in 0.0 s: XLA for all") == 1
+    assert "float32, kernels xla\n" in done.stdout
+    assert "measured" not in succeed("bench", "-n", 1, "--steps", 1, "--dtype", "float32").stderr
+    done = succeed("warmup", "--references", 0, "--dtype", "float32")  # another shape
+    assert done.stderr.count("kernels: measured in 0.0 s: XLA for all") == 1
 
 
 def test_two_processes_follow_the_first(tmp_path):
