@@ -374,7 +374,7 @@ def test_bench(shapes):
     done = run("bench", "--repeats", 2, "--steps", 2)
     assert done.stderr == "loading\nmeasuring\n"
     lines = done.stdout.splitlines()
-    assert lines[1] == "JoyImage-Edit, 128 × 128, 2 steps, guidance 1, bfloat16"
+    assert lines[1] == "JoyImage-Edit, 128 × 128, 2 steps, guidance 1, bfloat16, kernels xla"
     stages = ["prepare", "prompt", "references", "denoise", "decode", "total"]
     assert [line.split()[0] for line in lines if line.count(" s") == 3] == stages
     found = json.loads(run("bench", "--repeats", 3, "--steps", 2, "--image", shapes, "--json").stdout)
