@@ -35,7 +35,6 @@ HERE = ROOT / "benchmarks"
 # Compiling takes a third of the time without these searches; the products are cuBLASLt's either way.
 QUICK_COMPILE = {"XLA_FLAGS": "--xla_gpu_experimental_enable_fusion_autotuner=false --xla_gpu_enable_triton_gemm=false"}
 TEST_FILES = ("test_modulate.py", "test_qk_norm_rope.py", "test_attention.py")
-STAGE = re.compile(r"^\s*(load|prepare|prompt|references|denoise|decode|total)\s+([\d.]+) s(?:, ([\d.]+) s a step)?$")
 
 MACHINE = """
 import importlib.metadata, json, platform, jax
@@ -78,22 +77,6 @@ def step_forms(lines: Sequence[str], folder: Path, name: str) -> list[dict[str, 
             }
         )
     return rows
-
-
-def edit_stages(lines: Sequence[str], folder: Path) -> list[dict[str, Any]]:
-    """Return the seconds of each stage: of the first edit, which compiles, and of the second."""
-    rows: dict[str, dict[str, Any]] = {}
-    for line in lines:
-        if line.startswith(("peak memory: ", "kernels: ")):
-            what, _, value = line.partition(": ")
-            rows[what] = {"stage": what, "first": value}
-        elif found := STAGE.match(line):
-            stage, seconds, step = found.groups()
-            for name, value in ((stage, seconds), (f"{stage}, a step", step)):
-                if value is not None:
-                    row = rows.setdefault(name, {"stage": name})
-                    row["second" if "first" in row else "first"] = float(value)
-    return list(rows.values())
 
 
 STEP_COLUMNS = {
@@ -181,7 +164,7 @@ def second(small: bool, packages: Path | None) -> list[Part]:
     sizes = ("--rows", "64", "--divide", "64", "--calls", "1", "--maps", "out") if small else ()
     maps = () if small else ("--maps", "mlp up", "mlp down", "qkv", "out")
     tiny = ("--layers", "2", "--width", "128", "--tokens", "16", "--rounds", "1", "--device", "cpu", "--forms", "eager")
-    edit = ("--steps", "1", "--base-size", "256", "--guidance-scale", "1") if small else ("--steps", str(STEPS))
+    edit = ("--steps", "1", "--base-size", "256") if small else ("--steps", str(STEPS))
     path = os.pathsep.join(filter(None, [str(packages or ""), os.environ.get("PYTHONPATH", "")]))
     return [
         Part("machine", "Machine", python("-c", MACHINE), 60, json_lines),
@@ -208,13 +191,14 @@ def second(small: bool, packages: Path | None) -> list[Part]:
         Part(
             "edit",
             "Loading and two whole edits at the real size: seconds",
-            python(
-                *("-m", "joyjax", "edit", "make the red circle blue", "--image", str(ROOT / "examples" / "shapes.png")),
-                *("--model", "{work}/model", "--output", "{out}/edit.png", "--num-images", "2", "--timings", *edit),
-            ),
+            python(str(HERE / "whole_edit.py"), "{work}/model", *edit),
             200,
-            edit_stages,
-            {"stage": "stage", "first, compiling": "first", "second": "second"},
+            json_lines,
+            {
+                **{"": "what", "all": "seconds", "GB": "gbyte", "GB/s": "gbyte_s", "prompts": "prompt"},
+                **{"references": "references", "denoising": "denoise", "a step, ms": "step_ms", "decoding": "decode"},
+                **{"kernels": "kernels", "peak, bytes": "peak_bytes"},
+            },
             QUICK_COMPILE if not small else {},
             needs="model",
         ),
