@@ -16,6 +16,7 @@ from invoke import invoke, succeed
 from PIL import Image
 
 import joyjax
+from joyjax.commands.replay import read_replay
 from joyjax.errors import RequestError
 from joyjax.families.family import Lengths
 from joyjax.kernels import measure, modulate_pallas
@@ -23,6 +24,7 @@ from joyjax.kernels.cases import Shape, cases
 from joyjax.kernels.choice import OPERATIONS, PLAIN, Kernels
 from joyjax.kernels.measure import Measured
 from joyjax.layers.weights import kernel_choice as choice_of
+from joyjax.provenance.recipe import read_recipe
 from joyjax.runtime import kernel_cache, kernel_choice
 from joyjax.runtime.kernel_choice import KernelChooser, kernel_of, step_shape
 
@@ -281,6 +283,17 @@ def test_an_edit_with_kernels_is_that_without(plain, kernels):
     assert expected.settings["kernels"] == "xla"
     assert found.settings["kernels"] == ", ".join(f"{name}=triton" for name in OPERATIONS)
     assert any("interpreted" in note for note in found.notes)
+
+
+def test_a_recipe_holds_the_choice(plain, tmp_path):
+    """A picture without kernels is made again without; they would change its pixels by rounding."""
+    result = joyjax.edit(plain, None, "a red circle", steps=1)
+    result.save(tmp_path / "plain.png")
+    chosen = dataclasses.replace(result, settings={**result.settings, "kernels": "qk_norm_rope=mosaic"})
+    chosen.save(tmp_path / "kernels.png")
+    files = [tmp_path / name for name in ("plain.png", "kernels.png")]
+    assert [read_recipe(file)["model"]["kernels"] for file in files] == ["xla", "qk_norm_rope=mosaic"]
+    assert [read_replay(file, None, None, None).kernels for file in files] == ["xla", None]
 
 
 def test_two_choices_are_two_programs(plain):
