@@ -58,7 +58,7 @@ def checked(case: Case, implementation: str) -> dict[str, Any]:
 
 def timed(case: Case, implementation: str) -> dict[str, Any]:
     """Time kernel and XLA alternately."""
-    seconds = seconds_of(case, implementation, ROUNDS, CALLS)
+    seconds = seconds_of(case, implementation, rounds=ROUNDS, calls=CALLS)
     row: dict[str, Any] = {}
     for name, measured in seconds.items():
         low, *_, high = sorted(measured)

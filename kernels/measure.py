@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import statistics
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ TOLERANCE = {"bfloat16": 2e-2, "float32": 1e-5}  # largest difference over the l
 WORTH = 1.02
 ROUNDS, CALLS, WARM = 10, 5, 2
 NO_MEMORY = "RESOURCE_EXHAUSTED"
+Program = Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +48,12 @@ class Measured:
 def measure(case: Case, kernel: str) -> Measured:
     """Check a kernel's result at the shapes of a case, and time it if it is right."""
     try:
-        dtype, error = case_dtype(case), error_of(case, kernel)
+        programs = {name: _program(case, name) for name in (kernel, "reference")}  # compiled once for both
+        dtype, error = case_dtype(case), error_of(case, kernel, programs)
         if not error < TOLERANCE[dtype]:  # NaN is no agreement
             reason = f"its result is off by {error:.2g} of the largest value, above {TOLERANCE[dtype]:g}"
             return Measured(case.operation, kernel, False, reason)
-        seconds = seconds_of(case, kernel)
+        seconds = seconds_of(case, kernel, programs)
         xla, own = (1e6 * statistics.median(seconds[name]) for name in ("reference", kernel))
         slow = "" if xla >= WORTH * own else f"{xla / own:.2f} × XLA's speed, below {WORTH:g}"
         return Measured(case.operation, kernel, not slow, slow, round(xla, 1), round(own, 1))
@@ -78,11 +81,15 @@ def case_dtype(case: Case) -> str:
     return str(jax.tree.leaves(case.arguments)[0].dtype)
 
 
-def error_of(case: Case, kernel: str) -> float:
+def _program(case: Case, implementation: str) -> Program:
+    return jax.jit(functools.partial(case.function, implementation=implementation)).lower(*case.arguments).compile()
+
+
+def error_of(case: Case, kernel: str, programs: Mapping[str, Program] | None = None) -> float:
     """Return the largest difference to the plain form in float32, over its largest value, where results are defined."""
     arguments = draw(case.arguments, longest=case.arguments[0].shape[1])
     wide = jax.tree.map(lambda x: x.astype(FLOAT32) if jnp.issubdtype(x.dtype, jnp.floating) else x, arguments)
-    ours = jax.tree.leaves(jax.jit(functools.partial(case.function, implementation=kernel))(*arguments))
+    ours = jax.tree.leaves((programs[kernel] if programs else _program(case, kernel))(*arguments))
     exact = jax.tree.leaves(jax.jit(functools.partial(case.function, implementation="reference"))(*wide))
     defined = _defined(case, arguments)
     errors = [_error(one, other, defined) for one, other in zip(ours, exact, strict=True)]
@@ -105,17 +112,21 @@ def _defined(case: Case, arguments: Any) -> jax.Array:
     return jnp.arange(tokens + texts) < (lengths + texts)[:, None]
 
 
-def seconds_of(case: Case, kernel: str, rounds: int = ROUNDS, calls: int = CALLS) -> dict[str, list[float]]:
+def seconds_of(
+    case: Case,
+    kernel: str,
+    programs: Mapping[str, Program] | None = None,
+    *,
+    rounds: int = ROUNDS,
+    calls: int = CALLS,
+) -> dict[str, list[float]]:
     """Return the seconds of a call in each round, of the kernel and of "reference", which take turns."""
     arguments = draw(case.arguments, longest=case.arguments[0].shape[1])
     names = (kernel, "reference")
-    programs = {
-        name: jax.jit(functools.partial(case.function, implementation=name)).lower(*arguments).compile()
-        for name in names
-    }
-    for program in programs.values():
+    programs = programs or {name: _program(case, name) for name in names}
+    for name in names:
         for _ in range(WARM):
-            jax.block_until_ready(program(*arguments))
+            jax.block_until_ready(programs[name](*arguments))
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         for name in names[:: -1 if turn % 2 else 1]:
