@@ -22,7 +22,7 @@ from PIL import Image
 from joyjax.errors import JoyJaxError, RequestError
 from joyjax.families.family import Arrays, Media, Plan
 from joyjax.families.request import Request
-from joyjax.kernels.choice import Kernels
+from joyjax.kernels.choice import PLAIN, Kernels
 from joyjax.media.dropped import dropped
 from joyjax.media.framing import pasted_region
 from joyjax.media.image import from_pixels
@@ -140,7 +140,7 @@ class Engine:
         return [conditions[each.plan.encode_key] for each in arrays]
 
     def _denoise(
-        self, group: Sequence[Job], arrays: Sequence[Arrays], conditions: Sequence[Any], kernels: Kernels
+        self, group: Sequence[Job], arrays: Sequence[Arrays], conditions: Sequence[Any], kernels: Kernels = PLAIN
     ) -> tuple[Float[np.ndarray, "e T P"], list[int]]:
         """Return the latents of each job, and how many of its steps ran the whole network."""
         pipeline, requests = self.pipeline, [job.plan.request for job in group]
