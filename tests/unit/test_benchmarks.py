@@ -24,6 +24,7 @@ QUICK = {
 }
 SLOW = {
     "checkpoints.py": ("--size-gb", "0.1", "--width", "512", "--no-embedding", "--no-diffusers"),
+    "whole_edit.py": (str(BENCHMARKS.parent / "joyjax" / "demo"), "--steps", "1"),
 }
 NIGHTLY = {
     "edit.py": ("--size", "64", "--steps", "1", "--pairs", "1"),
@@ -81,6 +82,13 @@ def test_runs_for_long(script, tmp_path):
         pytest.importorskip("diffusers")
     printed = run(script, (SLOW | NIGHTLY)[script], tmp_path / "out")
     assert printed
+    if script == "whole_edit.py":
+        rows = [json.loads(line) for line in printed.splitlines()]
+        assert [row["what"] for row in rows] == ["load", "first edit", "second edit"]
+        assert all(row["seconds"] > 0 and row["peak_bytes"] > 0 for row in rows)
+        assert rows[2]["kernels"] == "xla"
+    if script == "same_edit.py":
+        assert [json.loads(line)["most"] for line in printed.splitlines()] == [0, 0]
     if script == "scan.py":
         assert [json.loads(line)["form"] for line in printed.splitlines()] == ["unrolled", "scanned"]
 
