@@ -67,9 +67,14 @@ class KernelChooser:
             kernel = kernel or INTERPRETED
         return cls(checked, own, dtype, mesh, kernel=kernel, folder=cache_folder())
 
+    @property
+    def chooses(self) -> bool:
+        """Whether there is anything to choose."""
+        return self.setting != "xla" and self.kernel is not None
+
     def choose(self, shape: Shape) -> Kernels:
         """Return the kernels for a step of these sizes on each device."""
-        if self.setting == "xla" or self.kernel is None:
+        if not self.chooses:
             return PLAIN
         if shape not in self.rows:
             # In a thread of its own, where no mesh is in force.

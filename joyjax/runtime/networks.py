@@ -44,7 +44,7 @@ class Networks:
 
     def kernels(self, part: str, lengths: Sequence[Lengths]) -> Kernels:
         """Return the kernels for a step of a batch, one edit of each of these lengths."""
-        if self.chooser is None:
+        if self.chooser is None or not self.chooser.chooses:
             return PLAIN
         return self.chooser.choose(step_shape(self.configs[part], lengths, len(lengths)))
 
