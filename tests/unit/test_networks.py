@@ -11,7 +11,7 @@ import joyjax
 
 pytestmark = pytest.mark.jax
 
-# A product: dot_general and convolution carry one precision for each input, or none, which is default.
+# Products of float32 arrays carry one precision for each input, or none, which is the default.
 PRODUCT = re.compile(r"stablehlo\.(?:dot_general|convolution)\b.*")
 
 
