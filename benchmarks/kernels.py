@@ -14,7 +14,6 @@ import json
 import os
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,12 @@ if "--compile" in sys.argv:
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
-import jax.numpy as jnp
 
-from joyjax.kernels.cases import SHAPES, Case, Shape, cases, draw
+from joyjax.kernels.cases import SHAPES, Case, Shape, cases
 from joyjax.kernels.dispatch import PALLAS, interpreted, target
+from joyjax.kernels.measure import TOLERANCE, case_dtype, error_of, seconds_of
 
-ROUNDS, CALLS, WARM = 20, 10, 3
-TOLERANCE = {"bfloat16": 2e-2, "float32": 1e-5}
+ROUNDS, CALLS = 20, 10
 
 
 def compiled(case: Case, implementation: str) -> dict[str, Any]:
@@ -53,40 +51,14 @@ def compiled(case: Case, implementation: str) -> dict[str, Any]:
 
 
 def checked(case: Case, implementation: str) -> dict[str, Any]:
-    """Return the largest difference to XLA's result over its largest value, where results are defined."""
-    arguments = draw(case.arguments, longest=1)
-    ours, expected = (
-        jax.tree.leaves(jax.jit(functools.partial(case.function, implementation=name))(*arguments))
-        for name in (implementation, "reference")
-    )
-    error = 0.0
-    for one, other in zip(ours, expected, strict=True):
-        # Lengths are 1 here: the text tokens follow the first image token, then padding.
-        valid = slice(None, 1 + case.arguments[1].shape[1]) if case.operation == "qk_norm_rope" else slice(None)
-        one, other = (x[:, valid].astype(jnp.float32) for x in (one, other))
-        error = max(error, float(jnp.abs(one - other).max() / jnp.abs(other).max()))
-    dtype = str(jax.tree.leaves(case.arguments)[0].dtype)
-    return {"error": float(f"{error:.2g}"), "agrees": error < TOLERANCE[dtype]}
+    """Return the error of a kernel against the plain form in float32."""
+    error = error_of(case, implementation)
+    return {"error": float(f"{error:.2g}"), "agrees": error < TOLERANCE[case_dtype(case)]}
 
 
 def timed(case: Case, implementation: str) -> dict[str, Any]:
     """Time kernel and XLA alternately."""
-    arguments = draw(case.arguments, longest=case.arguments[0].shape[1])
-    programs = {
-        name: jax.jit(functools.partial(case.function, implementation=name)).lower(*arguments).compile()
-        for name in (implementation, "reference")
-    }
-    for program in programs.values():
-        for _ in range(WARM):
-            jax.block_until_ready(program(*arguments))
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for turn in range(ROUNDS):
-        for name in sorted(programs, reverse=bool(turn % 2)):
-            started = time.perf_counter()
-            for _ in range(CALLS):
-                result = programs[name](*arguments)
-            jax.block_until_ready(result)
-            seconds[name].append((time.perf_counter() - started) / CALLS)
+    seconds = seconds_of(case, implementation, rounds=ROUNDS, calls=CALLS)
     row: dict[str, Any] = {}
     for name, measured in seconds.items():
         low, *_, high = sorted(measured)

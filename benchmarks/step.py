@@ -6,12 +6,12 @@
 
 Forms: exact, with the Pallas kernels of `kernels/`, with float8 linear maps, a step that the cache skips, and one pass
 instead of guidance's two. Each is compiled first, timed separately, and warmed up; then all alternate (A B C C B A …).
-The figure to quote is the ratio of a form's median to the exact one's in the same run. TFLOP/s are those of the
-required arithmetic of a step. `--profile` prints the kernels of one step of each form, by their share of its time.
+The figure to quote is the ratio of a form's median to the exact one's in the same run; beside it stands its difference
+from the exact result. TFLOP/s are those of the required arithmetic of a step. `--profile` prints the kernels of one
+step of each form, by their share of its time.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import json
@@ -38,7 +38,8 @@ from whole_step import cached_step, denoise_step
 from joyjax.convert import joyimage as joyimage_weights
 from joyjax.convert import qwen_image as qwen_image_weights
 from joyjax.convert.component import Component
-from joyjax.kernels import dispatch, modulate, qk_norm_rope
+from joyjax.kernels import dispatch
+from joyjax.kernels.choice import OPERATIONS, Kernels
 from joyjax.layers.condition import Condition
 from joyjax.layers.stored import quantized
 from joyjax.layers.weights import Weights, leaves
@@ -119,28 +120,20 @@ def condition_of(network: Network, passes: int) -> Condition:
     )
 
 
-@contextlib.contextmanager
-def kernels_by_name(name: str, modules: tuple[Any, ...]) -> Iterator[None]:
-    """Make `name` the default implementation in these modules, while a step is traced.
+def start_of(network: Network) -> jax.Array:
+    """Return the latents before the step."""
+    return jax.random.normal(jax.random.key(1), (1, network.tokens[0], network.token))
 
-    The choice is made while tracing and is not part of jit's key, so what was traced before and within is forgotten.
-    """
-    rules = [module.pallas for module in modules]
-    jax.clear_caches()
-    for module in modules:
-        module.pallas = lambda operation, implementation: dispatch.pallas(operation, implementation or name)
-    try:
-        yield
-    finally:
-        for module, rule in zip(modules, rules, strict=True):
-            module.pallas = rule
-        jax.clear_caches()
+
+def difference(result: Any, exact: Any, start: jax.Array) -> float:
+    """Return how far a form's latents are from the exact form's, relative to the step (root mean squares)."""
+    one, other = (np.asarray(jax.tree.leaves(each)[0], np.float32) for each in (result, exact))
+    return float(np.linalg.norm(one - other) / np.linalg.norm(other - np.asarray(start)))
 
 
 def forms(weights: Weights, network: Network, pallas: str | None, wanted: Collection[str]) -> Iterator[Form]:
     """Yield those of the wanted forms that this device supports, each with its program compiled."""
-    channels = network.config.in_channels
-    start = jax.random.normal(jax.random.key(1), (1, network.tokens[0], network.token))
+    channels, start = network.config.in_channels, start_of(network)
     guided, alone = (condition_of(network, passes) for passes in (PASSES, 1))
     programs: set[str] = set()
 
@@ -157,10 +150,11 @@ def forms(weights: Weights, network: Network, pallas: str | None, wanted: Collec
 
     if "exact" in wanted:
         yield Form("exact", step(weights, guided))
-    kernels = {"norms": (modulate,), "rotation": (qk_norm_rope,), "kernels": (modulate, qk_norm_rope)}
+    norms = [operation for operation in OPERATIONS if operation.endswith("layer_norm_scale_shift")]
+    kernels = {"norms": norms, "rotation": ["qk_norm_rope"], "kernels": OPERATIONS}
     for name in [name for name in kernels if name in wanted and pallas is not None]:
-        with kernels_by_name(str(pallas), kernels[name]):
-            yield Form(name, step(weights, guided))
+        chosen = Kernels(**dict.fromkeys(kernels[name], pallas))
+        yield Form(name, step(dataclasses.replace(weights, kernels=chosen), guided))
     if "one-pass" in wanted:
         yield Form("one-pass", step(weights, alone))
     if "skipped" in wanted:
@@ -212,15 +206,19 @@ def main() -> None:
     started = time.perf_counter()
     weights = jax.block_until_ready(random_weights(found))
     print(f"weights drawn in {time.perf_counter() - started:.1f} s", flush=True)
-    started = time.perf_counter()
+    started, exact_result = time.perf_counter(), None
     for form in forms(weights, found, pallas, arguments.forms):
         rows[form.name] = {"compile_s": time.perf_counter() - started}
         calls[form.name] = form.call
         for _ in range(WARM_UP):
             started = time.perf_counter()
-            jax.block_until_ready(form.call())
+            result = jax.block_until_ready(form.call())
         shown = 1e3 * (time.perf_counter() - started)
-        print(f"{form.name}: compiled in {rows[form.name]['compile_s']:.1f} s; {shown:.1f} ms", flush=True)
+        exact_result = result if form.name == "exact" else exact_result
+        if exact_result is not None and form.name not in ("exact", "one-pass"):  # one pass has no guidance
+            rows[form.name]["difference"] = difference(result, exact_result, start_of(found))
+        off = "".join(f"; {each:.2g} from exact" for each in [rows[form.name].get("difference")] if each is not None)
+        print(f"{form.name}: compiled in {rows[form.name]['compile_s']:.1f} s; {shown:.1f} ms{off}", flush=True)
         started = time.perf_counter()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for n in range(arguments.rounds):

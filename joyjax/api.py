@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -112,9 +113,16 @@ def edit_batch(
 
 
 def edit_each(
-    pipeline: Pipeline, requests: Sequence[Mapping[str, Any]], *, batch_size: int | None = None
+    pipeline: Pipeline,
+    requests: Sequence[Mapping[str, Any]],
+    *,
+    batch_size: int | None = None,
+    profile: Path | None = None,
 ) -> Iterator[tuple[int, Result]]:
-    """Yield each result of `edit_batch` when it is done, with the index of its request."""
+    """Yield each result of `edit_batch` when it is done, with the index of its request.
+
+    `profile`: a folder for a profile of the denoising, of edits that run as one batch.
+    """
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise RequestError(f"batch_size is {batch_size!r}; expected a whole number from 1, or None")
     checked = []
@@ -123,7 +131,7 @@ def edit_each(
             checked.append(check_options(pipeline, options))
         except JoyJaxError as error:
             raise type(error)(f"request {number}: {error}" if len(requests) > 1 else str(error)) from None
-    engine = Engine(pipeline, batch_size=batch_size)
+    engine = Engine(pipeline, batch_size=batch_size, profile=profile)
     for request, options in zip(checked, requests, strict=True):
         engine.submit(request, options.get("callback"))
     yield from _results(engine)
@@ -149,10 +157,14 @@ def check_options(pipeline: Pipeline, options: Mapping[str, Any]) -> Request:
 
 def _results(engine: Engine) -> Iterator[tuple[int, Result]]:
     """Run an engine's jobs and yield their results. The notes of all jobs are issued first, as one warning each."""
-    for note in dict.fromkeys(note for job in engine.waiting for note in job.notes):
+    told = dict.fromkeys(note for job in engine.waiting for note in job.notes)
+    for note in told:
         warnings.warn(note, AdviceWarning, stacklevel=4)  # the line that called edit
     for job in engine.run():
         if job.result is None:
             raise job.error or RuntimeError(f"job {job.number} has neither result nor error")
+        for note in job.result.notes:
+            if note not in told:  # of the run, such as a measurement of kernels
+                warnings.warn(note, AdviceWarning, stacklevel=4)
         result, job.result = job.result, None  # the caller's from here on: a long run keeps no pictures
         yield job.number, result

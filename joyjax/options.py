@@ -31,6 +31,7 @@ BASE_SIZES = (256, 512, 768, 1024)
 DTYPES = ("bfloat16", "float32")
 EXACT = "exact"  # the form of a stored weight that is not quantized
 QUANTIZED_FORMS = ("float8",)
+KERNELS = ("auto", "xla", "pallas")
 CACHE_KINDS = ("taylor", "first-block")  # the first is the default: docs/speed.md has the measurements
 HIGHEST_CACHE_THRESHOLD = 1e6  # a threshold that no change reaches
 MOST_STEPS = 1000
@@ -334,6 +335,14 @@ LOAD = _table(
         default_text="as stored",
     ),
     Option("linear", choice(EXACT, *QUANTIZED_FORMS), "Another name of --quantize.", subject=SPEED),
+    Option(
+        "kernels",
+        choice(*KERNELS),
+        "Fused GPU kernels of the transformer: `auto` measures them once on each GPU and runs those that are right and "
+        "faster than XLA's own, `xla` runs none, `pallas` all: docs/kernels.md.",
+        KERNELS[0],
+        subject=SPEED,
+    ),
     Option(
         "progress",
         function("function of the bytes read and of all"),

@@ -1,7 +1,7 @@
 """The shapes at which models call the operations, as data for tests, the record of compiled kernels and benchmarks."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -46,8 +46,13 @@ class Case:
     arguments: tuple[Any, ...]
 
 
-def cases(shape: str, sizes: Shape | None = None, dtype: DTypeLike = jnp.bfloat16) -> list[Case]:
-    """Return the operations that have kernels, at one of `SHAPES` or at the sizes given."""
+def cases(
+    shape: str,
+    sizes: Shape | None = None,
+    dtype: DTypeLike = jnp.bfloat16,
+    operations: Iterable[str] | None = None,
+) -> list[Case]:
+    """Return operations that have kernels, by default all, at one of `SHAPES` or at the sizes given."""
     s = SHAPES[shape] if sizes is None else sizes
 
     def array(*shape: int, dtype: DTypeLike = dtype) -> jax.ShapeDtypeStruct:
@@ -79,9 +84,9 @@ def cases(shape: str, sizes: Shape | None = None, dtype: DTypeLike = jnp.bfloat1
         ),
         "qk_norm_rope": (joint, (*heads(3), scales, table, lengths)),
     }
-    # With heads split over devices and tokens not, the token norms are those of another case.
-    whole = s.heads * s.width == s.channels
-    return [Case(name, shape, *named[name]) for name in named if whole or name == "qk_norm_rope"]
+    if operations is None:  # with heads split over devices and tokens not, the token norms are those of another case
+        operations = named if s.heads * s.width == s.channels else ("qk_norm_rope",)
+    return [Case(name, shape, *named[name]) for name in operations]
 
 
 def draw(arguments: Any, seed: int = 0, longest: int | None = None) -> Any:

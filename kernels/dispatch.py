@@ -35,7 +35,12 @@ def target() -> Target:
     default = getattr(jax.config, "jax_default_device", None)
     if default is None or isinstance(default, str):
         default = jax.local_devices(backend=default)[0]
-    return _target(default.platform, default.device_kind, default)
+    return target_of(default)
+
+
+def target_of(device: Any) -> Target:
+    """Return a device as a target."""
+    return _target(device.platform, device.device_kind, device)
 
 
 def _target(platform: str, kind: str, device: Any) -> Target:
@@ -48,8 +53,7 @@ def _target(platform: str, kind: str, device: Any) -> Target:
 def pallas(operation: str, implementation: str | None) -> str | None:
     """Return which Pallas implementation to run; None: the reference, which is left to XLA.
 
-    Without a name it is the reference: no measurement on a GPU shows yet that a kernel is faster than XLA's fusion
-    (docs/kernels.md).
+    Without a name it is the reference: a network names the kernels that were measured to be faster (choice.py).
 
     Raises:
         ValueError: for an unknown name, or one that needs a newer device.

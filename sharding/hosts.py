@@ -70,6 +70,18 @@ def agree(number: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.uint32(number)))
 
 
+def broadcast(text: str) -> str:
+    """Broadcast the first process's text to every process."""
+    if jax.process_count() == 1:
+        return text
+    data = np.frombuffer(text.encode(), np.uint8)
+    size = agree(data.size)
+    sent = np.zeros(size, np.uint8)
+    if is_first():
+        sent[:] = data
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(sent))).decode()
+
+
 @contextlib.contextmanager
 def peer_loss_as_error() -> Iterator[None]:
     """Convert JAX's distributed-runtime errors to one JoyJaxError."""

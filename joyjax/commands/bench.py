@@ -20,6 +20,7 @@ from joyjax.commands.options import (
 
 if TYPE_CHECKING:
     from joyjax.bench import Bench
+    from joyjax.runtime.result import Result
 
 Option = typer.Option
 MEASURED = ("steps", "guidance_scale", "guidance_until", "base_size", "cache")  # options of the edits
@@ -46,24 +47,37 @@ def command(
 ) -> None:
     """Measure the speed of edits on this machine.
 
-    A first edit compiles and is timed separately. Whole edits are then timed stage by stage. Prints peak memory, too.
+    A first edit compiles, measures the kernels of a GPU (--kernels), and is timed separately. Whole edits are then
+    timed stage by stage. Prints peak memory, too.
     """
     from joyjax.bench import bench
+    from joyjax.commands.console import note
     from joyjax.commands.progress import counting
     from joyjax.convert.source.model import model_folder
     from joyjax.media.load import load_image
+    from joyjax.runtime.kernel_choice import NOTE
 
     picture = None if image is None else load_image(image, allow_private_urls=allow_private_urls)
     form = quantized_form(options)
-    pipeline = load_pipeline(model_folder(model), dtype=options["dtype"], form=form, mesh=options["mesh"])
+    pipeline = load_pipeline(
+        model_folder(model), dtype=options["dtype"], form=form, mesh=options["mesh"], kernels=options["kernels"]
+    )
+    notes: list[str] = []
+
+    def report(result: "Result") -> None:
+        notes.extend(one for one in result.notes if one.startswith(NOTE))
+        advance_by_one()
+
     with counting("measuring", repeats + 1) as advance_by_one:
         found = bench(
             pipeline,
             picture,
             repeats=repeats,
-            report=lambda result: advance_by_one(),
+            report=report,
             **given(options, MEASURED),
         )
+    for line in dict.fromkeys(notes):
+        note(line)
     typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else table(found))
 
 
@@ -77,7 +91,7 @@ def table(found: "Bench") -> str:
     lines = [
         f"{found.device}; {found.devices} used; " + ", ".join(f"{name} {v}" for name, v in found.versions.items()),
         f"{settings['family']}, {settings['height']} × {settings['width']}, {settings['steps']} steps, "
-        f"guidance {scales}, {settings['dtype']}",
+        f"guidance {scales}, {settings['dtype']}, kernels {settings['kernels']}",
         f"first edit, with compiling: {found.first:.2f} s",
         "",
         f"{'stage':12}{'median':>10}{'least':>10}{'most':>10}",

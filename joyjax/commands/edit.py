@@ -95,6 +95,14 @@ def command(
         bool,
         Option("--timings", help="Print the time of each stage and peak memory.", rich_help_panel=RECORDS),
     ] = False,
+    profile: Annotated[
+        Path | None,
+        Option(
+            metavar="DIR",
+            help="Write a JAX profile of the denoising into this folder, new or empty.",
+            rich_help_panel=RECORDS,
+        ),
+    ] = None,
     debug: Debug = False,
     **options: Any,
 ) -> None:
@@ -105,6 +113,8 @@ def command(
     """
     if prompt is not None and prompt_option is not None:
         raise typer.BadParameter("given twice, as an argument and as --prompt", param_hint="prompt")
+    if profile is not None and num_images > 1:
+        raise typer.BadParameter(f"is of one edit, and --num-images is {num_images}", param_hint="--profile")
     mask, form = options.pop("mask"), quantized_form(options)
     chosen = given({**options, "prompt": prompt if prompt is not None else prompt_option}, OF_EDIT)
     if recipe is None and "prompt" not in chosen:
@@ -150,12 +160,23 @@ def command(
         request["mask"] = open_picture(replay.mask)
     if preview_dir is not None and first:
         make_folder("--preview-dir", preview_dir)
+    if profile is not None:
+        from joyjax.runtime.profile import check_profile_folder, trace_file
+
+        check_profile_folder(profile)
+        profile = profile if first else None
 
     from joyjax.api import edit_each
 
     folder = model_folder(model or replay.model)
     started = time.perf_counter()
-    pipeline = load_pipeline(folder, dtype=options["dtype"] or replay.dtype, form=form or replay.linear, mesh=mesh)
+    pipeline = load_pipeline(
+        folder,
+        dtype=options["dtype"] or replay.dtype,
+        form=form or replay.linear,
+        mesh=mesh,
+        kernels=options["kernels"] or replay.kernels,
+    )
     if timings and first:
         note(f"{'load':>12} {time.perf_counter() - started:8.2f} s")
     if pipeline.domain is not None and first:
@@ -177,7 +198,7 @@ def command(
 
     with advising(), stepping() as advance_step:
         rows = [{**request, "seed": request["seed"] + n, "callback": watch(n)} for n in range(num_images)]
-        for n, result in edit_each(pipeline, rows, batch_size=1):
+        for n, result in edit_each(pipeline, rows, batch_size=1, profile=profile):
             if not first:  # only the first process writes and prints
                 continue
             for crop in result.crops if n == 0 else ():
@@ -192,6 +213,8 @@ def command(
                 _show_times(result)
             if target != STANDARD_OUTPUT:
                 show(target)
+    if profile is not None:
+        note(f"profile: {trace_file(profile)}, for https://ui.perfetto.dev; or the folder, for xprof {profile}")
     if timings and first and (most := peak()) is not None:
         note(most)
 

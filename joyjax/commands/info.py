@@ -19,17 +19,20 @@ Option = typer.Option
 
 def command(
     model: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="MODEL_OR_PNG",
             help="Diffusers folder, folder of `convert`, or hub id; or a picture that joyjax wrote.",
         ),
-    ],
+    ] = None,
     verified: Annotated[bool, Option("--verify", help="Also read and check every weight.")] = False,
     mesh: Annotated[
         str | None,
         Option(help="Print what each device of a mesh would hold, as in tensor=4,sequence=2.", metavar="AXES"),
     ] = None,
+    kernels: Annotated[
+        bool, Option("--kernels", help="In place of a model: print what was measured of GPU kernels on this machine.")
+    ] = False,
     as_json: AsJSON = False,
     debug: Debug = False,
 ) -> None:
@@ -37,7 +40,21 @@ def command(
 
     For a checkpoint: its family, networks, sizes and dtypes, and the memory to run it; weights are read only with
     --verify. For a picture that joyjax wrote: its recipe. For another model or file: its kind, and what joyjax needs.
+    With --kernels, without a model: the measurements by which edits choose between GPU kernels and XLA's own forms.
     """
+    if kernels:
+        for option, given in (
+            ("MODEL_OR_PNG", model is not None),
+            ("--verify", verified),
+            ("--mesh", mesh is not None),
+        ):
+            if given:
+                raise typer.BadParameter("is of a model, and --kernels is of this machine", param_hint=option)
+        _show_kernels(as_json)
+        return
+    if model is None:
+        raise typer.BadParameter("missing: name a folder, a hub id or a picture", param_hint="MODEL_OR_PNG")
+
     from joyjax.convert.source.identify import identify
     from joyjax.convert.source.model import model_folder
     from joyjax.errors import CheckpointError
@@ -100,6 +117,38 @@ def command(
             typer.echo(f"  {held.dtype:9} {gibibytes(held.bytes):>11}  ({parts}){_form(held.linear, described)}")
 
 
+def _show_kernels(as_json: bool) -> None:
+    from joyjax.runtime.kernel_cache import cache_folder, kept
+
+    folder = cache_folder()
+    found = list(kept(folder))
+    if as_json:
+        plain = [{**key, "rows": [dataclasses.asdict(row) for row in rows]} for key, rows in found]
+        typer.echo(json.dumps(plain, indent=2))
+        return
+    if not found:
+        typer.echo(
+            f"no kernels have been measured here ({folder}); the first edit on a GPU does, or joyjax warmup MODEL"
+        )
+    for key, rows in found:
+        shape = key["shape"]
+        driver = f"driver {key['driver']}, " if key["driver"] else ""
+        typer.echo(_printed(f"{key['device']}, {driver}JAX {key['jax']}, joyjax {key['joyjax']}", 4))
+        typer.echo(
+            f"{key['dtype']}, {shape['rows']} × ({shape['images']} + {shape['texts']}) tokens of {shape['channels']} "
+            f"channels, {shape['heads']} heads of {shape['width']}"
+        )
+        typer.echo(f"  {'operation':38}{'XLA µs':>10}{'kernel µs':>11}  {'choice':8}reason")
+        for row in rows:
+            times = "".join(
+                f"{'–' if value is None else f'{value:.1f}':>{width}}"
+                for value, width in ((row.xla_us, 10), (row.kernel_us, 11))
+            )
+            chosen = row.kernel if row.chosen else "xla"
+            reason = row.reason or (f"{row.ratio:.2f} × XLA's speed" if row.ratio else "")
+            typer.echo("  " + _printed(f"{row.operation:38}{times}  {chosen:8}{reason}", 4).rstrip())
+
+
 def _form(linear: str, described: "ModelInfo") -> str:
     """Describe the form of the kernels, and whether it is stored or needs an option."""
     if linear == described.needs[0].linear:
@@ -154,7 +203,7 @@ def _recipe_rows(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if recipe["mask"] is not None:
         yield "mask", _picture(recipe["mask"])
     source = "the bundled demo" if model["source"] is None else model["source"]
-    kind = f"{model['family']}, {model['dtype']}, linear maps {model['linear']}"
+    kind = f"{model['family']}, {model['dtype']}, linear maps {model['linear']}, kernels {model['kernels']}"
     yield "model", f"{source}\n{kind}\n{model['fingerprint']}"
     for name, value in settings.items():
         yield name, value if isinstance(value, str) else json.dumps(value)

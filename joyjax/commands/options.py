@@ -107,7 +107,9 @@ def quantized_form(options: Mapping[str, Any]) -> str | None:
     return next(iter(forms.values()), None)
 
 
-def load_pipeline(folder: Path, *, dtype: str | None, form: str | None, mesh: str | None) -> "Pipeline":
+def load_pipeline(
+    folder: Path, *, dtype: str | None, form: str | None, mesh: str | None, kernels: str | None
+) -> "Pipeline":
     """Load a model with a progress bar; None stands for the default of `joyjax.load`."""
     import joyjax
     from joyjax.commands.progress import loading
@@ -120,6 +122,7 @@ def load_pipeline(folder: Path, *, dtype: str | None, form: str | None, mesh: st
             mesh=None if mesh is None else parse_mesh(mesh),
             progress=advance,
             quantize=form,
+            kernels=kernels or LOAD["kernels"].default,
         )
 
 

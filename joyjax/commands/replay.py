@@ -16,6 +16,7 @@ class Replay:
     model: str | None = None
     dtype: str = "bfloat16"
     linear: str | None = None
+    kernels: str | None = None
 
 
 def read_replay(file: Path, model: str | None, image: Sequence[str] | None, mask: str | None) -> Replay:
@@ -49,6 +50,7 @@ def read_replay(file: Path, model: str | None, image: Sequence[str] | None, mask
         model=used["source"],
         dtype=used["dtype"],
         linear=used["linear"],
+        kernels="xla" if used["kernels"] == "xla" else None,
     )
 
 

@@ -93,16 +93,21 @@ class DecoderLayer(nnx.Module):
 
     def __call__(self, x: Float[Array, "B L D"], rotation: Rotation, attend: Attend) -> Float[Array, "B L D"]:
         """Return the updated tokens. `attend` decides which keys a query sees."""
-        y = self.attention_norm(x)
-        query, key = self.q(y), self.k(y)
+        x = x + self.attention(self.attention_norm(x), rotation, attend)
+        x = x + self.mlp(self.mlp_norm(x))
+        return constrain(x, "batch", "sequence", "embed")
+
+    @jax.named_scope("attention")
+    def attention(self, x: Float[Array, "B L D"], rotation: Rotation, attend: Attend) -> Float[Array, "B L D"]:
+        """Attend from every token to those that `attend` shows it."""
+        query, key = self.q(x), self.k(x)
         if self.q_norm is not None and self.k_norm is not None:
             query = rms_norm(query, self.q_norm[...], self.eps)
             key = rms_norm(key, self.k_norm[...], self.eps)
         query, key = (rotate_half_split(heads, rotation).astype(x.dtype) for heads in (query, key))
-        x = x + self.o(attend(query, key, self.v(y)))
-        x = x + self.mlp(self.mlp_norm(x))
-        return constrain(x, "batch", "sequence", "embed")
+        return self.o(attend(query, key, self.v(x)))
 
+    @jax.named_scope("mlp")
     def mlp(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """SwiGLU (Shazeer, 2020): the gate's SiLU times a second map, and back; the activation is float32."""
         hidden = jax.nn.silu(self.gate(x).astype(FLOAT32)) * self.up(x).astype(FLOAT32)
@@ -139,7 +144,8 @@ def decode(
     for index, layer in enumerate(layers):
         if 0 < index <= len(deepstack):
             x = x + _pick(deepstack[index - 1], image_token_index)
-        x = layer(x, rotation, attend)
+        with jax.named_scope(f"layer_{index}"):
+            x = layer(x, rotation, attend)
     return unpack_rows(x, shared, rows)
 
 

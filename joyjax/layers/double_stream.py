@@ -8,6 +8,7 @@ one of two modulations; so far it is 1.
 import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -22,10 +23,12 @@ from joyjax.kernels.qk_norm_rope import norm_rope
 from joyjax.layers.joint_attention import Layout, Scales, joint_attention, leading_tokens
 from joyjax.layers.linear import Linear
 from joyjax.layers.parameter import parameter
-from joyjax.sharding.place import constrain
+from joyjax.layers.weights import TakesKernels
+from joyjax.sharding.place import constrain, on_shards
 
 MODULATIONS = 6
 HEAD_AXES = ("heads", "head_width")
+TOKENS, VECTOR = ("batch", "sequence", "embed"), ("batch", "embed")
 
 
 class Projections(nnx.Module):
@@ -50,8 +53,10 @@ class Projections(nnx.Module):
         return jnp.stack([linear(x) for linear in (self.q, self.k, self.v)[start:stop]], axis=2)
 
 
-class Stream(nnx.Module):
+class Stream(TakesKernels):
     """One stream's half of a block: its projections to and from attention, and its MLP.
+
+    A kernel runs on the tokens of each device; the plain forms are left to XLA's partitioner.
 
     `fused`: queries, keys and values have one kernel; otherwise one each.
     """
@@ -90,22 +95,34 @@ class Stream(nnx.Module):
         """The weights of the query norm and of the key norm."""
         return self.q_norm[...], self.k_norm[...]
 
+    @jax.named_scope("mlp")
     def mlp(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """Two linear maps with a tanh-approximated GELU between."""
         hidden = constrain(self.up(x), "batch", "sequence", "mlp")
         return self.down(nnx.gelu(hidden, approximate=True))
 
+    @jax.named_scope("norm")
     def normed(self, x: Float[Array, "B L D"], modulation: Float[Array, "B 1 6 D"]) -> Float[Array, "B L D"]:
         """Return the modulated norm, the input of attention."""
         shift, scale = modulation[:, 0, 0], modulation[:, 0, 1]
-        return layer_norm_scale_shift(x, scale, shift)
+        kernel = self.kernels.layer_norm_scale_shift
+        if kernel is None:
+            return layer_norm_scale_shift(x, scale, shift)
+        run = functools.partial(layer_norm_scale_shift, implementation=kernel)
+        return on_shards(run, (TOKENS, VECTOR, VECTOR), TOKENS)(x, scale, shift)
 
     def finish(
         self, x: Float[Array, "B L D"], attended: Float[Array, "B L N H"], modulation: Float[Array, "B 1 6 D"]
     ) -> Float[Array, "B L D"]:
         """Add the gated attention output, then the gated MLP."""
         gate1, shift2, scale2, gate2 = (modulation[:, 0, n] for n in range(2, MODULATIONS))
-        x, y = residual_gate_layer_norm_scale_shift(x, self.out(attended), gate1, scale2, shift2)
+        arrays = x, self.out(attended), gate1, scale2, shift2
+        kernel = self.kernels.residual_gate_layer_norm_scale_shift
+        if kernel is None:
+            x, y = residual_gate_layer_norm_scale_shift(*arrays)
+        else:
+            run = functools.partial(residual_gate_layer_norm_scale_shift, implementation=kernel)
+            x, y = on_shards(run, (TOKENS, TOKENS, VECTOR, VECTOR, VECTOR), (TOKENS, TOKENS))(*arrays)
         return constrain(residual_gate(x, self.mlp(y), gate2), "batch", "sequence", "embed")
 
 
@@ -126,7 +143,9 @@ class Block(nnx.Module):
         """Return both updated streams."""
         img_qkv = self.img.qkv(self.img.normed(img, img_mod))
         txt_qkv = self.txt.qkv(self.txt.normed(txt, txt_mod))
-        img_found, txt_found = joint_attention(img_qkv, txt_qkv, self.img.scales, self.txt.scales, layout)
+        img_found, txt_found = joint_attention(
+            img_qkv, txt_qkv, self.img.scales, self.txt.scales, layout, implementation=self.img.kernels.qk_norm_rope
+        )
         return self.img.finish(img, img_found, img_mod), self.txt.finish(txt, txt_found, txt_mod)
 
     def last(
@@ -145,7 +164,9 @@ class Block(nnx.Module):
         cos, sin = layout.img_rotation
         query = self.img.qkv(target(img_normed), 0, 1)[:, :, 0]
         query = norm_rope(query, self.img.scales[0], (target(cos), target(sin)))
-        found, _ = joint_attention(img_kv, txt_kv, self.img.scales, self.txt.scales, layout, query)
+        found, _ = joint_attention(
+            img_kv, txt_kv, self.img.scales, self.txt.scales, layout, query, self.img.kernels.qk_norm_rope
+        )
         return self.img.finish(target(img), found, img_mod)
 
 

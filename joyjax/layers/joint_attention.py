@@ -6,9 +6,11 @@ at the end to one size. Without a mesh there is one part.
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
+from joyjax.kernels.choice import Kernel
 from joyjax.kernels.joint import join, split
 from joyjax.kernels.qk_norm_rope import Rotation, qk_norm_rope
 from joyjax.sharding.attention import SequenceMesh, sequence_attention
@@ -79,6 +81,7 @@ def leading_tokens(x: Float[Array, "B I *rest"], size: int, devices: int) -> Flo
     return parts.reshape(x.shape[0], size, *x.shape[2:])
 
 
+@jax.named_scope("attention")
 def joint_attention(
     img: Float[Array, "B I C N H"],
     txt: Float[Array, "B J C N H"],
@@ -86,11 +89,12 @@ def joint_attention(
     txt_scales: Scales,
     layout: Layout,
     query: Float[Array, "B T N H"] | None = None,
+    implementation: Kernel = None,
 ) -> tuple[Float[Array, "B _ N H"], Float[Array, "B _ N H"]]:
     """Attend from both streams to both and return each stream's output; with `query`, attend from it only.
 
     The axis C of `img` and `txt` holds projected queries, keys and values, or only keys and values where `query` is
-    given, which is normalised and rotated already.
+    given, which is normalised and rotated already. `implementation` is that of `qk_norm_rope`.
     """
 
     def local(
@@ -105,7 +109,16 @@ def joint_attention(
         query: Array | None,
     ) -> tuple[Array, Array]:
         own = _own(img_lengths, layout.mesh)
-        parts = qk_norm_rope(img, txt, img_scales, txt_scales, img_rotation, txt_rotation, img_lengths=own)
+        parts = qk_norm_rope(
+            img,
+            txt,
+            img_scales,
+            txt_scales,
+            img_rotation,
+            txt_rotation,
+            img_lengths=own,
+            implementation=implementation,
+        )
         *own_query, key, value = parts
         queries = own_query[0] if query is None else query
         lengths = add_lengths(img_lengths, img.shape[1], txt_lengths, txt.shape[1])

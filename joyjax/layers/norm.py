@@ -24,6 +24,7 @@ class RMSNorm(nnx.Module):
         self.scale = parameter(rngs, (features,), (axis,), dtype, init="ones")
         self.eps = eps
 
+    @jax.named_scope("norm")
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Normalise the last axis."""
         return rms_norm(x, self.scale[...], self.eps).astype(x.dtype)
@@ -37,6 +38,7 @@ class LayerNorm(nnx.Module):
         self.bias = parameter(rngs, (features,), (axis,), dtype, init="zeros")
         self.eps = eps
 
+    @jax.named_scope("norm")
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Normalise the last axis."""
         y = layer_norm(x, self.eps)
@@ -54,6 +56,7 @@ class ChannelNorm(nnx.Module):
         self.scale = parameter(rngs, (features,), (axis,), dtype, init="ones")
         self.features = features
 
+    @jax.named_scope("norm")
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
         """Normalise the last axis."""
         y = x.astype(FLOAT32)

@@ -8,17 +8,21 @@ from typing import Any
 import jax
 from flax import nnx
 
+from joyjax.kernels.choice import PLAIN, Kernels
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["state"], meta_fields=["graph"])
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["state"], meta_fields=["graph", "kernels"])
 @dataclasses.dataclass(frozen=True, repr=False)
 class Weights:
     """A split NNX module, which can be an argument of a `jax.jit` function.
 
-    `graph` is static: two models with one configuration share a compiled program.
+    `graph` and `kernels`, the implementations of its operations, are static: two models with one configuration and one
+    choice of kernels share a compiled program, and two choices never do.
     """
 
     graph: nnx.GraphDef
     state: nnx.State
+    kernels: Kernels = PLAIN
 
     def __repr__(self) -> str:
         """Return one line; the leaves may be anything that JAX puts there."""
@@ -40,13 +44,28 @@ class Weights:
         flat = nnx.to_flat_state(self.state)
         if found.keys() != leaves(self.state).keys():
             raise ValueError(f"not the network's parameters: {sorted(found.keys() ^ leaves(self.state).keys())}")
-        return Weights(
-            self.graph, nnx.from_flat_state([(path, leaf.replace(found[_dotted(path)])) for path, leaf in flat])
-        )
+        state = nnx.from_flat_state([(path, leaf.replace(found[_dotted(path)])) for path, leaf in flat])
+        return dataclasses.replace(self, state=state)
 
     def module(self) -> Any:
         """Merge the module; inside `jax.jit` this costs nothing at run time."""
-        return nnx.merge(self.graph, self.state)
+        module = nnx.merge(self.graph, self.state)
+        if self.kernels != PLAIN:
+            for _, part in nnx.iter_graph(module):
+                if isinstance(part, TakesKernels):
+                    part.kernels = self.kernels
+        return module
+
+
+class TakesKernels(nnx.Module):
+    """A module with operations that have kernels; `kernels` says which of them run."""
+
+    kernels: Kernels = PLAIN
+
+
+def kernel_choice(weights: Weights) -> str:
+    """Return the choice of kernels that a network's programs are traced with, as text: part of a program's key."""
+    return str(weights.kernels)
 
 
 def leaves(state: nnx.State) -> dict[str, nnx.Variable]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -177,24 +178,30 @@ class JoyImageTransformer(nnx.Module):
         txt = constrain(self._embed_text(pad_to_devices(condition.txt, mesh.devices)), "batch", "sequence", "embed")
         before = img
         for block in self.blocks[:-1][:1]:
-            img, txt = block(img, txt, *modulations(block, temb), layout)
+            with jax.named_scope("block_0"):
+                img, txt = block(img, txt, *modulations(block, temb), layout)
         return FirstBlockOutput(before, img, txt, temb, layout, targets)
 
     def remaining_blocks(self, first_output: FirstBlockOutput) -> Float[Array, "B U D"]:
         """Run all other blocks; return the target's tokens, with padding."""
         img, txt, temb, layout = first_output.img, first_output.txt, first_output.temb, first_output.layout
-        for block in self.blocks[1:-1]:
-            img, txt = block(img, txt, *modulations(block, temb), layout)
+        for number, block in enumerate(self.blocks[1:-1], 1):
+            with jax.named_scope(f"block_{number}"):
+                img, txt = block(img, txt, *modulations(block, temb), layout)
         last = self.blocks[-1]
-        return last.last(img, txt, *modulations(last, temb), layout, first_output.targets)
+        with jax.named_scope(f"block_{len(self.blocks) - 1}"):
+            return last.last(img, txt, *modulations(last, temb), layout, first_output.targets)
 
+    @jax.named_scope("head")
     def head(self, tokens: Float[Array, "B U D"], first_output: FirstBlockOutput) -> Float[Array, "B U P"]:
         """Return the velocity from the last block's output, in float32. This head is not modulated by the time."""
         return self.out(layer_norm(tokens)).astype(FLOAT32)
 
+    @jax.named_scope("text")
     def _embed_text(self, txt: Float[Array, "B J C"]) -> Float[Array, "B J D"]:
         return self.txt_hidden(nnx.gelu(self.txt_in(txt), approximate=True))
 
+    @jax.named_scope("time")
     def _embed_time(self, timestep: Float[Array, " B"]) -> Float[Array, "B 6 D"]:
         temb = self.time_hidden(nnx.silu(self.time_in(timestep_embedding(timestep, TIME_CHANNELS))))
         return self.time_out(nnx.silu(temb))

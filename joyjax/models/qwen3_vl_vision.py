@@ -183,12 +183,20 @@ class VisionBlock(nnx.Module):
         self, x: Float[Array, "I L D"], rotation: Rotation, lengths: Int[Array, " I"]
     ) -> Float[Array, "I L D"]:
         """Return the updated patches."""
-        qkv = self.qkv(self.attention_norm(x))
-        query, key = (rotate_half_split(qkv[:, :, part], rotation).astype(x.dtype) for part in (0, 1))
-        x = x + self.out(partitioned_attention(query, key, qkv[:, :, 2], lengths=lengths))
+        x = x + self.attention(self.attention_norm(x), rotation, lengths)
         x = x + self.mlp(self.mlp_norm(x))
         return constrain(x, "batch", "sequence", "embed")
 
+    @jax.named_scope("attention")
+    def attention(
+        self, x: Float[Array, "I L D"], rotation: Rotation, lengths: Int[Array, " I"]
+    ) -> Float[Array, "I L D"]:
+        """Attend from every patch to all patches of its picture."""
+        qkv = self.qkv(x)
+        query, key = (rotate_half_split(qkv[:, :, part], rotation).astype(x.dtype) for part in (0, 1))
+        return self.out(partitioned_attention(query, key, qkv[:, :, 2], lengths=lengths))
+
+    @jax.named_scope("mlp")
     def mlp(self, x: Float[Array, "I L D"]) -> Float[Array, "I L D"]:
         """Two linear maps with a tanh-approximated GELU between."""
         return self.down(gelu(self.up(x), approximate=True))
@@ -211,6 +219,7 @@ class Merger(nnx.Module):
         self.merged = config.merged
         self.joined_norm = joined_norm
 
+    @jax.named_scope("merger")
     def __call__(self, x: Float[Array, "I L D"]) -> Float[Array, "I M E"]:
         """Return the tokens; M is L divided by the patches of a block."""
         joined = (x.shape[0], x.shape[1] // self.merged, self.merged * x.shape[2])
@@ -240,6 +249,7 @@ class VisionTower(nnx.Module):
             [Merger(config, joined_norm=True, dtype=dtype, rngs=rngs) for _ in config.deepstack_visual_indexes]
         )
 
+    @jax.named_scope("vision")
     def __call__(self, inputs: VisionInputs) -> tuple[Float[Array, "I M D"], tuple[Float[Array, "I M D"], ...]]:
         """Return the final tokens and those of each DeepStack layer, undefined at padding."""
         config = self.config
@@ -250,7 +260,8 @@ class VisionTower(nnx.Module):
         rotation = rotation_by_blocks(inputs.positions, (config.head_dim // 2,) * 2, config.rope_theta)
         deepstack: list[Array] = []
         for index, block in enumerate(self.blocks):
-            x = block(x, rotation, inputs.lengths)
+            with jax.named_scope(f"block_{index}"):
+                x = block(x, rotation, inputs.lengths)
             if index in config.deepstack_visual_indexes:
                 deepstack.append(self.deepstack[len(deepstack)](x))
         return self.merger(x), tuple(deepstack)

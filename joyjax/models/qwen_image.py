@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -148,6 +149,7 @@ def make_block(config: QwenImageConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | No
     return Block(*(QwenImageStream(config, dtype=dtype, rngs=rngs) for _ in range(2)))
 
 
+@jax.named_scope("modulation")
 def modulations(
     blocks: Sequence[Block], temb: Float[Array, "B D"]
 ) -> list[tuple[Float[Array, "B 1 6 D"], Float[Array, "B 1 6 D"]]]:
@@ -215,7 +217,8 @@ class QwenImageTransformer(nnx.Module):
         txt = constrain(txt, "batch", "sequence", "embed")
         before, first = img, self.blocks[:-1][:1]
         for block, modulation in zip(first, modulations(first, temb), strict=True):
-            img, txt = block(img, txt, *modulation, layout)
+            with jax.named_scope("block_0"):
+                img, txt = block(img, txt, *modulation, layout)
         return FirstBlockOutput(before, img, txt, temb, layout, targets)
 
     def remaining_blocks(self, first_output: FirstBlockOutput) -> Float[Array, "B U D"]:
@@ -223,17 +226,21 @@ class QwenImageTransformer(nnx.Module):
         img, txt, layout = first_output.img, first_output.txt, first_output.layout
         blocks = [*self.blocks[1:-1], self.blocks[-1]]
         *inner, last = zip(blocks, modulations(blocks, first_output.temb), strict=True)
-        for block, modulation in inner:
-            img, txt = block(img, txt, *modulation, layout)
+        for number, (block, modulation) in enumerate(inner, 1):
+            with jax.named_scope(f"block_{number}"):
+                img, txt = block(img, txt, *modulation, layout)
         block, modulation = last
-        return block.last(img, txt, *modulation, layout, first_output.targets)
+        with jax.named_scope(f"block_{len(self.blocks) - 1}"):
+            return block.last(img, txt, *modulation, layout, first_output.targets)
 
+    @jax.named_scope("head")
     def head(self, tokens: Float[Array, "B U D"], first_output: FirstBlockOutput) -> Float[Array, "B U P"]:
         """Return the velocity from the last block's output, in float32."""
         modulation = self.head_modulation(nnx.silu(first_output.temb))
         scale, shift = modulation[:, 0], modulation[:, 1]
         return self.out(layer_norm_scale_shift(tokens, scale, shift, eps=EPS)).astype(FLOAT32)
 
+    @jax.named_scope("time")
     def _embed_time(self, timestep: Float[Array, " B"]) -> Float[Array, "B D"]:
         embedding = timestep_embedding(timestep, TIME_CHANNELS, scale=TIME_SCALE)
         return self.time_hidden(nnx.silu(self.time_in(embedding)))

@@ -3,7 +3,7 @@
 A recipe is a JSON object; media/metadata.py stores it in each format of picture files.
 
     {"recipe": 1, "joyjax": "0.1.0", "jax": "0.10.2", "device": "cpu",
-     "model": {"source": "…", "family": "…", "dtype": "…", "linear": "…", "fingerprint": "sha256:…"},
+     "model": {"source": "…", "family": "…", "dtype": "…", "linear": "…", "kernels": "…", "fingerprint": "sha256:…"},
      "settings": {"prompt": "…", "steps": 40, …},
      "references": [{"file": "photo.jpg", "digest": "sha256:…", "size": [1024, 768]}], "mask": null}
 
@@ -61,9 +61,11 @@ MODEL: Mapping[str, JSONCheck] = {
     "family": TEXT,
     "dtype": TEXT,
     "linear": TEXT,
+    "kernels": TEXT,
     "fingerprint": DIGEST,
 }
-MODEL_DEFAULTS: Mapping[str, Any] = {"linear": "exact"}
+MODEL_DEFAULTS: Mapping[str, Any] = {"linear": "exact", "kernels": "xla"}
+OF_MODEL = ("family", "dtype", "linear", "kernels")  # settings of a result that a recipe has there
 SOURCE: Mapping[str, JSONCheck] = {
     "file": (lambda value: value is None or _is_relative(value), "a file's name from the picture's folder on, or null"),
     "digest": DIGEST,
@@ -122,16 +124,16 @@ def make_recipe(
     The bundled demo and models of the hub are recorded as such, not by their path on this machine.
 
     Raises:
-        ValueError: unless `settings` has the keys of SETTINGS, "model", "family", "dtype" and "linear" only. Options
-            of some families only may be missing.
+        ValueError: unless `settings` has the keys of SETTINGS, "model" and those of OF_MODEL only. Options of some
+            families only may be missing.
     """
-    known = SETTINGS.keys() | {"model", "family", "dtype", "linear"}
+    known = SETTINGS.keys() | {"model", *OF_MODEL}
     odd = {name for name in settings.keys() ^ known if name in settings or name not in KEPT or KEPT[name].every_family}
     if odd:
         raise ValueError(f"settings and what a recipe holds differ in {', '.join(sorted(odd))}")
     model = {
         "source": _portable(settings["model"]),
-        **{name: settings[name] for name in ("family", "dtype", "linear")},
+        **{name: settings[name] for name in OF_MODEL},
         "fingerprint": fingerprint,
     }
     kept = {name: settings[name] for name in SETTINGS if name in settings}

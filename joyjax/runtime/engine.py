@@ -11,6 +11,7 @@ import functools
 import itertools
 import time
 from collections.abc import Hashable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,12 +22,14 @@ from PIL import Image
 from joyjax.errors import JoyJaxError, RequestError
 from joyjax.families.family import Arrays, Media, Plan
 from joyjax.families.request import Request
+from joyjax.kernels.choice import PLAIN, Kernels
 from joyjax.media.dropped import dropped
 from joyjax.media.framing import pasted_region
 from joyjax.media.image import from_pixels
 from joyjax.runtime.job import Callback, Clock, Job, StepEvent
 from joyjax.runtime.load import Pipeline
 from joyjax.runtime.networks import Networks
+from joyjax.runtime.profile import profiled
 from joyjax.runtime.result import make_result
 from joyjax.sampling.loop import Step, denoise
 from joyjax.sampling.rows import stack_conditions
@@ -39,14 +42,23 @@ class Engine:
     """Runs requests on a pipeline.
 
     `batch_size`: the most edits that are denoised together; None: no limit. `isolate`: an error ends only its own job
-    and is stored there; otherwise it ends the run and is raised.
+    and is stored there; otherwise it ends the run and is raised. `profile`: a folder for a profile of the denoising of
+    one group.
     """
 
-    def __init__(self, pipeline: Pipeline, *, batch_size: int | None = None, isolate: bool = False):
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        batch_size: int | None = None,
+        isolate: bool = False,
+        profile: Path | None = None,
+    ):
         self.pipeline = pipeline
         self.networks = Networks.of(pipeline)
         self.batch_size = batch_size
         self.isolate = isolate
+        self.profile = profile
         self.waiting: list[Job] = []
         self._numbers = itertools.count()
         self._encoded: dict[Hashable, Any] = {}  # the last condition, by its encode key
@@ -93,8 +105,11 @@ class Engine:
             with clock.stage("prepare"):
                 arrays = [self.pipeline.family.prepare(job.plan, self.pipeline.parts) for job in group]
             conditions = self._encode(arrays, clock)
+            with clock.stage("prepare"):
+                kernels = self.networks.kernels(self.pipeline.family.denoiser, [job.plan.lengths for job in group])
             with clock.stage("denoise"):
-                latents, computed = self._denoise(group, arrays, conditions)
+                with profiled(self.profile):
+                    latents, computed = self._denoise(group, arrays, conditions, kernels)
             media = {}
             with clock.stage("decode"):
                 for row, job in enumerate(group):
@@ -103,11 +118,15 @@ class Engine:
                     with self._errors_of(job):
                         media[job.number] = self._finish(job.plan, latents[row : row + 1], clock)
         seconds = {**clock.seconds, "total": sum(clock.seconds.values())}
+        measured = () if self.pipeline.kernels is None else self.pipeline.kernels.take_notes()
         for job, steps in zip(group, computed, strict=True):
             if job.done:
                 continue
             with self._errors_of(job):
-                job.finished(make_result(self.pipeline, job.plan, media[job.number], seconds, steps, job.notes))
+                notes, measured = (*job.notes, *measured), ()  # the first job tells
+                job.finished(
+                    make_result(self.pipeline, job.plan, media[job.number], seconds, steps, notes, str(kernels))
+                )
 
     def _encode(self, arrays: Sequence[Arrays], clock: Clock) -> list[Any]:
         """Return the condition of each request; requests with equal encode keys are encoded once."""
@@ -121,14 +140,14 @@ class Engine:
         return [conditions[each.plan.encode_key] for each in arrays]
 
     def _denoise(
-        self, group: Sequence[Job], arrays: Sequence[Arrays], conditions: Sequence[Any]
+        self, group: Sequence[Job], arrays: Sequence[Arrays], conditions: Sequence[Any], kernels: Kernels = PLAIN
     ) -> tuple[Float[np.ndarray, "e T P"], list[int]]:
         """Return the latents of each job, and how many of its steps ran the whole network."""
         pipeline, requests = self.pipeline, [job.plan.request for job in group]
         family, solver, steps = pipeline.family, pipeline.parts.solver, requests[0].steps
         levels = [solver.levels(steps, job.plan.request.sigmas, job.plan.shift) for job in group]
         watched = any(job.callback for job in group)
-        with self.networks.predictor(family.denoiser, len(group), requests[0].cache) as predictor:
+        with self.networks.predictor(family.denoiser, len(group), requests[0].cache, kernels) as predictor:
             latents = denoise(
                 predictor,
                 solver,

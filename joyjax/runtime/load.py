@@ -23,6 +23,7 @@ from joyjax.names import checks_names
 from joyjax.options import EXACT
 from joyjax.provenance.fingerprint import fingerprint
 from joyjax.runtime.domains import Domain, domain_of
+from joyjax.runtime.kernel_choice import KernelChooser
 from joyjax.runtime.storage import AS_STORED, check_form, check_options, loaded_form
 from joyjax.sharding.attention import share_out
 from joyjax.sharding.devices import devices
@@ -33,7 +34,8 @@ from joyjax.sharding.mesh import check_mesh
 class Pipeline:
     """A loaded model. `weights` are its networks by folder name, `generation_defaults` those of the checkpoint.
 
-    `fingerprint` is that of the checkpoint when it was read; empty if there was none.
+    `fingerprint` is that of the checkpoint when it was read; empty if there was none. `kernels` chooses the kernels of
+    a step; None: XLA's own forms.
     """
 
     family: Family
@@ -45,6 +47,7 @@ class Pipeline:
     source: str
     linear: str = "exact"
     fingerprint: str = ""
+    kernels: KernelChooser | None = None
 
     @property
     def base_size(self) -> int:
@@ -117,6 +120,7 @@ def load(
     mesh: Mesh | None = None,
     quantize: str | None = None,
     linear: str = AS_STORED,
+    kernels: str = "auto",
     progress: Progress | None = None,
 ) -> Pipeline:
     """Load a Diffusers folder, one that `joyjax convert` wrote, or a hub id; without `model`, the bundled demo.
@@ -125,12 +129,15 @@ def load(
     devices; None uses one. `quantize="float8"` quantizes the linear maps of the transformer's blocks while they are
     read; this approximation halves their memory (docs/speed.md has the error). None keeps the form in the folder, which
     may be one of `joyjax convert --quantize float8`; "exact" refuses such a folder. `linear` is the older name of
-    `quantize`. `progress` is called with the bytes read so far and the total.
+    `quantize`. `kernels`: "auto" measures the fused GPU kernels of the transformer once on each GPU, at the shapes of
+    an edit, and runs those that are right and faster than XLA's own; "xla" runs none, "pallas" all (docs/kernels.md).
+    `progress` is called with the bytes read so far and the total.
 
     Raises:
         CheckpointError: if the folder is not a complete checkpoint of a known family; its subclass ConfigError for a
             configuration value that joyjax does not implement.
-        RequestError: for an unknown dtype, a form that the family does not have, or "exact" for a quantized folder.
+        RequestError: for an unknown dtype, a form that the family does not have, "exact" for a quantized folder, or
+            "pallas" on a device that cannot run the kernels.
         JoyJaxError: for an unsupported device, or in a process that was forked after another `load`.
         MeshError: for a mesh that does not fit.
     """
@@ -144,6 +151,7 @@ def load(
     configs = {component.folder: component.read_config(folder) for component in family.components}
     device, option = mesh.devices.flat[0] if mesh else devices()[0], "linear" if quantize is None else "quantize"
     check_form(form, folder, family, configs, device, option)
+    chooser = KernelChooser.of(kernels, device, dtype, mesh)
     parts = family.read(folder, configs)
     if mesh is not None:
         share_out(dict(mesh.shape), configs[family.denoiser].num_attention_heads)
@@ -166,7 +174,7 @@ def load(
         weights[name] = plan.fill(mesh, advance)
         before += plan.nbytes
     held = loaded_form(folder, form)
-    return Pipeline(family, parts, weights, dtype, mesh, defaults, str(folder), held, fingerprint(folder))
+    return Pipeline(family, parts, weights, dtype, mesh, defaults, str(folder), held, fingerprint(folder), chooser)
 
 
 def _advance(progress: Progress, before: int, total: int) -> Progress:

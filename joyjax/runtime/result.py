@@ -15,6 +15,7 @@ from PIL import Image
 from joyjax.errors import RequestError
 from joyjax.families.family import Media, Plan
 from joyjax.files import publish, publish_free, same_file
+from joyjax.kernels.choice import XLA
 from joyjax.media.formats import Format, Quality, encode, format_of, writing
 from joyjax.media.framing import Crop, paste_back, unpad
 from joyjax.media.image import from_pixels, rgb_profile
@@ -107,8 +108,8 @@ class Result:
         return recipe_texts(recipe, folder)
 
 
-def settings(pipeline: Pipeline, plan: Plan) -> dict[str, Any]:
-    """Return every value that the picture depends on, as plain data.
+def settings(pipeline: Pipeline, plan: Plan, kernels: str = XLA) -> dict[str, Any]:
+    """Return every value that the picture depends on, as plain data; `kernels` are those that ran.
 
     An option that the family does not have has its neutral default.
     """
@@ -124,19 +125,26 @@ def settings(pipeline: Pipeline, plan: Plan) -> dict[str, Any]:
         "family": family.name,
         "dtype": pipeline.dtype,
         "linear": pipeline.linear,
+        "kernels": kernels,
         **kept,
     }
 
 
 def make_result(
-    pipeline: Pipeline, plan: Plan, media: Media, seconds: Mapping[str, float], steps: int, notes: tuple[str, ...]
+    pipeline: Pipeline,
+    plan: Plan,
+    media: Media,
+    seconds: Mapping[str, float],
+    steps: int,
+    notes: tuple[str, ...],
+    kernels: str,
 ) -> Result:
     """Build the result of a finished edit; `steps` is the number of steps that ran the whole transformer."""
     return Result(
         image=picture(media.pixels[0], plan),
         crop=None if plan.base is None else plan.crops[plan.base],
         seed=plan.request.seed,
-        settings=settings(pipeline, plan),
+        settings=settings(pipeline, plan, kernels),
         timings=dict(seconds),
         computed_steps=steps,
         device=pipeline.device_kind,

@@ -64,8 +64,10 @@ def advance(
     """
     edits = solver.latents(state).shape[0]
     velocity = velocity.reshape(passes, -1, *velocity.shape[1:])[:, :edits]
-    velocity = guide(velocity, scale, guidance) if passes == 2 else velocity[0]
-    return constrain_all(solver.step(state, velocity, level))
+    with jax.named_scope("guidance"):
+        velocity = guide(velocity, scale, guidance) if passes == 2 else velocity[0]
+    with jax.named_scope("solver"):
+        return constrain_all(solver.step(state, velocity, level))
 
 
 def constrain_all(state: State) -> State:

@@ -202,7 +202,7 @@ def test_info(checkpoint, converted):
 
 
 def test_info_of_a_picture(tmp_path, picture):
-    settings = dict.fromkeys(("dtype", "linear", "fit", "vae_encode", "vae_decode"), "x") | {
+    settings = dict.fromkeys(("dtype", "linear", "kernels", "fit", "vae_encode", "vae_decode"), "x") | {
         **{"model": str(tmp_path / "joy"), "family": "JoyImage-Edit", "noise": "rule 1", "cache": None},
         **{"prompt": "a \x1b[31mred\u202e sky\nseed 7 赤", "negative_prompt": "", "sigmas": None},
         **{"steps": 40, "guidance_scale": [4.0, 1.0], "guidance_until": 1.0, "seed": 3, "base_size": 1024},
@@ -374,7 +374,7 @@ def test_bench(shapes):
     done = run("bench", "--repeats", 2, "--steps", 2)
     assert done.stderr == "loading\nmeasuring\n"
     lines = done.stdout.splitlines()
-    assert lines[1] == "JoyImage-Edit, 128 × 128, 2 steps, guidance 1, bfloat16"
+    assert lines[1] == "JoyImage-Edit, 128 × 128, 2 steps, guidance 1, bfloat16, kernels xla"
     stages = ["prepare", "prompt", "references", "denoise", "decode", "total"]
     assert [line.split()[0] for line in lines if line.count(" s") == 3] == stages
     found = json.loads(run("bench", "--repeats", 3, "--steps", 2, "--image", shapes, "--json").stdout)

@@ -1,5 +1,7 @@
 """What `joyjax edit` offers beside the edit: several results, recipes run again, masks, previews, notes."""
 
+import gzip
+import json
 import os
 import shutil
 import signal
@@ -246,6 +248,21 @@ def test_notes_say_what_was_done_to_the_picture(here):
     assert Image.open("pad.png").size[1] < size[1]  # the padding is gone from the result
     ratio = np.divide(*Image.open("pad.png").size)
     assert abs(ratio - 2.5) < 0.1
+
+
+def test_a_profile(here):
+    Path("trace").mkdir()  # an empty folder is taken
+    done = succeed("edit", PROMPT, "-i", "shapes.png", "--steps", 1, "--profile", "trace", *FAST)
+    (file,) = Path("trace").rglob("*.trace.json.gz")
+    assert f"profile: {file}, for https://ui.perfetto.dev; or the folder, for xprof trace" in done.stderr
+    names = {event.get("name") for event in json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]}
+    assert {"PjitFunction(predict)", "PjitFunction(advance)"} <= names
+    assert "PjitFunction(decode_latents)" not in names  # only the denoising
+    fails(PROMPT, "--steps", 1, "--profile", "trace", says="--profile is trace, which is not empty; name a new folder")
+    fails(PROMPT, "--steps", 1, "--profile", "edit.png", says="which is a file; name a folder")
+    done = invoke("edit", PROMPT, "--profile", "new", "--num-images", 2)
+    assert done.exit_code == 2
+    assert "is of one edit, and --num-images is 2" in done.stderr
 
 
 def test_previews_and_timings(here):

@@ -1,5 +1,6 @@
 """Every kernel compiled for an H100 that is not there: through lowering, PTX and ptxas."""
 
+import dataclasses
 import functools
 
 import gpu_compile
@@ -7,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from collectives import count_collectives
+from full_size import stage
 from jax.sharding import NamedSharding, PartitionSpec
 
 from joyjax.kernels.attention import attention
 from joyjax.kernels.cases import SHAPES, Shape, cases
+from joyjax.kernels.choice import Kernels
 from joyjax.kernels.modulate_pallas import WIDEST
 from joyjax.sharding.attention import partitioned_attention
 from joyjax.sharding.place import on_shards
@@ -82,6 +85,22 @@ def test_a_kernel_on_shards_gathers_nothing():
         compiled = gpu_compile.compile_for_gpu(run, *placed, mesh=mesh)
         assert gpu_compile.custom_calls(compiled)["mosaic_gpu_v2"] == 1
         assert not count_collectives(compiled.as_text())
+
+
+@pytest.mark.parametrize("sizes", [{}, {"cfg": 2, "sequence": 2, "tensor": 2}], ids=["alone", "on a mesh"])
+def test_a_step_with_kernels(sizes):
+    """All of a block's norms and its rotation are kernels, and devices exchange what they do without them."""
+    mesh = gpu_compile.gpu_mesh(sizes) if sizes else gpu_compile.gpu_mesh()
+    step, (weights, *arguments) = stage("denoise_step", mesh, layers=2)
+    chosen = dataclasses.replace(weights, kernels=Kernels("mosaic", "mosaic", "mosaic"))
+    own, plain = (gpu_compile.compile_for_gpu(step, each, *arguments, mesh=mesh) for each in (chosen, weights))
+    calls = gpu_compile.custom_calls(own)
+    assert calls["mosaic_gpu_v2"] == 5 + 4  # the last block has no text to finish
+    assert calls["__cudnn$fmhaSoftmax"] == 2
+    assert "mosaic_gpu_v2" not in gpu_compile.custom_calls(plain)
+    assert count_collectives(own.as_text()) == count_collectives(plain.as_text())
+    working = [program.memory_analysis().temp_size_in_bytes for program in (own, plain)]
+    assert working[0] <= 1.05 * working[1]
 
 
 def test_attention_is_cudnn_and_keeps_no_scores():

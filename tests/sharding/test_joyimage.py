@@ -1,5 +1,8 @@
 """The transformer on meshes of simulated devices: the same velocity as on one, whatever does not divide."""
 
+import contextlib
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ from meshes import CONFIG, MESHES, draw, make_condition, make_weights, mesh_of, 
 from whole_step import denoise_step
 
 from joyjax.errors import MeshError
+from joyjax.kernels.choice import Kernels
 from joyjax.layers.condition import Condition
 from joyjax.layers.weights import Weights
 from joyjax.sampling.rows import pad_batch
@@ -66,6 +70,18 @@ def test_a_step_is_the_same_on_every_mesh(sizes, case, alone, error):
     valid = [condition.target_lengths[n] if condition.target_lengths is not None else latents.shape[1] for n in rows]
     for n in rows:
         assert error(result[n, : valid[n]], expected[n, : valid[n]]) < 2e-5
+
+
+@pytest.mark.parametrize("sizes", [{}, {"cfg": 2, "sequence": 2, "tensor": 2}], ids=["alone", "on a mesh"])
+def test_kernels_change_no_step(sizes, alone, error):
+    """A kernel runs on every device's own rows, tokens and heads; outside of them XLA would gather its inputs."""
+    latents, condition, expected = alone["plus"]
+    mesh = mesh_of(**sizes) if sizes else None
+    weights = dataclasses.replace(make_weights(mesh=mesh), kernels=Kernels("triton", "triton", "triton"))
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        result = step(weights, latents, condition)
+    for n in range(len(latents)):
+        assert error(result[n, : condition.target_lengths[n]], expected[n, : condition.target_lengths[n]]) < 2e-5
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The precision of the networks' products, in the programs of a whole edit."""
+"""The programs of a whole edit: the precision of their products, and the names that a profile shows."""
 
 import re
 from pathlib import Path
@@ -13,6 +13,16 @@ pytestmark = pytest.mark.jax
 
 # Products of float32 arrays carry one precision for each input, or none, which is the default.
 PRODUCT = re.compile(r"stablehlo\.(?:dot_general|convolution)\b.*")
+
+
+# By stage, names that must be in the debug information of its program, as a profile shows them.
+SCOPES = {
+    "encode_prompt": ("vision/block_0/attention", "vision/block_0/mlp", "merger", "layer_1/attention", "layer_1/mlp/"),
+    "encode_images": ("block_0/norm", "middle/attention"),
+    "predict": ("time", "text", "block_0/norm", "block_0/attention", "block_1/mlp", "block_5/attention", "head"),
+    "advance": ("guidance", "solver"),
+    "decode_latents": ("middle/attention/norm", "block_0/norm"),
+}
 
 
 def products(folder: Path) -> list[str]:
@@ -38,3 +48,18 @@ def test_products_of_a_float32_pipeline_are_in_float32(dtype, tmp_path):
         assert all("HIGHEST" in line for line in found), [line for line in found if "HIGHEST" not in line][:3]
     else:
         assert not any("HIGHEST" in line for line in found)
+
+
+def test_layers_and_stages_have_names_in_a_profile(tmp_path):
+    """They were nameless: a profile showed jit(predict)/dot_general for every product of every block."""
+    pipeline = joyjax.load()
+    jax.clear_caches()
+    jax.config.update("jax_dump_ir_to", str(tmp_path))
+    try:
+        joyjax.edit(pipeline, Image.new("RGB", (64, 64)), "make it red", steps=1, guidance_scale=2.0)
+    finally:
+        jax.config.update("jax_dump_ir_to", "")
+    for stage, scopes in SCOPES.items():
+        found = "".join(file.read_text() for file in tmp_path.rglob(f"*jit_{stage}_compile*.mlir"))
+        missing = [scope for scope in scopes if not re.search(f'"jit\\({stage}\\)/(.*/)?{scope}', found)]
+        assert not missing, f"{stage}: {missing}"

@@ -36,7 +36,7 @@ COMMANDS = typer.main.get_command(app).commands
 HELD_AS = {"image": ("pictures", "originals", "sources"), "mask": ("mask", "mask_source"), "callback": ()}
 OF_COMMAND_ALONE = set(
     "prompt_option output recipe num_images distributed preview_dir quality allow_private_urls no_metadata timings "
-    "debug".split()
+    "profile debug".split()
 )
 PICTURE = Image.new("RGB", (48, 32))
 
@@ -361,3 +361,25 @@ def test_quantize_and_its_other_name(command, tmp_path, monkeypatch):
     assert "--quantize: is float8, and --linear, another name of it, is exact" in " ".join(done.stderr.split())
     assert invoke(*command, "--quantize", "int3").exit_code == 2
     assert len(loaded) == 4
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("edit", "x"), ("batch", "r.jsonl", "-o", "out"), ("warmup",), ("bench",), ("score",)],
+    ids=lambda command: command[0],
+)
+def test_kernels_reach_loading(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "cache")
+    (tmp_path / "r.jsonl").write_text('{"prompt": "x"}')
+    loaded = []
+
+    def load(*_: Any, **options: Any) -> None:
+        loaded.append(options["kernels"])
+        raise joyjax.JoyJaxError("far enough")
+
+    monkeypatch.setattr(joyjax, "load", load)
+    for more in ([], ["--kernels", "xla"], ["--kernels", "pallas"]):
+        assert str(invoke(*command, *more).exception) == "far enough"
+    assert loaded == ["auto", "xla", "pallas"]
+    assert invoke(*command, "--kernels", "mosaic").exit_code == 2

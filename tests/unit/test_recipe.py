@@ -42,6 +42,7 @@ EDIT = {
     "family": "JoyImage-Edit",
     "dtype": "bfloat16",
     "linear": "exact",
+    "kernels": "xla",
     "prompt": "make the sky red",
     "negative_prompt": "",
     "steps": 40,
@@ -134,6 +135,7 @@ def test_any_prompt_comes_back(tmp_path, prompt):
         "family": "JoyImage-Edit",
         "dtype": "bfloat16",
         "linear": "exact",
+        "kernels": "xla",
         "fingerprint": MARK,
     }
     assert (found["jax"], found["device"], found["references"], found["mask"]) == ("0.10.2", "cpu", [], None)
@@ -155,7 +157,9 @@ def test_lists_come_back(tmp_path):
 def test_the_arguments_of_an_edit(tmp_path):
     save(picture(), tmp_path / "edit.png", recipe_of())
     found = edit_arguments(read_recipe(tmp_path / "edit.png"))
-    expected = {name: EDIT[name] for name in EDIT if name not in ("model", "family", "dtype", "linear", "noise")}
+    expected = {
+        name: EDIT[name] for name in EDIT if name not in ("model", "family", "dtype", "linear", "kernels", "noise")
+    }
     assert found == expected
     assert [type(found[name]) for name in expected] == [type(value) for value in expected.values()]
 
@@ -478,11 +482,11 @@ def test_a_setting_that_is_missing_means_its_default(saved, tmp_path):
     raw = json.loads(Image.open(saved).info["joyjax"])
     for name in SETTING_DEFAULTS:
         del raw["settings"][name]
-    del raw["model"]["linear"]
+    del raw["model"]["linear"], raw["model"]["kernels"]
     found = read_recipe(with_text(tmp_path / "less.png", json.dumps(raw)))
     assert found["settings"].keys() == SETTINGS.keys()
     assert {name: found["settings"][name] for name in SETTING_DEFAULTS} == dict(SETTING_DEFAULTS)
-    assert found["model"]["linear"] == "exact"
+    assert (found["model"]["linear"], found["model"]["kernels"]) == ("exact", "xla")
 
 
 def test_defaults_are_those_of_edit():

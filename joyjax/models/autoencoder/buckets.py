@@ -102,7 +102,7 @@ def transpose_kernels(network: Weights, flip: Bool[Array, ""]) -> Weights:
     def transpose(x: Array) -> Array:
         return jnp.where(flip, x.swapaxes(0, 1), x) if x.ndim == 4 else x  # kernels: [height, width, c_in, c_out]
 
-    return Weights(network.graph, jax.tree.map(transpose, network.state))
+    return dataclasses.replace(network, state=jax.tree.map(transpose, network.state))
 
 
 def gather_tokens(

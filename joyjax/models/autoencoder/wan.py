@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -132,6 +133,7 @@ class PixelAttention(nnx.Module):
         self.qkv = Conv(width, 3 * width, 1, dtype=dtype, rngs=rngs)
         self.out = Conv(width, width, 1, dtype=dtype, rngs=rngs)
 
+    @jax.named_scope("attention")
     def __call__(self, x: Float[Array, "b h w c"], region: ValidRegion | None = None) -> Float[Array, "b h w c"]:
         """Return the picture at the same size."""
         b, h, w, c = x.shape
@@ -153,6 +155,7 @@ class Middle(nnx.Module):
         self.attention = PixelAttention(width, dtype=dtype, rngs=rngs)
         self.after = ResBlock(width, width, dtype=dtype, rngs=rngs)
 
+    @jax.named_scope("middle")
     def __call__(self, x: Float[Array, "b h w c"], region: ValidRegion | None = None) -> Float[Array, "b h w c"]:
         """Return the picture at the same size."""
         return _by_rows(self.after(self.attention(self.before(x, region), region), region))
@@ -178,8 +181,9 @@ class Encoder(nnx.Module):
     def __call__(self, x: Float[Array, "b h w 3"], region: ValidRegion | None = None) -> Float[Array, "b y x c"]:
         """Return `[b, h/8, w/8, 2·z_dim]`: all the means, then all the log variances."""
         x = _by_rows(self.conv_in(x, region))
-        for block in self.blocks:
-            x = _by_rows(block(x, region))
+        for number, block in enumerate(self.blocks):
+            with jax.named_scope(f"block_{number}"):
+                x = _by_rows(block(x, region))
         return self.conv_out(_silu(self.norm_out(self.middle(x, region))), region)
 
 
@@ -204,8 +208,9 @@ class Decoder(nnx.Module):
     def __call__(self, x: Float[Array, "b y x z"], region: ValidRegion | None = None) -> Float[Array, "b h w 3"]:
         """Return `[b, 8·y, 8·x, 3]`."""
         x = self.middle(_by_rows(self.conv_in(x, region)), region)
-        for block in self.blocks:
-            x = _by_rows(block(x, region))
+        for number, block in enumerate(self.blocks):
+            with jax.named_scope(f"block_{number}"):
+                x = _by_rows(block(x, region))
         return self.conv_out(_silu(self.norm_out(x)), region)
 
 

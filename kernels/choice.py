@@ -1,0 +1,25 @@
+"""The implementation of each operation that a network runs: data in the network, and so in the key of its programs."""
+
+import dataclasses
+from typing import Literal
+
+XLA = "xla"
+Kernel = Literal["mosaic", "triton"] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernels:
+    """The kernel that each operation runs, by the operation's name; None: the plain form, which is left to XLA."""
+
+    layer_norm_scale_shift: Kernel = None
+    residual_gate_layer_norm_scale_shift: Kernel = None
+    qk_norm_rope: Kernel = None
+
+    def __str__(self) -> str:
+        """Return the choice as text: "xla", or the operations with a kernel, as in "qk_norm_rope=mosaic"."""
+        chosen = dataclasses.asdict(self)
+        return ", ".join(f"{name}={kernel}" for name, kernel in chosen.items() if kernel is not None) or XLA
+
+
+OPERATIONS = tuple(field.name for field in dataclasses.fields(Kernels))
+PLAIN = Kernels()
