@@ -38,7 +38,6 @@ def check_environment(arguments: Sequence[str]) -> None:
     Raises:
         JoyJaxError: for the first variable with a wrong value.
     """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no advice to install torch
     if not arguments or {"--help", "-h", "--version"} & set(arguments):
         return
     check_memory(os.environ)
