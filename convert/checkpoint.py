@@ -17,8 +17,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-import tensorstore as ts
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
@@ -59,6 +57,8 @@ def write_part(folder: Path, arrays: Mapping[str, np.ndarray], axes: Mapping[str
     Raises:
         CheckpointError: if it cannot be written, for example to a full disk.
     """
+    import orbax.checkpoint as ocp
+
     how = {}
     for path, array in arrays.items():
         cut = array.nbytes > CHUNK_BYTES and array.shape[axes[path]] <= FEW
@@ -79,6 +79,8 @@ def read_part(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: if it cannot be read.
     """
+    import orbax.checkpoint as ocp
+
     _check_chunks(folder, {path: tuple(array.shape) for path, array in wanted.items()})
     # Every process reads independently; by default Orbax synchronises all processes.
     me = jax.process_index()
@@ -94,6 +96,8 @@ def read_part(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_chunks(folder: Path, shapes: Mapping[str, Shape]) -> None:
     """Check the chunks of arrays before they are read: TensorStore allocates the size that a chunk claims."""
+    import tensorstore as ts
+
     try:
         store = ts.KvStore.open(
             {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder.absolute()}/"}}
