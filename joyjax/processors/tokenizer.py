@@ -69,8 +69,7 @@ def build_tokenizer(folder: Path) -> "Tokenizer":
     settings = _read(folder / "tokenizer_config.json")
     whole = _read(folder / "tokenizer.json")
     if whole:
-        pairs: list[Any] = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in _merges(whole)]
-        model = models.BPE(vocab=whole["model"]["vocab"], merges=pairs)
+        model = models.BPE(vocab=whole["model"]["vocab"], merges=_merges(whole))
     else:
         model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
     made = qwen_tokenizer(model, add_prefix_space=bool(settings.get("add_prefix_space")))
@@ -105,7 +104,7 @@ def _merges(whole: Mapping[str, Any]) -> list[Any]:
     merges = whole["model"]["merges"]
     if not isinstance(merges, list):
         raise TypeError(f"merges is a {type(merges).__name__}; expected a list")
-    return merges
+    return [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
 
 
 def _added_tokens(
