@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 from jaxlib import xla_client
 
-import joyjax
+from joyjax import version
 
 FORMAT = 1  # of the files; another one has other keys
 ENVIRONMENT = ("XLA_", "JAX_", "LIBTPU_", "TPU_", "CUDA_", "NVIDIA_", "TF_", "FLAX_", "TRITON_", "PALLAS_")
@@ -73,7 +73,7 @@ def digest(function: str, static: Any, arguments: Sequence[tuple[Any, Any]], now
 def _code() -> str:
     """Return a digest of all of joyjax's sources, by name."""
     found = hashlib.sha256()
-    root = Path(joyjax.__file__).parent
+    root = Path(version.__file__).parent
     for folder, below, names in os.walk(root, followlinks=True):
         below.sort()
         for name in sorted(names):

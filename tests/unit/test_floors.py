@@ -18,6 +18,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "pillow_heif": "pillow-heif",
     "orbax": "orbax-checkpoint",
+    "jaxlib": "jax",  # which pins it
 }  # where the name to import is not the name to install
 HEAVY = ("jax", "flax", "orbax", "tensorstore", "transformers", "tokenizers", "numpy")
 SPARED = ("transformers", "orbax", "tensorstore", "torch", "matplotlib", "huggingface_hub")  # an edit of the demo

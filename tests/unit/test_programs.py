@@ -157,7 +157,7 @@ def test_the_code_is_all_of_the_sources(tmp_path, monkeypatch):
     (package / "inner").mkdir(parents=True)
     for name in ("__init__.py", "inner/a.py"):
         (package / name).write_text("x = 1\n")
-    monkeypatch.setattr(key.joyjax, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(key.version, "__file__", str(package / "version.py"))
 
     def code():
         return key._code.__wrapped__()
