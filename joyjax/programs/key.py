@@ -43,7 +43,10 @@ def depends_on(choice: Callable[[], Hashable]) -> Callable[[], Hashable]:
 
 def state() -> Hashable:
     """Return what tracing depends on besides the arguments, and what may change within a process."""
-    config = tuple(_in_force(name) for name in _names())
+    everywhere = jax.config.values
+    # a context such as `jax.default_matmul_precision` shows in the attribute alone
+    values = (getattr(jax.config, name, everywhere[name]) for name in _names())
+    config = tuple(repr(value) if type(value).__hash__ is None else value for value in values)
     return config, jax.sharding.get_abstract_mesh(), tuple(choice() for choice in _choices)
 
 
@@ -52,20 +55,13 @@ def _names() -> tuple[str, ...]:
     return tuple(sorted(jax.config.values))
 
 
-def _in_force(name: str) -> Hashable:
-    """Return an option of JAX, as a context such as `jax.default_matmul_precision` may have set it."""
-    value = getattr(jax.config, name, jax.config.values[name])
-    return value if isinstance(value, Hashable) else repr(value)
-
-
-def digest(function: str, static: Any, arguments: Sequence[tuple[Any, Any]], now: Hashable, device: jax.Device) -> str:
+def digest(function: str, static: Any, arguments: Sequence[str], now: Hashable, device: jax.Device) -> str:
     """Return the key of a function's program for one device, as hexadecimal digits.
 
-    `static` are its static arguments with their names; `arguments` are the structure of each other one, and a
-    description of its leaves; `now` is `state()`.
+    `static` are its static arguments with their names; `arguments` are descriptions of the others; `now` is `state()`.
     """
     parts = FORMAT, _code(), _versions(), _environment(), _device(device), _names(), now, function, static
-    text = "\n".join((*map(repr, parts), *(f"{tree} {leaves!r}" for tree, leaves in arguments)))
+    text = "\n".join((*map(repr, parts), *arguments))
     return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
 
 

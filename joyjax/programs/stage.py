@@ -47,7 +47,6 @@ class Stage:
         self.jitted = jax.jit(function, static_argnames=tuple(static), donate_argnames=tuple(donate))
         self.static = frozenset(static)
         self.programs: dict[Hashable, Program] = {}
-        self.described: dict[int, tuple[weakref.ref, Described]] = {}
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -58,7 +57,7 @@ class Stage:
         static = tuple(sorted((name, value) for name, value in kwargs.items() if name in self.static))
         dynamic = {name: value for name, value in kwargs.items() if name not in self.static}
         try:
-            described = tuple(self._describe(value) for value in (*args, dynamic))
+            described = tuple(_describe(value) for value in (*args, dynamic))
             device = _device(described)
         except Unkept:
             return self.jitted(*args, **kwargs)
@@ -68,7 +67,7 @@ class Stage:
         name = key.digest(
             f"{self.__module__}.{self.__qualname__}",
             static,
-            [(x.tree, x.leaves) for x in described],
+            [x.text for x in described],
             wanted[-1],
             device,
         )
@@ -96,24 +95,17 @@ class Stage:
         """Return an attribute of the `jax.jit` function, such as `lower`."""
         return getattr(self.__dict__["jitted"], name)
 
-    def _describe(self, value: Any) -> "Described":
-        """Describe an argument; one with many leaves, such as weights, is described once."""
-        if (known := self.described.get(id(value))) is not None and known[0]() is value:
-            return known[1]
-        leaves, tree = jax.tree.flatten(value)
-        found = Described(tree, tuple(map(_describe_leaf, leaves)))
-        if len(leaves) > FEW:
-            number = id(value)
-            with contextlib.suppress(TypeError):  # no weak references to some types
-                self.described[number] = weakref.ref(value, lambda _: self.described.pop(number, None)), found
-        return found
-
 
 class Described:
     """The structure of an argument and a description of its leaves, with its hash."""
 
     def __init__(self, tree: Any, leaves: tuple[Any, ...]):
         self.tree, self.leaves, self.hash = tree, leaves, hash((tree, leaves))
+
+    @functools.cached_property
+    def text(self) -> str:
+        """Both as a text, which tells them apart in any process."""
+        return f"{self.tree} {self.leaves!r}"
 
     def __hash__(self) -> int:
         """Return the hash, which is computed once."""
@@ -122,6 +114,22 @@ class Described:
     def __eq__(self, other: object) -> bool:
         """Compare structure and leaves."""
         return isinstance(other, Described) and (self.tree, self.leaves) == (other.tree, other.leaves)
+
+
+_described: dict[int, tuple[weakref.ref, Described]] = {}  # arguments with many leaves, by identity
+
+
+def _describe(value: Any) -> Described:
+    """Describe an argument; one with many leaves, such as weights, is described once."""
+    number = id(value)
+    if (known := _described.get(number)) is not None and known[0]() is value:
+        return known[1]
+    leaves, tree = jax.tree.flatten(value)
+    found = Described(tree, tuple(map(_describe_leaf, leaves)))
+    if len(leaves) > FEW:
+        with contextlib.suppress(TypeError):  # no weak references to some types
+            _described[number] = weakref.ref(value, lambda _: _described.pop(number, None)), found
+    return found
 
 
 def _describe_leaf(leaf: Any) -> tuple[Any, ...]:
