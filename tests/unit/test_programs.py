@@ -114,7 +114,7 @@ OTHERS = {  # what is another program: a context, arguments, options
     "a dtype": (usual, (lambda: weights(np.int32), X.astype(np.int32)), {}),
     "an optional argument": (usual, (weights, X, X), {}),
     "an argument by name": (usual, (weights, X), {"y": X}),
-    "a weak type": (usual, (weights, X), {"y": 1.0}),
+    "a number": (usual, (weights, X), {"y": 1.0}),
     "a structure": (usual, (lambda: {**weights(), "more": X}, X), {}),
     "an array on the device": (usual, (weights, jnp.asarray(X)), {}),
     "a committed array": (usual, (weights, jax.device_put(X, jax.devices()[0])), {}),
@@ -140,6 +140,14 @@ def test_what_changes_a_program_has_a_file_of_its_own(name, folder):
             same_process = first(arguments, *more, **options)
             np.testing.assert_array_equal(other(arguments, *more, **options), same_process)
         assert other.traced == 0
+    assert len(files(folder)) == 2
+
+
+def test_a_weak_type_has_a_file_of_its_own(folder):
+    for number, y in enumerate((np.float32(1), 1.0, np.float32(1), 1.0)):
+        fresh = Fresh()
+        np.testing.assert_array_equal(fresh(weights(), X, y), EXPECTED + 1)
+        assert fresh.traced == (number < 2)
     assert len(files(folder)) == 2
 
 
