@@ -127,7 +127,7 @@ CHILDREN: dict[str, Callable[..., None]] = {
 def run_child(name: str, folder: str, *more: str) -> None:
     """Run one function and print its seconds, without imports."""
     if name == "load":
-        from transformers import AutoTokenizer  # noqa: F401
+        import tokenizers  # noqa: F401
 
         import joyjax.runtime.load  # noqa: F401
     elif name.startswith("peer"):

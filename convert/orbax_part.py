@@ -15,8 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-import tensorstore as ts
 
 from joyjax.convert.array_files import in_files, read_files
 from joyjax.convert.blocks import aligned
@@ -39,6 +37,8 @@ def write_part(folder: Path, arrays: Mapping[str, np.ndarray], axes: Mapping[str
     Raises:
         CheckpointError: if it cannot be written, for example to a full disk.
     """
+    import orbax.checkpoint as ocp
+
     how, files = {}, in_files(folder.name)
     for path, array in arrays.items():
         cut = not files and array.nbytes > CHUNK_BYTES and array.shape[axes[path]] <= FEW
@@ -63,6 +63,8 @@ def read_part(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: if it cannot be read.
     """
+    import orbax.checkpoint as ocp
+
     _check_chunks(folder, {path: tuple(array.shape) for path, array in wanted.items()})
     # Every process reads independently; by default Orbax synchronises all processes.
     me = jax.process_index()
@@ -78,6 +80,8 @@ def read_part(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_chunks(folder: Path, shapes: Mapping[str, Shape]) -> None:
     """Check the chunks of arrays before they are read: TensorStore allocates the size that a chunk claims."""
+    import tensorstore as ts
+
     try:
         store = ts.KvStore.open(
             {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder.absolute()}/"}}

@@ -12,6 +12,7 @@ import typer
 
 from joyjax.commands import batch, bench, convert, edit, info, score, train_demo, warmup
 from joyjax.commands.cancel import finish
+from joyjax.commands.collector import leave
 from joyjax.commands.environment import check_environment, refused_by_jax
 from joyjax.commands.usage import Command, Program
 from joyjax.errors import Cancelled, JoyJaxError
@@ -72,6 +73,7 @@ def main() -> None:
         _fail(refused_by_jax(error) or internal, debug)
     finally:
         finish()
+        leave()
 
 
 def _fail(reason: str, debug: bool) -> NoReturn:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 SIZE = 2**31  # bytes; the least recently used entries are evicted first
 LEAST = 0.2  # seconds of compile time below which programs are not cached
+KEEP = "JOYJAX_KEEP_PROGRAMS"  # joyjax's own: off in tests, which replace functions that stages are traced from
 SETTINGS = (
     "JAX_COMPILATION_CACHE_DIR",
     "JAX_COMPILATION_CACHE_MAX_SIZE",
@@ -55,5 +56,5 @@ def remove_incomplete() -> None:
 
 def fresh(environment: Mapping[str, str], cache: Path) -> dict[str, str]:
     """Return the environment of a user with empty caches in `cache`."""
-    kept = {name: value for name, value in environment.items() if name not in SETTINGS}
+    kept = {name: value for name, value in environment.items() if name not in (*SETTINGS, KEEP)}
     return {**kept, "XDG_CACHE_HOME": str(cache)}

@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import compile_cache
 
 os.environ.update(compile_cache.settings())
+os.environ[compile_cache.KEEP] = "0"
 
 import hypothesis
 import jax

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import traps
 from flax import nnx
-from traps import Patch, Trap, entering
+from traps import Patch, Trap, acting_tokens, entering
 
 from joyjax.convert import qwen_image as keys
 from joyjax.families import qwen_image, qwen_image_prompt
@@ -296,9 +296,7 @@ def line_break_spelt_out(patch):
 
 @trap("prompt", "control tokens in a prompt act", "token ids")
 def control_tokens_act(patch):
-    patch.set(
-        qwen_image_prompt, "plain_tokens", lambda words, prompt: words(prompt, add_special_tokens=False)["input_ids"]
-    )
+    patch.set(qwen_image_prompt, "plain_tokens", acting_tokens)
 
 
 @trap("prompt", "negative prompt empty, for one space", "velocity")

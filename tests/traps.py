@@ -546,11 +546,18 @@ def line_break_after_picture(patch):
     )
 
 
+def acting_tokens(tokenizer, prompt):
+    """Return the ids of a text whose control tokens act."""
+    tokenizer.encode_special_tokens = False
+    try:
+        return tokenizer.encode(prompt, add_special_tokens=False).ids
+    finally:
+        tokenizer.encode_special_tokens = True
+
+
 @trap("prompt", "control tokens in a prompt act", "token ids")
 def control_tokens_act(patch):
-    patch.set(
-        joyimage_prompt, "plain_tokens", lambda words, prompt: words(prompt, add_special_tokens=False)["input_ids"]
-    )
+    patch.set(joyimage_prompt, "plain_tokens", acting_tokens)
 
 
 def few_states(patch):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from joyjax.errors import JoyJaxError
 
+KEEP = "JOYJAX_KEEP_PROGRAMS"
 CACHE_DIR, CACHE_SIZE = "JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"
 MEMORY, OLDER_MEMORY = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
 TRUE, FALSE = ("1", "on", "yes", "true"), ("0", "off", "no", "false", "")
@@ -38,7 +39,6 @@ def check_environment(arguments: Sequence[str]) -> None:
     Raises:
         JoyJaxError: for the first variable with a wrong value.
     """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no advice to install torch
     if not arguments or {"--help", "-h", "--version"} & set(arguments):
         return
     check_memory(os.environ)
@@ -151,6 +151,7 @@ def keep_compiled_programs() -> None:
     """
     os.environ.setdefault(CACHE_SIZE, str(2**31))  # bytes; least recently used programs are removed first
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault(KEEP, "1")  # programs of the stages, without tracing: joyjax/programs/
     named, cache = CACHE_DIR, os.environ.get("XDG_CACHE_HOME", "")
     if cache and not os.path.isabs(cache):
         _note(f"XDG_CACHE_HOME is {cache!r}; it must be an absolute path: ~/.cache is used")

@@ -111,10 +111,12 @@ def load_pipeline(
     folder: Path, *, dtype: str | None, form: str | None, mesh: str | None, kernels: str | None
 ) -> "Pipeline":
     """Load a model with a progress bar; None stands for the default of `joyjax.load`."""
-    import joyjax
+    import joyjax.runtime.load
+    from joyjax.commands.collector import settle
     from joyjax.commands.progress import loading
     from joyjax.sharding.mesh import parse_mesh
 
+    settle()
     with loading("loading") as advance:
         return joyjax.load(
             folder,

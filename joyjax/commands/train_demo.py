@@ -43,7 +43,6 @@ def command(
     try:
         import matplotlib  # noqa: F401
         import optax  # noqa: F401
-        import tokenizers  # noqa: F401
     except ImportError as error:
         raise RequestError(f"training needs {error.name}; install it with: pip install 'joyjax[train]'") from None
 

@@ -1,16 +1,15 @@
 """The compiled stage from a prompt, with its pictures, to the hidden states for the transformer."""
 
-import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from joyjax.layers.weights import Weights
+from joyjax.programs.stage import stage
 
 
-@functools.partial(jax.jit, static_argnames="length")
+@stage(static=["length"])
 def encode_prompt(
     text_encoder: Weights, text: Any, vision: Any, first: Int[Array, " B"], *, length: int
 ) -> Float[Array, "B J C"]:

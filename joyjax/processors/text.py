@@ -8,34 +8,37 @@ import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from jaxtyping import Int, Int32
 
 from joyjax.errors import CheckpointError, RequestError
+from joyjax.processors.tokenizer import build_tokenizer
 
-Tokenizer = Any  # transformers' PreTrainedTokenizerBase; the library is imported only where a tokenizer is read
+if TYPE_CHECKING:
+    import tokenizers
+
+Tokenizer: TypeAlias = "tokenizers.Tokenizer"  # imported only where a tokenizer is read
 Ids = Sequence[int] | Int[np.ndarray, "_"]
 
 SAMPLE = "A cat,\n déjà vu, 猫!"  # a byte-level tokenizer decodes its ids to the same text
 
 
 def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
-    """Read a tokenizer's folder with Transformers. No code of the folder runs and nothing is downloaded.
+    """Read a tokenizer's folder. No code of the folder runs and nothing is downloaded.
 
     Raises:
-        CheckpointError: if the folder lacks the files, Transformers cannot read them, or the result loses text.
+        CheckpointError: if the folder lacks the files, they cannot be read, or the result loses text.
     """
     folder = Path(folder)
     if not (folder / "tokenizer.json").is_file():
         for name in ("vocab.json", "merges.txt"):
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder} has no {name}; expected tokenizer.json, or vocab.json and merges.txt")
-    tokenizers = _auto_tokenizer()
     try:
-        tokenizer = tokenizers.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        returned = tokenizer.decode(plain_tokens(tokenizer, SAMPLE), clean_up_tokenization_spaces=False)
+        tokenizer = build_tokenizer(folder)
+        returned = decode(tokenizer, plain_tokens(tokenizer, SAMPLE))
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the Rust core is not an Exception
@@ -46,18 +49,9 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     return tokenizer
 
 
-def _auto_tokenizer() -> Any:
-    """Import Transformers without its advice to install torch."""
-    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        from transformers import AutoTokenizer
-    finally:
-        del os.environ[name]
-        if before is not None:
-            os.environ[name] = before
-    return AutoTokenizer
+def decode(tokenizer: Tokenizer, ids: Ids) -> str:
+    """Return the text of ids, with control tokens by their names."""
+    return tokenizer.decode(list(map(int, ids)), skip_special_tokens=False)
 
 
 def plain_tokens(tokenizer: Tokenizer, text: object) -> list[int]:
@@ -75,7 +69,7 @@ def plain_tokens(tokenizer: Tokenizer, text: object) -> list[int]:
     except UnicodeEncodeError as error:
         half = f"U+{ord(text[error.start]):04X}"
         raise RequestError(f"a prompt holds {half} at position {error.start}, half a character; remove it") from None
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    return tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def control_token(tokenizer: Tokenizer, name: str) -> int:
@@ -84,8 +78,8 @@ def control_token(tokenizer: Tokenizer, name: str) -> int:
     Raises:
         CheckpointError: if the tokenizer has no such token, or it is not special, so that a prompt could contain it.
     """
-    token = tokenizer.convert_tokens_to_ids(name)
-    if token is None or tokenizer.convert_ids_to_tokens(token) != name:
+    token = tokenizer.token_to_id(name)
+    if token is None or tokenizer.id_to_token(token) != name:
         raise CheckpointError(f"the tokenizer has no {name}, which the prompt template needs")
     if token in plain_tokens(tokenizer, name):
         raise CheckpointError(f"the tokenizer does not mark {name} as special; a prompt could forge it")

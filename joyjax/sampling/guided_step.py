@@ -4,7 +4,6 @@ The number of the network's programs is then independent of solvers and forms of
 weights and arrays, compiled once for each shape. They compose: inside one `jax.jit` they are one program.
 """
 
-import functools
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from joyjax.layers.weights import Weights
+from joyjax.programs.stage import stage
 from joyjax.sampling.guidance import Guidance, guide
 from joyjax.sampling.rows import expand_for_cfg
 from joyjax.sampling.solver import Levels, Solver, State
@@ -28,7 +28,7 @@ class Denoiser(Protocol):
         """Return the velocity of the target's tokens, in float32."""
 
 
-@jax.jit
+@stage()
 def predict(
     transformer: Weights, latents: Float[Array, "b T P"], time: Float[Array, " b"], condition: Any
 ) -> Float[Array, "B T P"]:
@@ -47,7 +47,7 @@ def times_of_rows(time: Float[Array, " b"], rows: int, passes: int) -> Float[Arr
     return jnp.tile(time[edits], passes)
 
 
-@functools.partial(jax.jit, donate_argnames="state", static_argnames=("passes", "solver", "guidance"))
+@stage(donate=["state"], static=["passes", "solver", "guidance"])
 def advance(
     state: State,
     velocity: Float[Array, "B T P"],

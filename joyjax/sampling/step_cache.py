@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from joyjax.dtypes import FLOAT32
 from joyjax.layers.weights import Weights
+from joyjax.programs.stage import stage
 from joyjax.sampling.guided_step import times_of_rows
 from joyjax.sampling.rows import expand_for_cfg
 from joyjax.sharding.place import constrain
@@ -74,7 +75,7 @@ class StepCacheable(Protocol):
         """Return the velocity, in float32."""
 
 
-@functools.partial(jax.jit, static_argnames="kind")
+@stage(static=["kind"])
 def empty_cache(transformer: Weights, latents: Float[Array, "b T P"], condition: Any, *, kind: str) -> StepCache:
     """Return an empty cache, for the first step."""
     passes, rows, condition = expand_for_cfg(latents, condition)
@@ -90,7 +91,7 @@ def empty_cache(transformer: Weights, latents: Float[Array, "b T P"], condition:
     )
 
 
-@functools.partial(jax.jit, donate_argnames="cache")
+@stage(donate=["cache"])
 def predict_cached(
     transformer: Weights,
     latents: Float[Array, "b T P"],

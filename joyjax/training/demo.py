@@ -23,7 +23,7 @@ from joyjax.shapes.edits import KINDS, pairs
 from joyjax.shapes.scene import SIDE
 from joyjax.shapes.wording import sentence
 from joyjax.training.optimizer import Parameters
-from joyjax.training.tokenizer import train_tokenizer
+from joyjax.training.tokenizer import save_tokenizer, train_tokenizer
 
 VOCABULARY = 640
 TRANSFORMER = {
@@ -140,8 +140,8 @@ def write_skeleton(folder: Path, latents_mean: list[float], latents_std: list[fl
     """Write everything of the checkpoint but its weights, and read it as inference does."""
     tokenizer = train_tokenizer(sample_texts(0, 500), VOCABULARY)
     for name in ("tokenizer", "processor"):
-        tokenizer.save_pretrained(folder / name)
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad", "endoftext")}
+        save_tokenizer(tokenizer, folder / name)
+    ids = {name: tokenizer.token_to_id(f"<|{name}|>") for name in ("image_pad", "video_pad", "endoftext")}
     encoder = {
         "architectures": ["Qwen3VLForConditionalGeneration"],
         "model_type": "qwen3_vl",
@@ -149,8 +149,8 @@ def write_skeleton(folder: Path, latents_mean: list[float], latents_std: list[fl
         "vision_config": VISION,
         "image_token_id": ids["image_pad"],
         "video_token_id": ids["video_pad"],
-        "vision_start_token_id": tokenizer.convert_tokens_to_ids("<|vision_start|>"),
-        "vision_end_token_id": tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+        "vision_start_token_id": tokenizer.token_to_id("<|vision_start|>"),
+        "vision_end_token_id": tokenizer.token_to_id("<|vision_end|>"),
         "tie_word_embeddings": True,
     }
     write_json(folder / "text_encoder" / "config.json", encoder)

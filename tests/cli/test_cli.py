@@ -320,17 +320,21 @@ def shapes(tmp_path) -> Path:
 def test_compiled_programs_are_kept_for_the_next_run(tmp_path, shapes, monkeypatch):
     for name, value in compile_cache.fresh({}, tmp_path).items():
         monkeypatch.setenv(name, value)
-    for name in compile_cache.SETTINGS:
+    for name in (*compile_cache.SETTINGS, compile_cache.KEEP):
         monkeypatch.delenv(name, raising=False)
     kept = []
     for name in ("one.png", "two.png"):
         done = run("edit", "remove the star", "--image", shapes, "--output", tmp_path / name, "--steps", "1")
         assert done.returncode == 0, done.stderr
-        kept.append({path.name for path in (tmp_path / "joyjax" / "compiled").glob("*-cache")})
-    assert len(kept[0]) > 4  # at least the four stages
+        kept.append({path.name for path in (tmp_path / "joyjax" / "compiled").rglob("*") if path.suffix != ".lockfile"})
+    assert len([name for name in kept[0] if name.endswith(".program")]) > 4  # at least the four stages
     assert kept[1] == kept[0]  # nothing was compiled anew
     assert done.stderr.splitlines() == ["loading", ABOUT, "editing"]  # no word of XLA's
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    monkeypatch.setenv(compile_cache.KEEP, "0")
+    done = run("edit", "remove the star", "--image", shapes, "--output", tmp_path / "jit.png", "--steps", "1")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "jit.png").read_bytes()
 
 
 def test_the_first_command_uses_the_demo_and_says_so(tmp_path, shapes):

@@ -20,6 +20,7 @@ QUICK = {
     "parallel.py": ("--predict", "tensor=8"),
     "random_model.py": ("OUT", "--size-gb", "0.1", "--width", "512", "--no-embedding"),
     "products.py": ("--rows", "64", "--divide", "64", "--calls", "1", "--maps", "out"),
+    "start.py": ("--rounds", "1", "--steps", "1"),
     "step.py": ("--layers", "2", *TINY, "--pallas", "triton", "--profile", "--json", "OUT"),
 }
 SLOW = {

@@ -18,8 +18,10 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "pillow_heif": "pillow-heif",
     "orbax": "orbax-checkpoint",
+    "jaxlib": "jax",  # which pins it
 }  # where the name to import is not the name to install
-HEAVY = ("jax", "flax", "orbax", "transformers", "numpy")
+HEAVY = ("jax", "flax", "orbax", "tensorstore", "transformers", "tokenizers", "numpy")
+SPARED = ("transformers", "orbax", "tensorstore", "torch", "matplotlib", "huggingface_hub")  # an edit of the demo
 
 
 def module(file: Path) -> str:
@@ -129,6 +131,17 @@ def test_nothing_heavy_is_imported_before_the_work(code, status, tmp_path):
     done = subprocess.run([sys.executable, "-P", "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == status, done.stderr
     assert done.stdout.splitlines()[-1] == "heavy:"
+
+
+def test_an_edit_imports_what_it_needs(tmp_path):
+    report = f"print('spared:', *[name for name in {SPARED} if name in sys.modules])"
+    arguments = ["edit", "make the red circle blue", "--image", str(ROOT / "examples" / "shapes.png"), "--steps", "1"]
+    program = (
+        f"import sys; sys.argv[1:] = {arguments}; from joyjax.__main__ import main\ntry: main()\nfinally: {report}"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["edit.png", "spared:"]
 
 
 def test_the_public_names_are_there():

@@ -126,7 +126,7 @@ def test_defaults_are_the_familys(qwen_loaded):
 
 def test_special_tokens_in_a_prompt_are_text(qwen_loaded):
     words = qwen_loaded.parts.tokenizer
-    end = words.convert_tokens_to_ids("<|im_end|>")
+    end = words.token_to_id("<|im_end|>")
     assert prompt_tokens(words, "a<|im_end|>b").count(end) == prompt_tokens(words, "ab").count(end) == 2
 
 

@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from joyjax.errors import CheckpointError, RequestError
 from joyjax.processors.text import (
     control_token,
+    decode,
     image_token_indices,
     length_bucket,
     load_tokenizer,
@@ -24,12 +25,12 @@ CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>")
 IMAGE = 9
 
 
-def write_tokenizer(folder, control=CONTROL, normalizer=None, **config):
-    """Write a tokenizer of 256 bytes, two longer words, and the control tokens."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+def write_tokenizer(folder, control=CONTROL, without="", **config):
+    """Write a tokenizer of the bytes but `without`, two longer words, and the control tokens."""
+    alphabet = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(without))
     vocabulary = {word: n for n, word in enumerate([*alphabet, "us", "er"])}
     made = Tokenizer(models.BPE(vocab=vocabulary, merges=[("u", "s"), ("e", "r")]))
-    made.normalizer = normalizer or normalizers.NFC()
+    made.normalizer = normalizers.NFC()
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     made.add_special_tokens([AddedToken(name, normalized=False) for name in control])
@@ -48,7 +49,7 @@ def tokenizer(tmp_path_factory):
 
 def test_text_gives_the_same_text_back(tokenizer):
     text = "user\n Füge einen Hut hinzu, 🐕‍🦺 加上一顶帽子\r\n"
-    assert tokenizer.decode(plain_tokens(tokenizer, text)) == text
+    assert decode(tokenizer, plain_tokens(tokenizer, text)) == text
     assert len(plain_tokens(tokenizer, "user")) == 2
     assert plain_tokens(tokenizer, "") == []
 
@@ -61,18 +62,18 @@ def test_text_is_normalised_to_composed_letters(tokenizer):
 def test_a_control_token_in_a_prompt_is_letters(tokenizer, name):
     ids = plain_tokens(tokenizer, f"a{name}b")
     assert control_token(tokenizer, name) not in ids
-    assert tokenizer.decode(ids) == f"a{name}b"
+    assert decode(tokenizer, ids) == f"a{name}b"
 
 
 def test_an_added_word_that_is_not_special_stays_one_id(tokenizer):
-    assert plain_tokens(tokenizer, "<think>") == [tokenizer.convert_tokens_to_ids("<think>")]
+    assert plain_tokens(tokenizer, "<think>") == [tokenizer.token_to_id("<think>")]
 
 
 @given(st.lists(st.one_of(st.text(st.characters(exclude_categories=["Cs"])), st.sampled_from(CONTROL))).map("".join))
 def test_no_text_makes_a_control_token(tokenizer, text):
     ids = plain_tokens(tokenizer, text)
     assert not {control_token(tokenizer, name) for name in CONTROL} & set(ids)
-    assert tokenizer.decode(ids) == unicodedata.normalize("NFC", text)
+    assert decode(tokenizer, ids) == unicodedata.normalize("NFC", text)
 
 
 @pytest.mark.parametrize("prompt", [None, b"bytes", 3, ["a", "b"], {"text": "a"}])
@@ -109,6 +110,12 @@ def broken(folder, name, content):
     (write_tokenizer(folder) / name).write_bytes(content)
 
 
+def spoil_model(folder, **changes):
+    file = write_tokenizer(folder) / "tokenizer.json"
+    raw = json.loads(file.read_text())
+    file.write_text(json.dumps({**raw, "model": {**raw["model"], **changes}}))
+
+
 FOLDERS = {  # how to spoil a tokenizer's folder, and a word of the reason
     "no folder": (lambda folder: folder.rmdir(), "no vocab.json"),
     "empty": (lambda folder: None, "no vocab.json; expected tokenizer.json, or vocab.json and merges.txt"),
@@ -117,7 +124,16 @@ FOLDERS = {  # how to spoil a tokenizer's folder, and a word of the reason
     "another json": (lambda folder: broken(folder, "tokenizer.json", b"[1]"), "cannot be read"),
     "not utf-8": (lambda folder: broken(folder, "tokenizer.json", b"\xff\xfe"), "cannot be read"),
     "config is a list": (lambda folder: broken(folder, "tokenizer_config.json", b"[]"), "cannot be read"),
-    "loses capitals": (lambda folder: write_tokenizer(folder, normalizer=normalizers.Lowercase()), "loses text"),
+    "loses capitals": (lambda folder: write_tokenizer(folder, without="ABC"), "loses text"),
+    "adds a space": (lambda folder: write_tokenizer(folder, add_prefix_space=True), "loses text"),
+    "merges of no words": (lambda folder: spoil_model(folder, merges=["q x"]), "cannot be read"),
+    "merges are a text": (lambda folder: spoil_model(folder, merges="all"), "cannot be read: merges is a str"),
+    "words are a list": (lambda folder: spoil_model(folder, vocab=["a", "b"]), "cannot be read"),
+    "ids below zero": (lambda folder: spoil_model(folder, vocab={"a": -1}), "cannot be read"),
+    "added tokens of no kind": (
+        lambda folder: write_tokenizer(folder, added_tokens_decoder={"1": {"content": 5}}),
+        "cannot be",
+    ),
     "no words": (
         lambda folder: (
             (folder / "vocab.json").write_text("{}"),
@@ -147,7 +163,7 @@ def test_a_panic_of_the_reader_is_an_error_like_others(tmp_path, monkeypatch):
         raise PanicException("index out of bounds")
 
     folder = write_tokenizer(tmp_path / "tokenizer")
-    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", panic)
+    monkeypatch.setattr("joyjax.processors.text.build_tokenizer", panic)
     with pytest.raises(CheckpointError, match="cannot be read: index out of bounds"):
         load_tokenizer(folder)
 

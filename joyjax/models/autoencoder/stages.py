@@ -1,9 +1,7 @@
 """The autoencoder's compiled stages: pictures to latent tokens, and latent tokens to pictures."""
 
-import functools
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
@@ -13,10 +11,11 @@ from joyjax.layers.valid_region import ValidRegion
 from joyjax.layers.weights import Weights
 from joyjax.models.autoencoder.buckets import Placement, gather_tokens, scatter_tokens, transpose_kernels
 from joyjax.models.autoencoder.tiling import Mode
+from joyjax.programs.stage import stage
 from joyjax.sharding.place import constrain
 
 
-@functools.partial(jax.jit, static_argnames=("patch", "mode"))
+@stage(static=["patch", "mode"])
 def encode_images(
     vae: Weights,
     pixels: UInt8[Array, "b h w 3"],
@@ -37,7 +36,7 @@ def encode_images(
     return constrain(tokens, None, None, None)
 
 
-@functools.partial(jax.jit, static_argnames="size")
+@stage(static=["size"])
 def join_tokens(
     tokens: Sequence[Float[Array, "b _ P"]], lengths: Sequence[Int[Array, ""]], *, size: int
 ) -> Float[Array, "b size P"]:
@@ -49,7 +48,7 @@ def join_tokens(
     return jnp.pad(joined, ((0, 0), (0, padding), (0, 0))) if padding > 0 else joined[:, :size]
 
 
-@functools.partial(jax.jit, static_argnames=("patch", "width", "mode", "bucket"))
+@stage(static=["patch", "width", "mode", "bucket"])
 def decode_latents(
     vae: Weights,
     latents: Float[Array, "b T P"],
