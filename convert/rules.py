@@ -4,13 +4,12 @@ A rule is a pair of templates and a transform:
 
     Rule("double_blocks.{i}.attn.img_attn_proj.weight", "blocks.{i}.img.out.kernel", split_in)
 
-`{i}`, `{j}`, … match numbers. Templates are invertible, so one table serves loading and export.
+`{i}`, `{j}`, … between dots match numbers. Templates are invertible, so one table serves loading and export.
 """
 
 import dataclasses
 import functools
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -249,9 +248,8 @@ def match(
             faults.append(f"tensor {source} has shape {list(tensors[source])}, expected {list(expected)}")
         else:
             matches.append(Match(source, target, rule.transform, shape))
-    patterns = [_pattern(template) for template in ignored]
     for name in tensors:
-        if name not in used and not any(pattern.fullmatch(name) for pattern in patterns):
+        if name not in used and all(numbers_in(template, name) is None for template in ignored):
             faults.append(f"tensor {name} {list(tensors[name])} is not part of this network")
     raise_faults(f"{where}: the tensors are not those of its configuration", faults)
     return matches
@@ -266,14 +264,28 @@ def raise_faults(what: str, faults: Sequence[str]) -> None:
 
 def find_rule(rules: Iterable[Rule], target: str) -> tuple[Rule, dict[str, str]]:
     """Return the one rule that fills a parameter, and the numbers in its templates."""
-    found = [(rule, m.groupdict()) for rule in rules if (m := _pattern(rule.target).fullmatch(target))]
+    found = [(rule, numbers) for rule in rules if (numbers := numbers_in(rule.target, target)) is not None]
     if len(found) != 1:
         raise ValueError(f"parameter {target} is matched by {len(found)} rules, expected one")
     return found[0]
 
 
+def numbers_in(template: str, name: str) -> dict[str, str] | None:
+    """Return the numbers of a name that a template matches; None if it does not."""
+    parts, given = _parts(template), name.split(".")
+    if len(parts) != len(given):
+        return None
+    numbers = {}
+    for part, each in zip(parts, given, strict=True):
+        if part.startswith("{"):
+            if not (each.isascii() and each.isdecimal()):
+                return None
+            numbers[part[1:-1]] = each
+        elif part != each:
+            return None
+    return numbers
+
+
 @functools.cache
-def _pattern(template: str) -> re.Pattern[str]:
-    parts = re.split(r"\{(\w+)\}", template)
-    text = [re.escape(part) if n % 2 == 0 else rf"(?P<{part}>[0-9]+)" for n, part in enumerate(parts)]
-    return re.compile("".join(text))
+def _parts(template: str) -> tuple[str, ...]:
+    return tuple(template.split("."))

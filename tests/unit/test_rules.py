@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from joyjax.convert import rules
-from joyjax.convert.rules import Rule, match
+from joyjax.convert.rules import Rule, match, numbers_in
 from joyjax.errors import CheckpointError
 
 SIZE = st.integers(1, 4)
@@ -145,3 +145,34 @@ def test_a_long_list_of_faults_is_cut():
 def test_a_parameter_without_a_rule_is_our_own_mistake():
     with pytest.raises(ValueError, match="matched by 0 rules"):
         match(TABLE, {}, TENSORS, {"nowhere": (1,)}, where="folder")
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "numbers"),
+    [
+        ("blocks.{i}.out.kernel", "blocks.12.out.kernel", {"i": "12"}),
+        ("a.{i}.b.{j}", "a.0.b.7", {"i": "0", "j": "7"}),
+        ("net.0.proj", "net.0.proj", {}),
+        ("net.0.proj", "net.1.proj", None),
+        ("blocks.{i}.out", "blocks.x.out", None),
+        ("blocks.{i}.out", "blocks.-1.out", None),
+        ("blocks.{i}.out", "blocks.².out", None),
+        ("blocks.{i}.out", "blocks.١.out", None),  # a digit, not of ASCII
+        ("blocks.{i}.out", "blocks..out", None),
+        ("blocks.{i}.out", "blocks.1.out.kernel", None),
+        ("blocks.{i}.out", "blocks.1", None),
+    ],
+)
+def test_the_numbers_in_a_name(template, name, numbers):
+    assert numbers_in(template, name) == numbers
+
+
+@given(CASES)
+def test_spreading_a_parameter_is_the_inverse_of_arranging_a_view(case):
+    transform, shape = case[0], tuple(case[1])
+    view, axes = transform.view(shape), transform.axes(shape)
+    seen = np.arange(np.prod(view, dtype=int)).reshape(view)
+    kept = seen[tuple(slice(None) if axis in axes else slice(-1, None) for axis in range(len(view)))]
+    spread = transform.spread(transform.arrange(seen, shape), shape)
+    np.testing.assert_array_equal(spread, kept)
+    assert np.shares_memory(spread, seen) or not seen.size
