@@ -1,5 +1,6 @@
 """Conversion of a Diffusers folder: atomic, and resumed where it was stopped."""
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -8,7 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -257,31 +258,45 @@ def _write_component(
     axes = {path: _split_axis(array.axes) for path, array in own.items()}
     read = reader(plan, matches, pool)
     shared = {} if share is None else _by_content(share, name)
-    for part, held in manifest.parts(converted.parameters).items():
+    parts = manifest.parts(converted.parameters)
+
+    def done(part: str, checked: Future[None] | None) -> None:
+        """Wait until a part is checked."""
+        if checked is not None:
+            checked.result()
+        pieces = parts[part].items()
+        advance(sum(source_bytes(plan, matches[own[path].parameter], own[path], path, piece) for path, piece in pieces))
+
+    def check(part: str, told: Told) -> None:
         folder = journal.new / name / part
-        if (name, part) not in journal.done or not folder.is_dir():
-            for left in folder.parent.glob(f"{part}*"):  # of a run that was killed
-                shutil.rmtree(left)
-            arrays = {}
-            for path, piece in held.items():
-                stored = converted.parameters[path]
-                arrays[path] = _contiguous(read(path, stored, piece))
-            digests = {path: orbax_part.digest(array) for path, array in arrays.items()}
-            told = {path: (array.shape, str(array.dtype), digests[path]) for path, array in arrays.items()}
-            equal = shared.get(_content(told))
-            if equal is None:
-                orbax_part.write_part(folder, arrays, axes)
-            else:
-                shutil.copytree(equal, folder, copy_function=link)
-            del arrays
-            flush(folder)
-            orbax_part.check_part(folder, told)
-            journal.part_done(name, part, digests)
-        advance(
-            sum(
-                source_bytes(plan, matches[own[path].parameter], own[path], path, piece) for path, piece in held.items()
-            )
-        )
+        flush(folder)
+        orbax_part.check_part(folder, told)
+        journal.part_done(name, part, {path: sha256 for path, (_, _, sha256) in told.items()})
+
+    with ThreadPoolExecutor(1, "joyjax-check") as checker:  # a part is checked while the next one is written
+        waiting: collections.deque[tuple[str, Future[None] | None]] = collections.deque()
+        for part, held in parts.items():
+            folder, checked = journal.new / name / part, None
+            if (name, part) not in journal.done or not folder.is_dir():
+                for left in folder.parent.glob(f"{part}*"):  # of a run that was killed
+                    shutil.rmtree(left)
+                arrays = {}
+                for path, piece in held.items():
+                    arrays[path] = _contiguous(read(path, converted.parameters[path], piece))
+                told = {
+                    path: (array.shape, str(array.dtype), orbax_part.digest(array)) for path, array in arrays.items()
+                }
+                equal = shared.get(_content(told))
+                if equal is None:
+                    orbax_part.write_part(folder, arrays, axes)
+                else:
+                    shutil.copytree(equal, folder, copy_function=link)
+                del arrays
+                checked = checker.submit(check, part, told)
+            waiting.append((part, checked))
+            if len(waiting) > 1:
+                done(*waiting.popleft())
+        done(*waiting.popleft())
     parameters = {
         path: dataclasses.replace(stored, pieces=tuple(_with_digest(journal, name, path, p) for p in stored.pieces))
         for path, stored in converted.parameters.items()

@@ -4,9 +4,10 @@ A checkpoint is untrusted. A header is checked against the file before memory is
 from the same, unchanged file. Files are read, not mapped: truncating a mapped file kills the process.
 """
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,18 @@ class Tensor:
         """Return where the tensor's values are, reshaped to `view`."""
         return Source(self.file, self.start, np.dtype(self.dtype), tuple(view), self.stamp)
 
+    def read(self, view: Shape | None = None, part: Sequence[slice] | None = None) -> np.ndarray:
+        """Return the tensor reshaped to `view`, or the part of that view which slices of step 1 select.
+
+        Raises:
+            OSError: if the file is missing, has changed since its header was read, or is truncated.
+        """
+        view = self.shape if view is None else view
+        ranges = [range(size)[each] for size, each in zip(view, part or [slice(None)] * len(view), strict=True)]
+        target = aligned([len(each) for each in ranges], np.dtype(self.dtype))
+        self.seen(view).fill(target, ranges, check=False)
+        return target
+
 
 @dataclasses.dataclass(frozen=True)
 class Tensors:
@@ -83,18 +96,13 @@ class Tensors:
         return {name: tensor.shape for name, tensor in self.headers.items()}
 
     def read(self, name: str, view: Shape | None = None, part: Sequence[slice] | None = None) -> np.ndarray:
-        """Return one tensor reshaped to `view`, or the part of that view which slices of step 1 select.
+        """Return one tensor, or a part of it: see `Tensor.read`.
 
         Raises:
             CheckpointError: if the file is missing or has changed since its header was read.
         """
-        tensor = self.headers[name]
-        view = tensor.shape if view is None else view
-        part = [slice(0, size) for size in view] if part is None else part
-        ranges = [range(size)[each] for size, each in zip(view, part, strict=True)]
-        target = aligned([len(each) for each in ranges], np.dtype(tensor.dtype))
-        self.fill(name, view, ranges, target, check=False)
-        return target
+        with self._errors_of(name):
+            return self.headers[name].read(view, part)
 
     def fill(self, name: str, view: Shape, ranges: Sequence[range], target: np.ndarray, **options: Any) -> bool:
         """Write a part of one tensor's `view` to `target`: see `blocks.Source.fill`, which has the options.
@@ -102,11 +110,17 @@ class Tensors:
         Raises:
             CheckpointError: if the file is missing or has changed since its header was read.
         """
-        tensor = self.headers[name]
+        with self._errors_of(name):
+            return self.headers[name].seen(view).fill(target, ranges, **options)
+
+    @contextlib.contextmanager
+    def _errors_of(self, name: str) -> Iterator[None]:
+        """Raise an OSError of reading a tensor as a CheckpointError that names it."""
         try:
-            return tensor.seen(view).fill(target, ranges, **options)
+            yield
         except OSError as error:
-            raise CheckpointError(f"{tensor.file}: tensor {name} cannot be read: {error.strerror or error}") from None
+            file = self.headers[name].file
+            raise CheckpointError(f"{file}: tensor {name} cannot be read: {error.strerror or error}") from None
 
 
 def read_header(file: Path) -> dict[str, Tensor]:

@@ -16,7 +16,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from joyjax.convert import checkpoint, stream
-from joyjax.convert.safetensors import Tensor, Tensors
+from joyjax.convert.blocks import Source
+from joyjax.convert.safetensors import Tensors
 from joyjax.layers.stored import array_leaves
 from joyjax.layers.weights import Weights
 
@@ -34,14 +35,13 @@ def main() -> None:
     jax.config.update("jax_num_cpu_devices", 2)
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
     mesh = Mesh(np.array(jax.devices()), ("tensor",))
-    read, plain = [0], Tensor.read
+    read, plain = [0], Source.fill
 
-    def counted(self, *args, **options):
-        array = plain(self, *args, **options)
-        read[0] += array.nbytes
-        return array
+    def counted(self, target, ranges, **options):
+        read[0] += target.size * self.dtype.itemsize
+        return plain(self, target, ranges, **options)
 
-    Tensor.read = counted
+    Source.fill = counted
     config = toy.ToyConfig()
     streamed = stream.fill(toy.TOY, config, Tensors.open(source / "toy"), jnp.float32, mesh)
     restored = checkpoint.restore(converted, toy.TOY, config, jnp.float32, mesh)

@@ -193,6 +193,7 @@ def test_a_result_says_what_it_depends_on(loaded, first):
         "family": "JoyImage-Edit",
         "dtype": "float32",
         "linear": "exact",
+        "kernels": "xla",
         "prompt": PROMPT,
         "negative_prompt": "",
         "steps": 2,
