@@ -20,20 +20,20 @@ QUICK = {
     "parallel.py": ("--predict", "tensor=8"),
     "random_model.py": ("OUT", "--size-gb", "0.1", "--width", "512", "--no-embedding"),
     "products.py": ("--rows", "64", "--divide", "64", "--calls", "1", "--maps", "out"),
-    "start.py": ("--rounds", "1", "--steps", "1"),
     "step.py": ("--layers", "2", *TINY, "--pallas", "triton", "--profile", "--json", "OUT"),
 }
 SLOW = {
-    "checkpoints.py": ("--size-gb", "0.1", "--width", "512", "--no-embedding", "--no-diffusers"),
     "whole_edit.py": (str(BENCHMARKS.parent / "joyjax" / "demo"), "--steps", "1"),
 }
 NIGHTLY = {
+    "checkpoints.py": ("--size-gb", "0.1", "--width", "512", "--no-embedding", "--no-diffusers"),
     "edit.py": ("--size", "64", "--steps", "1", "--pairs", "1"),
     "same_edit.py": (),
     "scan.py": ("--layers", "3", *TINY),
     "step_diffusers.py": ("--layers", "2", *TINY, "--device", "cpu", "--forms", "eager"),
     "score_diffusers.py": ("--count", "8"),
     "float8.py": ("--count", "8", "--steps", "1"),
+    "start.py": ("--rounds", "1", "--steps", "1"),
     "vae_modes.py": (),
 }
 COMPILING = {"guidance.py": ("--layers", "2"), "scan.py": ("--compile", "--layers", "3")}
