@@ -63,11 +63,6 @@ class TakesKernels(nnx.Module):
     kernels: Kernels = PLAIN
 
 
-def kernel_choice(weights: Weights) -> str:
-    """Return the choice of kernels that a network's programs are traced with, as text: part of a program's key."""
-    return str(weights.kernels)
-
-
 def leaves(state: nnx.State) -> dict[str, nnx.Variable]:
     """Return the parameters by dotted path, such as `blocks.3.img.qkv.kernel`."""
     return {_dotted(path): leaf for path, leaf in nnx.to_flat_state(state)}

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import os
 import platform
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,6 @@ FORMAT = 1  # of the files; another one has other keys
 ENVIRONMENT = ("XLA_", "JAX_", "LIBTPU_", "TPU_", "CUDA_", "NVIDIA_", "TF_", "FLAX_", "TRITON_", "PALLAS_")
 PROCESSOR = ("model name", "flags", "Features", "CPU implementer", "CPU part")  # lines of /proc/cpuinfo
 
-_choices: list[Callable[[], Hashable]] = []
-
-
-def depends_on(choice: Callable[[], Hashable]) -> Callable[[], Hashable]:
-    """Make every key depend on the value of a function, as a decorator.
-
-    This is the place for whatever code reads while it is traced and is neither an argument nor JAX's configuration,
-    such as a choice of kernels. The value's repr must tell all values apart, in any process.
-    """
-    _choices.append(choice)
-    return choice
-
 
 def state() -> Hashable:
     """Return what tracing depends on besides the arguments, and what may change within a process."""
@@ -47,7 +35,7 @@ def state() -> Hashable:
     # a context such as `jax.default_matmul_precision` shows in the attribute alone
     values = (getattr(jax.config, name, everywhere[name]) for name in _names())
     config = tuple(repr(value) if type(value).__hash__ is None else value for value in values)
-    return config, jax.sharding.get_abstract_mesh(), tuple(choice() for choice in _choices)
+    return config, jax.sharding.get_abstract_mesh()
 
 
 @functools.cache

@@ -2,10 +2,6 @@
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -14,6 +10,7 @@ import pytest
 from compilations import counting
 from invoke import invoke, succeed
 from PIL import Image
+from two_processes import run_two
 
 import joyjax
 from joyjax.commands.replay import read_replay
@@ -23,7 +20,6 @@ from joyjax.kernels import measure, modulate_pallas
 from joyjax.kernels.cases import Shape, cases
 from joyjax.kernels.choice import OPERATIONS, PLAIN, Kernels
 from joyjax.kernels.measure import Measured
-from joyjax.layers.weights import kernel_choice as choice_of
 from joyjax.provenance.recipe import read_recipe
 from joyjax.runtime import kernel_cache, kernel_choice
 from joyjax.runtime.kernel_choice import KernelChooser, kernel_of, step_shape
@@ -299,7 +295,7 @@ def test_a_recipe_holds_the_choice(plain, tmp_path):
 def test_two_choices_are_two_programs(plain):
     weights = plain.weights["transformer"]
     chosen = dataclasses.replace(weights, kernels=Kernels(qk_norm_rope="triton"))
-    assert (choice_of(weights), choice_of(chosen)) == ("xla", "qk_norm_rope=triton")
+    assert (str(weights.kernels), str(chosen.kernels)) == ("xla", "qk_norm_rope=triton")
     keys = {jax.tree.structure(each) for each in (weights, chosen, dataclasses.replace(weights))}
     assert len(keys) == 2
     assert chosen.filled({path: leaf.get_value() for path, leaf in joyjax.layers.weights.leaves(weights.state).items()})
@@ -368,27 +364,7 @@ def test_bench_and_warmup_measure(tmp_path, monkeypatch):
 
 
 def test_two_processes_follow_the_first(tmp_path):
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = str(found.getsockname()[1])
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(PROGRAM), str(rank), port, str(tmp_path / str(rank))],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=120) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0, 0], said[0][1] + said[1][1]
-    first, second = (json.loads(out.splitlines()[-1]) for out, _ in said)
+    first, second = run_two(PROGRAM, lambda rank: [str(tmp_path / str(rank))])
     assert first["chosen"] == second["chosen"] == [", ".join(f"{name}=triton" for name in OPERATIONS)] * 2
     assert first["measured"] == list(OPERATIONS)
     assert second["measured"] == second["notes"] == []

@@ -1,6 +1,7 @@
 """Kept programs: found without tracing, never stale, and compiled again whatever is wrong with a file."""
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import pickle
@@ -11,11 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy
+from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
+from joyjax.kernels.choice import Kernels
+from joyjax.layers.weights import Weights
 from joyjax.programs import key, store
-from joyjax.programs.stage import _described, stage
+from joyjax.programs.stage import _describe, _described, stage
 from joyjax.programs.store import DIGEST, Store
 
 pytestmark = pytest.mark.jax
@@ -125,7 +130,6 @@ OTHERS = {  # what is another program: a context, arguments, options
     "joyjax's code": (lambda: replaced(key, "_code", lambda: "other"), (weights, X), {}),
     "versions": (lambda: replaced(jax, "__version__", "0.0.1"), (weights, X), {}),
     "the processor": (lambda: replaced(key, "_device", lambda device: "other"), (weights, X), {}),
-    "a choice": (lambda: replaced(key, "_choices", [lambda: "pallas"]), (weights, X), {}),
 }
 
 
@@ -151,13 +155,15 @@ def test_a_weak_type_has_a_file_of_its_own(folder):
     assert len(files(folder)) == 2
 
 
-def test_a_choice_can_be_added():
-    with replaced(key, "_choices", []):
-        chosen = ["xla"]
-        assert key.depends_on(lambda: chosen[0])() == "xla"
-        before = key.state()
-        chosen[0] = "pallas"
-        assert key.state() != before
+def test_a_choice_of_kernels_is_part_of_a_network_s_structure():
+    """Two choices trace two programs; a kept one must not serve both."""
+    plain = Weights.of(toy.Toy(toy.ToyConfig(), dtype=np.float32, rngs=nnx.Rngs(0)))
+    found = [
+        _describe(dataclasses.replace(plain, kernels=Kernels(qk_norm_rope=kernel)))
+        for kernel in (None, "triton", "mosaic")
+    ]
+    assert len({each.text for each in found}) == len(set(found)) == 3
+    assert _describe(dataclasses.replace(plain, kernels=Kernels())).text == found[0].text
 
 
 def test_the_code_is_all_of_the_sources(tmp_path, monkeypatch):
