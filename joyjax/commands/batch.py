@@ -87,9 +87,7 @@ def command(
         found = check_folder(output, rows, used, source, requests=requests, overwrite=overwrite)
         there = Counter(found.values())["done"]
 
-        pipeline = load_pipeline(
-            folder, dtype=options["dtype"], form=form, mesh=options["mesh"], kernels=options["kernels"]
-        )
+        pipeline = load_pipeline(folder, options, form)
         if pipeline.domain is not None:
             note(pipeline.domain.about)
         if there:

@@ -59,9 +59,7 @@ def command(
 
     picture = None if image is None else load_image(image, allow_private_urls=allow_private_urls)
     form = quantized_form(options)
-    pipeline = load_pipeline(
-        model_folder(model), dtype=options["dtype"], form=form, mesh=options["mesh"], kernels=options["kernels"]
-    )
+    pipeline = load_pipeline(model_folder(model), options, form)
     notes: list[str] = []
 
     def report(result: "Result") -> None:

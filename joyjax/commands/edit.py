@@ -170,13 +170,12 @@ def command(
 
     folder = model_folder(model or replay.model)
     started = time.perf_counter()
-    pipeline = load_pipeline(
-        folder,
-        dtype=options["dtype"] or replay.dtype,
-        form=form or replay.linear,
-        mesh=mesh,
-        kernels=options["kernels"] or replay.kernels,
-    )
+    of_load = {
+        "dtype": options["dtype"] or replay.dtype,
+        "mesh": mesh,
+        "kernels": options["kernels"] or replay.kernels,
+    }
+    pipeline = load_pipeline(folder, of_load, form or replay.linear)
     if timings and first:
         note(f"{'load':>12} {time.perf_counter() - started:8.2f} s")
     if pipeline.domain is not None and first:

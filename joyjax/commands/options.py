@@ -107,10 +107,11 @@ def quantized_form(options: Mapping[str, Any]) -> str | None:
     return next(iter(forms.values()), None)
 
 
-def load_pipeline(
-    folder: Path, *, dtype: str | None, form: str | None, mesh: str | None, kernels: str | None
-) -> "Pipeline":
-    """Load a model with a progress bar; None stands for the default of `joyjax.load`."""
+def load_pipeline(folder: Path, options: Mapping[str, Any], form: str | None) -> "Pipeline":
+    """Load a model with a progress bar, by a command's options; None stands for the default of `joyjax.load`.
+
+    `form` is that of `quantized_form`, which a command calls before it reads anything.
+    """
     import joyjax.runtime.load
     from joyjax.commands.collector import settle
     from joyjax.commands.progress import loading
@@ -120,11 +121,11 @@ def load_pipeline(
     with loading("loading") as advance:
         return joyjax.load(
             folder,
-            dtype=dtype or LOAD["dtype"].default,
-            mesh=None if mesh is None else parse_mesh(mesh),
+            dtype=options["dtype"] or LOAD["dtype"].default,
+            mesh=None if options["mesh"] is None else parse_mesh(options["mesh"]),
             progress=advance,
             quantize=form,
-            kernels=kernels or LOAD["kernels"].default,
+            kernels=options["kernels"] or LOAD["kernels"].default,
         )
 
 

@@ -51,9 +51,7 @@ def command(
     from joyjax.score import save_comparison, score
 
     form = quantized_form(options)
-    pipeline = load_pipeline(
-        model_folder(model), dtype=options["dtype"], form=form, mesh=options["mesh"], kernels=options["kernels"]
-    )
+    pipeline = load_pipeline(model_folder(model), options, form)
     if failures is not None:
         failures.mkdir(parents=True, exist_ok=True)
     with counting("scoring", count) as advance_by_one:

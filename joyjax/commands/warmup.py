@@ -55,9 +55,7 @@ def command(
     form = quantized_form(options)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         raise JoyJaxError("compiled programs are not kept, so there is nothing to fill: see JAX_COMPILATION_CACHE_DIR")
-    pipeline = load_pipeline(
-        model_folder(model), dtype=options["dtype"], form=form, mesh=options["mesh"], kernels=options["kernels"]
-    )
+    pipeline = load_pipeline(model_folder(model), options, form)
     chosen = given(options, COMPILING)
     if isinstance(scales := chosen.get("guidance_scale"), list):
         chosen["guidance_scale"] = [max(scales), min(scales)]  # for the two steps, with and without guidance
