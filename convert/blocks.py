@@ -56,6 +56,12 @@ def aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     return raw.view(dtype).reshape(shape)
 
 
+def aligned_in_order(shape: Sequence[int], order: Sequence[int], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Return an aligned array whose axes are those of `shape` in `order`, and its view with the axes of `shape`."""
+    value = aligned([shape[axis] for axis in order], dtype)
+    return value, value.transpose(np.argsort(order))
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """An array of `shape` and `dtype` in C order, from byte `start` of a file on."""

@@ -12,9 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from joyjax.convert.array_files import fill as fill_from
-from joyjax.convert.array_files import in_files, source
-from joyjax.convert.blocks import aligned, reading_threads
+from joyjax.convert import array_files
+from joyjax.convert.blocks import aligned_in_order, reading_threads
 from joyjax.convert.component import Component
 from joyjax.convert.finite import all_finite, all_finite_on_device
 from joyjax.convert.host_memory import freeing
@@ -35,7 +34,7 @@ from joyjax.layers.stored import (
     with_storage,
 )
 from joyjax.layers.weights import Weights, leaves
-from joyjax.sharding.build import build
+from joyjax.sharding.build import Transfers, build
 from joyjax.sharding.place import parameter_sharding
 from joyjax.storage import forms
 from joyjax.storage.quantize import quantize_array
@@ -102,8 +101,9 @@ class ReadPlan:
             if progress:
                 progress(done, total)
 
+        filed = [path for path, stored in self.parameters.items() if array_files.in_files(stored.pieces[0].part)]
         with reading_threads() as pool:
-            filed = [path for path, stored in self.parameters.items() if in_files(stored.pieces[0].part)]
+            transfers = Transfers()
             for path in filed:
                 if path in goals:
                     read = self._file_reader(path, goals[path].dtype, pool)
@@ -111,9 +111,8 @@ class ReadPlan:
                     arrays.update({forms.array_path(path, name): each for name, each in forms.arrays(leaf).items()})
                 else:
                     value = own[path].value
-                    read = self._file_reader(path, value.dtype, pool)
-                    arrays[path] = build(value.shape, value.dtype, placed[path], functools.partial(read, order=None))
-                    jax.block_until_ready(arrays[path])
+                    read = functools.partial(self._file_reader(path, value.dtype, pool), order=None)
+                    arrays[path] = transfers.add(build(value.shape, value.dtype, placed[path], read))
                 done += self.parameters[path].nbytes
                 if progress:
                     progress(done, total)
@@ -137,21 +136,20 @@ class ReadPlan:
         """Return a function that reads a part of an array in files of its own, with its axes in an order."""
         stored = self.parameters[path]
         sources = [
-            (piece, source(self.folder / piece.part, path, stored.piece_shape(piece), stored.dtype))
+            (piece, array_files.source(self.folder / piece.part, path, stored.piece_shape(piece), stored.dtype))
             for piece in stored.pieces
         ]
 
         def read(part: tuple[slice, ...], order: tuple[int, ...] | None) -> np.ndarray:
             ranges = [range(size)[each] for size, each in zip(stored.shape, part, strict=True)]
             order = tuple(range(len(ranges))) if order is None else order
-            value = aligned([len(ranges[axis]) for axis in order], np.dtype(dtype))
-            target = value.transpose(np.argsort(order))
+            value, target = aligned_in_order([len(each) for each in ranges], order, np.dtype(dtype))
             for piece, where in sources:
                 start, stop = max(ranges[0].start, piece.start), min(ranges[0].stop, piece.stop)
                 if start < stop:
                     rows = target[start - ranges[0].start : stop - ranges[0].start]
                     seen = [range(start - piece.start, stop - piece.start), *ranges[1:]]
-                    if not fill_from(where, rows, seen, pool=pool):
+                    if not array_files.fill(where, rows, seen, pool=pool):
                         raise _not_finite(self.folder / piece.part, path)
             return value
 

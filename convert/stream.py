@@ -1,6 +1,5 @@
 """Reading the tensors of a Diffusers folder as the parameters of a network, slice by slice."""
 
-import collections
 import contextlib
 import dataclasses
 import functools
@@ -8,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from joyjax.convert.blocks import aligned, reading_threads
+from joyjax.convert.blocks import aligned, aligned_in_order, reading_threads
 from joyjax.convert.component import Component
 from joyjax.convert.host_memory import freeing
 from joyjax.convert.rules import Match, match, raise_faults
@@ -23,12 +21,10 @@ from joyjax.dtypes import STORED
 from joyjax.errors import CheckpointError
 from joyjax.layers.stored import Storage, own_places, places
 from joyjax.layers.weights import Weights, leaves
-from joyjax.sharding.build import build, shares_memory
+from joyjax.sharding.build import Transfers, build, shares_memory
 from joyjax.sharding.place import parameter_sharding
 from joyjax.storage import forms
 from joyjax.storage.quantize import quantize_kernel
-
-AHEAD_BYTES = 2**29  # of parameters that may still be in host memory, on their way to a device
 
 Progress = Callable[[int, int], None]  # called with the bytes done and the total
 
@@ -60,7 +56,9 @@ class ReadPlan:
         order: Sequence[int] | None = None,
         pool: Executor | None = None,
     ) -> np.ndarray:
-        """Return one parameter in `dtype`, or a slice of it, with its axes in `order`; contiguous and aligned.
+        """Return one parameter in `dtype`, or a slice of it, with its axes in `order`.
+
+        It is contiguous and aligned, unless the tensor's axes are merged.
 
         Raises:
             CheckpointError: if the tensor cannot be read, or holds NaN or infinity.
@@ -76,8 +74,7 @@ class ReadPlan:
             seen = tuple(slice(0 if axis in axes else size - 1, size) for axis, size in enumerate(view))
         else:
             lengths = [len(range(size)[each]) for size, each in zip(shape, part, strict=True)]
-            value = aligned([lengths[axis] for axis in order], dtype)
-            target = value.transpose(np.argsort(order))
+            value, target = aligned_in_order(lengths, order, dtype)
         ranges = [range(size)[each] for size, each in zip(view, seen, strict=True)]
         if not self.tensors.fill(found.source, view, ranges, transform.spread(target, shape), pool=pool):
             place = f"{self.tensors.headers[found.source].file}: tensor {found.source}"
@@ -90,12 +87,9 @@ class ReadPlan:
         found_leaves, done, total = {}, 0, self.nbytes
         quantizes = any(isinstance(parameter.get_value(), forms.Leaf) for parameter in self.parameters.values())
         with freeing() if quantizes else contextlib.nullcontext(), reading_threads() as pool:
-            ahead: collections.deque[Any] = collections.deque()
+            transfers = Transfers()
             for found in self.matches:
-                ahead.append(self.build_leaf(found, placed, mesh, pool))
-                found_leaves[found.target] = ahead[-1]
-                while sum(array.nbytes for array in jax.tree.leaves(list(ahead))) > AHEAD_BYTES:
-                    jax.block_until_ready(ahead.popleft())
+                found_leaves[found.target] = transfers.add(self.build_leaf(found, placed, mesh, pool))
                 done += self.tensors.headers[found.source].nbytes
                 if progress:
                     progress(done, total)

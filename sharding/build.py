@@ -1,7 +1,9 @@
 """Build sharded arrays part by part from a reader, directly on their devices."""
 
+import collections
 import functools
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,10 @@ from jaxtyping import Array
 
 PIECE_BYTES = 2**28  # the most host memory that a piece takes on its way to a device with a memory of its own
 
+AHEAD_BYTES = 2**29  # of arrays that may still be in host memory, on their way to a device
+
 Read = Callable[[tuple[slice, ...]], np.ndarray]
+Tree = TypeVar("Tree")
 
 
 def build(
@@ -67,6 +72,20 @@ def _build_part(
         # Blocking keeps at most one piece in host memory.
         whole = jax.block_until_ready(_put(whole, piece, jnp.int32(first - start), axis))
     return whole
+
+
+class Transfers:
+    """Bounds the arrays whose transfer to a device has not ended."""
+
+    def __init__(self) -> None:
+        self.pending: collections.deque[Any] = collections.deque()
+
+    def add(self, arrays: Tree) -> Tree:
+        """Return `arrays`, a pytree, and wait for earlier ones while AHEAD_BYTES are exceeded."""
+        self.pending.append(arrays)
+        while sum(array.nbytes for array in jax.tree.leaves(list(self.pending))) > AHEAD_BYTES:
+            jax.block_until_ready(self.pending.popleft())
+        return arrays
 
 
 def shares_memory(device: jax.Device) -> bool:

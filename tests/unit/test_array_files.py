@@ -13,7 +13,7 @@ import pytest
 import toy
 from jax.sharding import Mesh, PartitionSpec
 
-from joyjax.convert import checkpoint, manifest, orbax_part, stream
+from joyjax.convert import array_files, checkpoint, manifest, orbax_part, stream
 from joyjax.convert.conversion import convert_checkpoint
 from joyjax.convert.manifest import Manifest
 from joyjax.convert.safetensors import Tensors
@@ -117,13 +117,13 @@ def test_a_kernel_is_quantized_once(source, tmp_path, monkeypatch):
 
 
 def test_a_device_reads_its_share_only(target, monkeypatch):
-    sizes, plain = {}, checkpoint.fill_from
+    sizes, plain = {}, array_files.fill
 
     def seen(where, goal, ranges, **options):
         sizes.setdefault(where.file.parent.name, []).append(goal.size)
         return plain(where, goal, ranges, **options)
 
-    monkeypatch.setattr(checkpoint, "fill_from", seen)
+    monkeypatch.setattr(array_files, "fill", seen)
     mesh = Mesh(np.array(jax.devices()[:8]), ("tensor",))
     filled = leaves(checkpoint.restore(target, toy.TOY, CONFIG, jnp.float32, mesh).state)
     assert filled[KERNEL][...].sharding.spec == PartitionSpec(None, None, "tensor", None)
@@ -189,13 +189,13 @@ def test_a_hostile_part(target, fault):
 
 
 def test_a_file_that_changes_while_it_is_read(target, monkeypatch):
-    plain = checkpoint.fill_from
+    plain = array_files.fill
 
     def changed(where, *rest, **options):
         os.utime(where.file, ns=(1, 1))
         return plain(where, *rest, **options)
 
-    monkeypatch.setattr(checkpoint, "fill_from", changed)
+    monkeypatch.setattr(array_files, "fill", changed)
     with pytest.raises(CheckpointError, match="changed since it was opened"):
         checkpoint.restore(target, toy.TOY, CONFIG, jnp.float32)
 

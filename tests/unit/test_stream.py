@@ -76,7 +76,7 @@ def device_with_its_own_memory(monkeypatch):
 def test_another_device_gets_kernels_as_they_are_in_the_file(folder, monkeypatch, split):
     """It transposes them itself; to the network the result is the same."""
     device_with_its_own_memory(monkeypatch)
-    monkeypatch.setattr("joyjax.convert.stream.AHEAD_BYTES", 1)
+    monkeypatch.setattr("joyjax.sharding.build.AHEAD_BYTES", 1)
     orders, plain = {}, stream.ReadPlan.read
 
     def seen(self, found, dtype, part=None, *, order=None, pool=None):
