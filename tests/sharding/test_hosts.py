@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,17 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from two_processes import free_port
 
 pytestmark = pytest.mark.jax
 
 ROOT = Path(__file__).parents[2]
 EDIT = ["edit", "make the red circle blue", "--image", str(ROOT / "examples" / "shapes.png"), "--dtype", "float32"]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def start(arguments: list[str], folder: Path, **variables: str) -> subprocess.Popen:

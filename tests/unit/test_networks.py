@@ -25,6 +25,17 @@ SCOPES = {
 }
 
 
+def programs_of_an_edit(dtype: str, folder: Path) -> None:
+    """Write the programs of an edit into a folder."""
+    pipeline = joyjax.load(dtype=dtype)
+    jax.clear_caches()
+    jax.config.update("jax_dump_ir_to", str(folder))
+    try:
+        joyjax.edit(pipeline, Image.new("RGB", (64, 64)), "make it red", steps=1, guidance_scale=2.0)
+    finally:
+        jax.config.update("jax_dump_ir_to", "")
+
+
 def products(folder: Path) -> list[str]:
     """Return the products of all programs that JAX wrote here."""
     return [line for file in folder.rglob("*.mlir") for line in PRODUCT.findall(file.read_text())]
@@ -33,13 +44,7 @@ def products(folder: Path) -> list[str]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_products_of_a_float32_pipeline_are_in_float32(dtype, tmp_path):
     """NVIDIA GPUs compute float32 products in TF32 unless a program asks for more."""
-    pipeline = joyjax.load(dtype=dtype)
-    jax.clear_caches()
-    jax.config.update("jax_dump_ir_to", str(tmp_path))
-    try:
-        joyjax.edit(pipeline, Image.new("RGB", (64, 64)), "make it red", steps=1, guidance_scale=2.0)
-    finally:
-        jax.config.update("jax_dump_ir_to", "")
+    programs_of_an_edit(dtype, tmp_path)
     found = products(tmp_path)
     wide = [line for line in found if "bf16" not in line]
     assert len(found) > 100
@@ -52,13 +57,7 @@ def test_products_of_a_float32_pipeline_are_in_float32(dtype, tmp_path):
 
 def test_layers_and_stages_have_names_in_a_profile(tmp_path):
     """They were nameless: a profile showed jit(predict)/dot_general for every product of every block."""
-    pipeline = joyjax.load()
-    jax.clear_caches()
-    jax.config.update("jax_dump_ir_to", str(tmp_path))
-    try:
-        joyjax.edit(pipeline, Image.new("RGB", (64, 64)), "make it red", steps=1, guidance_scale=2.0)
-    finally:
-        jax.config.update("jax_dump_ir_to", "")
+    programs_of_an_edit("bfloat16", tmp_path)
     for stage, scopes in SCOPES.items():
         found = "".join(file.read_text() for file in tmp_path.rglob(f"*jit_{stage}_compile*.mlir"))
         missing = [scope for scope in scopes if not re.search(f'"jit\\({stage}\\)/(.*/)?{scope}', found)]

@@ -336,26 +336,31 @@ def test_types_hold_no_state():
     assert str(CacheRule.parse("taylor:0.1")) == "taylor:0.1"
 
 
-@pytest.mark.parametrize(
-    "command",
-    [("edit", "x"), ("batch", "r.jsonl", "-o", "out"), ("warmup",), ("bench",), ("score",)],
-    ids=lambda command: command[0],
-)
-def test_quantize_and_its_other_name(command, tmp_path, monkeypatch):
-    """Both reach `joyjax.load`; not given, neither does; unlike, they are wrong usage, before anything is read."""
+LOADING = [("edit", "x"), ("batch", "r.jsonl", "-o", "out"), ("warmup",), ("bench",), ("score",)]
+
+
+@pytest.fixture
+def loaded(tmp_path, monkeypatch):
+    """The options of each call of `joyjax.load` by a command, which goes no further."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "cache")
     (tmp_path / "r.jsonl").write_text('{"prompt": "x"}')
-    loaded = []
+    found: list[dict[str, Any]] = []
 
     def load(*_: Any, **options: Any) -> None:
-        loaded.append(options.get("quantize", options.get("linear")))
+        found.append(options)
         raise joyjax.JoyJaxError("far enough")
 
     monkeypatch.setattr(joyjax, "load", load)
+    return found
+
+
+@pytest.mark.parametrize("command", LOADING, ids=lambda command: command[0])
+def test_quantize_and_its_other_name(command, loaded):
+    """Both reach `joyjax.load`; not given, neither does; unlike, they are wrong usage, before anything is read."""
     for more in ([], ["--quantize", "float8"], ["--linear", "exact"], ["--quantize", "float8", "--linear", "float8"]):
         assert str(invoke(*command, *more).exception) == "far enough"
-    assert loaded == [None, "float8", "exact", "float8"]
+    assert [options.get("quantize", options.get("linear")) for options in loaded] == [None, "float8", "exact", "float8"]
     done = invoke(*command, "--quantize", "float8", "--linear", "exact")
     assert done.exit_code == 2
     assert "--quantize: is float8, and --linear, another name of it, is exact" in " ".join(done.stderr.split())
@@ -363,23 +368,9 @@ def test_quantize_and_its_other_name(command, tmp_path, monkeypatch):
     assert len(loaded) == 4
 
 
-@pytest.mark.parametrize(
-    "command",
-    [("edit", "x"), ("batch", "r.jsonl", "-o", "out"), ("warmup",), ("bench",), ("score",)],
-    ids=lambda command: command[0],
-)
-def test_kernels_reach_loading(command, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "cache")
-    (tmp_path / "r.jsonl").write_text('{"prompt": "x"}')
-    loaded = []
-
-    def load(*_: Any, **options: Any) -> None:
-        loaded.append(options["kernels"])
-        raise joyjax.JoyJaxError("far enough")
-
-    monkeypatch.setattr(joyjax, "load", load)
+@pytest.mark.parametrize("command", LOADING, ids=lambda command: command[0])
+def test_kernels_reach_loading(command, loaded):
     for more in ([], ["--kernels", "xla"], ["--kernels", "pallas"]):
         assert str(invoke(*command, *more).exception) == "far enough"
-    assert loaded == ["auto", "xla", "pallas"]
+    assert [options["kernels"] for options in loaded] == ["auto", "xla", "pallas"]
     assert invoke(*command, "--kernels", "mosaic").exit_code == 2
