@@ -157,14 +157,14 @@ def check_options(pipeline: Pipeline, options: Mapping[str, Any]) -> Request:
 
 def _results(engine: Engine) -> Iterator[tuple[int, Result]]:
     """Run an engine's jobs and yield their results. The notes of all jobs are issued first, as one warning each."""
-    told = dict.fromkeys(note for job in engine.waiting for note in job.notes)
-    for note in told:
+    planned = dict.fromkeys(note for job in engine.waiting for note in job.notes)
+    for note in planned:
         warnings.warn(note, AdviceWarning, stacklevel=4)  # the line that called edit
     for job in engine.run():
         if job.result is None:
             raise job.error or RuntimeError(f"job {job.number} has neither result nor error")
         for note in job.result.notes:
-            if note not in told:  # of the run, such as a measurement of kernels
+            if note not in planned:  # of the run, such as a measurement of kernels
                 warnings.warn(note, AdviceWarning, stacklevel=4)
         result, job.result = job.result, None  # the caller's from here on: a long run keeps no pictures
         yield job.number, result

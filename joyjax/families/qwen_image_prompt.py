@@ -21,12 +21,8 @@ def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
     start, end = control_token(tokenizer, "<|im_start|>"), control_token(tokenizer, "<|im_end|>")
     line = plain_tokens(tokenizer, "\n")
     system = [start, *plain_tokens(tokenizer, SYSTEM), end, *line]
-    user = [
-        start,
-        *plain_tokens(tokenizer, "user\n" + prompt),
-        end,
-        *line,
-    ]  # tokenized as one text, as in the reference
+    turn = plain_tokens(tokenizer, "user\n" + prompt)  # as one text, like the reference
+    user = [start, *turn, end, *line]
     return [*system, *user, start, *plain_tokens(tokenizer, "assistant\n")]
 
 

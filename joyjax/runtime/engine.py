@@ -123,7 +123,7 @@ class Engine:
             if job.done:
                 continue
             with self._errors_of(job):
-                notes, measured = (*job.notes, *measured), ()  # the first job tells
+                notes, measured = (*job.notes, *measured), ()  # in the first result only
                 job.finished(
                     make_result(self.pipeline, job.plan, media[job.number], seconds, steps, notes, str(kernels))
                 )
