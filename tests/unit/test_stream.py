@@ -17,6 +17,7 @@ from joyjax.convert.safetensors import Tensors
 from joyjax.errors import CheckpointError, MeshError
 from joyjax.layers.stored import array_leaves, quantized
 from joyjax.layers.weights import leaves
+from joyjax.sharding.build import Transfers
 
 CONFIG = toy.ToyConfig()
 
@@ -232,3 +233,13 @@ def test_a_value_that_is_not_finite_is_found_in_any_dtype(dtype, value):
     array[-3] = value  # infinity is NaN in float8_e4m3fn
     assert not all_finite(array)
     assert all_finite(np.arange(9, dtype=np.int8))
+
+
+def test_what_is_on_its_way_to_a_device_is_bounded(monkeypatch):
+    waited = []
+    monkeypatch.setattr("joyjax.sharding.build.AHEAD_BYTES", 100)
+    monkeypatch.setattr(jax, "block_until_ready", waited.append)
+    transfers, arrays = Transfers(), [np.full(10, n, np.float32) for n in range(5)]  # of 40 bytes
+    for array in arrays:
+        assert transfers.add({"kernel": array})["kernel"] is array
+    assert [each["kernel"] for each in waited] == arrays[:3]  # the oldest first
