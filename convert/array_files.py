@@ -3,11 +3,12 @@
     files-00007/blocks.3.img.qkv.kernel/.zarray      the shape and dtype
     files-00007/blocks.3.img.qkv.kernel/0.0.0.0      the bytes, in C order
 
-This is an Orbax checkpoint of Zarr arrays with one chunk each, not compressed; Orbax writes it, and reads it like any
-other part. Here the files are read directly: through TensorStore every byte is copied several times.
+This is an Orbax checkpoint of Zarr arrays with one chunk each, not compressed, and Orbax reads it like any other part.
+Here the files are written and read directly: through TensorStore every byte is copied several times.
 """
 
-from collections.abc import Mapping
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def source(folder: Path, path: str, shape: Shape, dtype: str) -> Source:
     Raises:
         CheckpointError: if it is missing or not an array of this shape and dtype.
     """
-    file = folder / path / ".".join(["0"] * max(1, len(shape)))
+    file = _chunk(folder, path, len(shape))
     expected = {"shape": list(shape), "chunks": list(shape), "order": "C", "compressor": None, "filters": None}
     try:
         raw = read_json(folder / path / ".zarray")
@@ -51,15 +52,41 @@ def source(folder: Path, path: str, shape: Shape, dtype: str) -> Source:
     return where
 
 
-def read_files(folder: Path, wanted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Fill host arrays, by path, from the part `folder`.
+def stand_in(array: np.ndarray) -> np.ndarray:
+    """Return an array of one entry, which Orbax writes in place of a large one: `write` replaces it."""
+    return np.zeros((1,) * array.ndim, array.dtype)
+
+
+def write(folder: Path, path: str, array: np.ndarray) -> None:
+    """Write an array, in C order, in place of its stand-in in the part `folder`.
 
     Raises:
-        CheckpointError: if one cannot be read.
+        OSError: if it cannot be written.
     """
-    for path, target in wanted.items():
-        fill(source(folder, path, target.shape, str(target.dtype)), target, [*map(range, target.shape)], check=False)
-    return dict(wanted)
+    header, size = folder / path / ".zarray", list(array.shape)
+    header.write_text(json.dumps(read_json(header) | {"shape": size, "chunks": size}), encoding="utf-8")
+    with _chunk(folder, path, array.ndim).open("wb", buffering=0) as opened:
+        rest = array.reshape(-1).view(np.uint8).data
+        while rest:
+            rest = rest[opened.write(rest) :]
+
+
+def digest(folder: Path, path: str, shape: Shape, dtype: str) -> str:
+    """Return the SHA-256 of the bytes of an array of the part `folder`, read from its file.
+
+    Raises:
+        CheckpointError: if it is missing or not an array of this shape and dtype, or cannot be read.
+    """
+    where = source(folder, path, shape, dtype)
+    try:
+        with where.file.open("rb", buffering=0) as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise _damaged(folder, f"{path}: {error.strerror or error}") from None
+
+
+def _chunk(folder: Path, path: str, axes: int) -> Path:
+    return folder / path / ".".join(["0"] * max(1, axes))
 
 
 def fill(where: Source, target: np.ndarray, ranges: list[range], **options: object) -> bool:

@@ -260,12 +260,22 @@ def _write_component(
     shared = {} if share is None else _by_content(share, name)
     parts = manifest.parts(converted.parameters)
 
-    def done(part: str, checked: Future[None] | None) -> None:
-        """Wait until a part is checked."""
-        if checked is not None:
-            checked.result()
+    def done(part: str, written: Future[Future[None]] | None) -> None:
+        """Wait until a part is written and checked."""
+        if written is not None:
+            written.result().result()
         pieces = parts[part].items()
         advance(sum(source_bytes(plan, matches[own[path].parameter], own[path], path, piece) for path, piece in pieces))
+
+    def write(part: str, arrays: Mapping[str, np.ndarray]) -> Future[None]:
+        folder = journal.new / name / part
+        told = {path: (array.shape, str(array.dtype), orbax_part.digest(array)) for path, array in arrays.items()}
+        equal = shared.get(_content(told))
+        if equal is None:
+            orbax_part.write_part(folder, arrays, axes)
+        else:
+            shutil.copytree(equal, folder, copy_function=link)
+        return checker.submit(check, part, told)
 
     def check(part: str, told: Told) -> None:
         folder = journal.new / name / part
@@ -273,30 +283,24 @@ def _write_component(
         orbax_part.check_part(folder, told)
         journal.part_done(name, part, {path: sha256 for path, (_, _, sha256) in told.items()})
 
-    with ThreadPoolExecutor(1, "joyjax-check") as checker:  # a part is checked while the next one is written
-        waiting: collections.deque[tuple[str, Future[None] | None]] = collections.deque()
+    # A part is checked while the next one is written and the one after it is read.
+    with ThreadPoolExecutor(1, "joyjax-check") as checker, ThreadPoolExecutor(1, "joyjax-write") as writer:
+        waiting: collections.deque[tuple[str, Future[Future[None]] | None]] = collections.deque()
         for part, held in parts.items():
-            folder, checked = journal.new / name / part, None
+            folder, written = journal.new / name / part, None
             if (name, part) not in journal.done or not folder.is_dir():
                 for left in folder.parent.glob(f"{part}*"):  # of a run that was killed
                     shutil.rmtree(left)
                 arrays = {}
                 for path, piece in held.items():
                     arrays[path] = _contiguous(read(path, converted.parameters[path], piece))
-                told = {
-                    path: (array.shape, str(array.dtype), orbax_part.digest(array)) for path, array in arrays.items()
-                }
-                equal = shared.get(_content(told))
-                if equal is None:
-                    orbax_part.write_part(folder, arrays, axes)
-                else:
-                    shutil.copytree(equal, folder, copy_function=link)
+                written = writer.submit(write, part, arrays)
                 del arrays
-                checked = checker.submit(check, part, told)
-            waiting.append((part, checked))
-            if len(waiting) > 1:
+            waiting.append((part, written))
+            if len(waiting) > 2:
                 done(*waiting.popleft())
-        done(*waiting.popleft())
+        while waiting:
+            done(*waiting.popleft())
     parameters = {
         path: dataclasses.replace(stored, pieces=tuple(_with_digest(journal, name, path, p) for p in stored.pieces))
         for path, stored in converted.parameters.items()

@@ -16,7 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from joyjax.convert.array_files import in_files, read_files
+from joyjax.convert import array_files
+from joyjax.convert.array_files import in_files
 from joyjax.convert.blocks import aligned
 from joyjax.convert.host_memory import give_back
 from joyjax.convert.manifest import Told
@@ -40,6 +41,7 @@ def write_part(folder: Path, arrays: Mapping[str, np.ndarray], axes: Mapping[str
     import orbax.checkpoint as ocp
 
     how, files = {}, in_files(folder.name)
+    written = {path: array_files.stand_in(array) for path, array in arrays.items()} if files else dict(arrays)
     for path, array in arrays.items():
         cut = not files and array.nbytes > CHUNK_BYTES and array.shape[axes[path]] <= FEW
         chunk = None if files else CHUNK_BYTES
@@ -50,7 +52,9 @@ def write_part(folder: Path, arrays: Mapping[str, np.ndarray], axes: Mapping[str
             _quiet(),
             ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False, use_ocdbt=not files)) as checkpointer,
         ):
-            checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(dict(arrays), save_args=how))
+            checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(written, save_args=how))
+        for path in arrays if files else ():
+            array_files.write(folder, path, arrays[path])
     except Exception as error:  # Orbax raises bare ones too
         raise CheckpointError(f"{folder} cannot be written ({_reason(error)})") from error
     finally:
@@ -116,10 +120,14 @@ def check_part(folder: Path, held: Told) -> None:
     Raises:
         CheckpointError: for the first array that differs.
     """
-    wanted = {path: aligned(shape, np.dtype(dtype)) for path, (shape, dtype, _) in held.items()}
-    for path, array in (read_files if in_files(folder.name) else read_part)(folder, wanted).items():
-        shape, dtype, sha256 = held[path]
-        if (array.shape, str(array.dtype)) != (shape, dtype) or digest(array) != sha256:
+    if in_files(folder.name):
+        found = {path: (*what, array_files.digest(folder, path, *what)) for path, (*what, _) in held.items()}
+    else:
+        wanted = {path: aligned(shape, np.dtype(dtype)) for path, (shape, dtype, _) in held.items()}
+        read = read_part(folder, wanted)
+        found = {path: (array.shape, str(array.dtype), digest(array)) for path, array in read.items()}
+    for path, expected in held.items():
+        if found[path] != expected:
             raise CheckpointError(f"{folder}: {path} is not what was written; is the disk sound? Convert it again")
 
 
@@ -129,6 +137,8 @@ def digest(array: np.ndarray) -> str:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     code = re.search("os_error_code='([0-9]+)'", str(error))  # in TensorStore's message, which is long
     return os.strerror(int(code[1])) if code else str(error).partition("\n")[0][:200]
 

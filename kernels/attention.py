@@ -5,7 +5,7 @@ cuDNN on GPUs from Ampere on, for the dtypes and head widths that it supports, e
 kernel; one would have to be faster than cuDNN's.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from joyjax.dtypes import FLOAT32
-from joyjax.kernels.dispatch import AMPERE, HOPPER, check_name, target
+from joyjax.kernels.dispatch import AMPERE, HOPPER, check_name, on_cpu, target
 
-# Above this many scores, queries are processed in blocks, so the full score matrix is never in memory. Measured on CPU:
-# blocks of 128 queries stay in cache and reach two to six times the speed of one large product.
-QUERY_BLOCK = 128
+# Above so many scores, queries are processed in blocks, so the full score matrix is never in memory.
 SCORES_AT_ONCE = 2**20
+QUERY_BLOCK = 128
+# On a CPU, where the scores of a block exceed the cache, some heads at a time (docs/speed.md has the measurements).
+CPU_TILE = 3 * 2**19
+CPU_QUERY_BLOCK = 256
 
 Implementation = Literal["reference", "cudnn"] | None
 
@@ -85,38 +87,70 @@ def _attend(
     query = query.reshape(batch, queries, key_heads, heads // key_heads, width).transpose(0, 2, 3, 1, 4)  # B K G T H
     key = key.transpose(0, 2, 3, 1)  # B K H S
     value = value.transpose(0, 2, 1, 3)  # B K S H
-    limit = jnp.full((batch,), keys, jnp.int32) if lengths is None else lengths
 
-    def attend(
-        block: Float[Array, "B K G Q H"], first: Int[Array, ""]
-    ) -> tuple[Float[Array, "B K G Q H"], Float[Array, "B K G Q"]]:
-        scores = jnp.einsum("BKGQH,BKHS->BKGQS", block, key, preferred_element_type=FLOAT32) * scale
+    def attend(part: _Part, block: Float[Array, "b k G Q H"], first: Int[Array, ""]) -> tuple[Array, Array]:
+        scores = jnp.einsum("BKGQH,BKHS->BKGQS", block, part.key, preferred_element_type=FLOAT32) * scale
         position = jnp.arange(keys)
-        if lengths is not None:
-            scores = jnp.where(position < limit[:, None, None, None, None], scores, -jnp.inf)
+        if part.lengths is not None:
+            scores = jnp.where(position < part.lengths[:, None, None, None, None], scores, -jnp.inf)
         if causal:
             visible = position <= keys - queries + first + jnp.arange(block.shape[3])[:, None]
             scores = jnp.where(visible, scores, -jnp.inf)
         top = jnp.maximum(jnp.max(scores, axis=-1), jnp.finfo(FLOAT32).min)  # finite also where no key is visible
         weights = jnp.exp(scores - top[..., None])
         total = jnp.sum(weights, axis=-1)
-        mixed = jnp.einsum("BKGQS,BKSH->BKGQH", weights.astype(value.dtype), value, preferred_element_type=FLOAT32)
+        mixed = jnp.einsum("BKGQS,BKSH->BKGQH", weights.astype(value.dtype), part.value, preferred_element_type=FLOAT32)
         mixed = mixed / jnp.maximum(total, jnp.finfo(FLOAT32).tiny)[..., None]
         return mixed.astype(dtype), top + jnp.log(total)
 
-    if queries <= 2 * QUERY_BLOCK or batch * heads * queries * keys <= SCORES_AT_ONCE:
-        out, sums = attend(query, jnp.int32(0))
-    else:
-        blocks = -(-queries // QUERY_BLOCK)
-        query = jnp.pad(query, ((0, 0), (0, 0), (0, 0), (0, blocks * QUERY_BLOCK - queries), (0, 0)))
-        query = jnp.moveaxis(query.reshape(*query.shape[:3], blocks, QUERY_BLOCK, width), 3, 0)
-        first = jnp.arange(blocks, dtype=jnp.int32) * QUERY_BLOCK
+    def in_blocks(part: _Part) -> tuple[Float[Array, "b k G T H"], Float[Array, "b k G T"]]:
+        if size == queries:
+            return attend(part, part.query, jnp.int32(0))
+        blocks = -(-queries // size)
+        query = jnp.pad(part.query, ((0, 0), (0, 0), (0, 0), (0, blocks * size - queries), (0, 0)))
+        query = jnp.moveaxis(query.reshape(*query.shape[:3], blocks, size, width), 3, 0)
+        first = jnp.arange(blocks, dtype=jnp.int32) * size
         out, sums = (
-            jnp.moveaxis(x, 0, 3).reshape(*x.shape[1:4], blocks * QUERY_BLOCK, *x.shape[5:])[:, :, :, :queries]
-            for x in jax.lax.map(lambda block: attend(*block), (query, first))
+            jnp.moveaxis(x, 0, 3).reshape(*x.shape[1:4], blocks * size, *x.shape[5:])[:, :, :, :queries]
+            for x in jax.lax.map(lambda block: attend(part, *block), (query, first))
         )
+        return out, sums
+
+    size, together = _tile(batch * key_heads, heads // key_heads, queries, keys)
+    if together == batch * key_heads:
+        out, sums = in_blocks(_Part(query, key, value, lengths))
+    else:
+        if lengths is not None:
+            lengths = jnp.repeat(lengths, key_heads).reshape(-1, together)
+        query, key, value = (x.reshape(-1, together, 1, *x.shape[2:]) for x in (query, key, value))
+        out, sums = jax.lax.map(in_blocks, _Part(query, key, value, lengths))
+        out, sums = (x.reshape(batch, key_heads, *x.shape[3:]) for x in (out, sums))
     out = out.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, width)
     return out, sums.transpose(0, 3, 1, 2).reshape(batch, queries, heads)
+
+
+class _Part(NamedTuple):
+    """Some key heads of some rows, with their queries."""
+
+    query: Float[Array, "b k G T H"]
+    key: Float[Array, "b k H S"]
+    value: Float[Array, "b k S H"]
+    lengths: Int[Array, " b"] | None
+
+
+def _tile(rows: int, group: int, queries: int, keys: int) -> tuple[int, int]:
+    """Return how many queries and how many of all `rows` key heads are computed at once, all where that is little."""
+    few = queries <= 2 * QUERY_BLOCK or rows * group * queries * keys <= SCORES_AT_ONCE
+    size = queries if few else QUERY_BLOCK
+    mesh = jax.sharding.get_abstract_mesh()
+    partitioned = not (mesh.empty or mesh.are_all_axes_manual)  # XLA splits rows and heads over devices
+    if not on_cpu() or partitioned or rows * group * size * keys <= CPU_TILE:
+        return size, rows
+    block = CPU_QUERY_BLOCK if CPU_QUERY_BLOCK * keys <= CPU_TILE else QUERY_BLOCK
+    size = -(-queries // -(-queries // block))  # no more blocks, all of one size
+    size = min(queries, size + -size % 16)
+    fitting = (n for n in range(1, rows + 1) if rows % n == 0 and n * group * size * keys <= CPU_TILE)
+    return size, max(fitting, default=1)
 
 
 def merge(

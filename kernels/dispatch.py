@@ -38,6 +38,11 @@ def target() -> Target:
     return target_of(default)
 
 
+def on_cpu() -> bool:
+    """Return whether a function is traced for a CPU."""
+    return target().kind == "cpu"
+
+
 def target_of(device: Any) -> Target:
     """Return a device as a target."""
     return _target(device.platform, device.device_kind, device)

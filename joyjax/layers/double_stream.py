@@ -20,6 +20,7 @@ from joyjax.kernels.modulate import (
     residual_gate_layer_norm_scale_shift,
 )
 from joyjax.kernels.qk_norm_rope import norm_rope
+from joyjax.layers.activation import gelu
 from joyjax.layers.joint_attention import Layout, Scales, joint_attention, leading_tokens
 from joyjax.layers.linear import Linear
 from joyjax.layers.parameter import parameter
@@ -99,7 +100,7 @@ class Stream(TakesKernels):
     def mlp(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """Two linear maps with a tanh-approximated GELU between."""
         hidden = constrain(self.up(x), "batch", "sequence", "mlp")
-        return self.down(nnx.gelu(hidden, approximate=True))
+        return self.down(gelu(hidden))
 
     @jax.named_scope("norm")
     def normed(self, x: Float[Array, "B L D"], modulation: Float[Array, "B 1 6 D"]) -> Float[Array, "B L D"]:

@@ -20,6 +20,7 @@ from joyjax.config import read_config
 from joyjax.dtypes import FLOAT32
 from joyjax.errors import ConfigError
 from joyjax.kernels.modulate import layer_norm
+from joyjax.layers.activation import gelu
 from joyjax.layers.condition import Condition, lay_out
 from joyjax.layers.double_stream import MODULATIONS, Block, FirstBlockOutput, Stream
 from joyjax.layers.embed import timestep_embedding
@@ -199,7 +200,7 @@ class JoyImageTransformer(nnx.Module):
 
     @jax.named_scope("text")
     def _embed_text(self, txt: Float[Array, "B J C"]) -> Float[Array, "B J D"]:
-        return self.txt_hidden(nnx.gelu(self.txt_in(txt), approximate=True))
+        return self.txt_hidden(gelu(self.txt_in(txt)))
 
     @jax.named_scope("time")
     def _embed_time(self, timestep: Float[Array, " B"]) -> Float[Array, "B 6 D"]:

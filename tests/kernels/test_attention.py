@@ -1,10 +1,11 @@
 """Attention against softmax written out in float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from joyjax.kernels.attention import QUERY_BLOCK, SCORES_AT_ONCE, attention, attention_and_sum, merge
+from joyjax.kernels.attention import QUERY_BLOCK, SCORES_AT_ONCE, _tile, attention, attention_and_sum, merge
 
 pytestmark = pytest.mark.jax
 
@@ -34,7 +35,10 @@ CASES = {
     "grouped": dict(batch=2, queries=5, keys=9, heads=6, key_heads=2, width=8),
     "one key head": dict(batch=1, queries=3, keys=11, heads=5, key_heads=1, width=24),
     "wide head": dict(batch=1, queries=33, keys=33, heads=1, key_heads=1, width=384),
-    "blocks": dict(batch=2, queries=2 * QUERY_BLOCK + 37, keys=1500, heads=4, key_heads=2, width=8),
+    "blocks": dict(batch=2, queries=2 * QUERY_BLOCK + 37, keys=900, heads=4, key_heads=2, width=8),
+    "tiles of three heads": dict(batch=2, queries=2 * QUERY_BLOCK + 37, keys=1500, heads=12, key_heads=6, width=8),
+    "tiles of one head": dict(batch=3, queries=601, keys=1300, heads=6, key_heads=2, width=4),
+    "long keys": dict(batch=1, queries=2 * QUERY_BLOCK + 37, keys=12500, heads=2, key_heads=2, width=4),
 }
 
 
@@ -61,10 +65,30 @@ def test_attention(case, causal, padded, dtype):
     assert error < TOLERANCE[dtype]
 
 
-def test_the_long_case_is_computed_in_blocks():
+def tile(case: str) -> tuple[int, int]:
+    c = CASES[case]
+    return _tile(c["batch"] * c["key_heads"], c["heads"] // c["key_heads"], c["queries"], c["keys"])
+
+
+def test_long_cases_are_computed_in_blocks_and_tiles():
     c = CASES["blocks"]
     assert c["batch"] * c["heads"] * c["queries"] * c["keys"] > SCORES_AT_ONCE
     assert c["queries"] % QUERY_BLOCK
+    assert tile("blocks") == (QUERY_BLOCK, 4)
+    assert tile("tiles of three heads") == (160, 3)
+    assert tile("tiles of one head") == (208, 1)
+    assert tile("long keys") == (112, 1)
+
+
+def test_a_gpu_gets_all_heads_at_once(monkeypatch):
+    """A tile of a few heads would leave most of it idle."""
+    monkeypatch.setattr("joyjax.kernels.attention.on_cpu", lambda: False)
+    assert tile("tiles of three heads") == (QUERY_BLOCK, 12)
+
+
+def test_heads_that_the_partitioner_splits_stay_together():
+    with jax.set_mesh(jax.make_mesh((2,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,))):
+        assert tile("tiles of three heads") == (QUERY_BLOCK, 12)
 
 
 def test_scale():
