@@ -9,17 +9,21 @@ Here the files are written and read directly: through TensorStore every byte is 
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from joyjax.convert.blocks import Source
+from joyjax.convert.blocks import BLOCK_BYTES, Source
 from joyjax.convert.rules import Shape
 from joyjax.errors import CheckpointError
 from joyjax.reading import quoted, read_json, stamp
 
 PREFIX = "files-"
 LARGE = 2**20  # bytes of the parameters that are stored so
+CONSTANT = {"dimension_separator": ".", "fill_value": None, "zarr_format": 2}  # the rest of a header
+HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
 
 
 def in_files(part: str) -> bool:
@@ -34,7 +38,7 @@ def source(folder: Path, path: str, shape: Shape, dtype: str) -> Source:
         CheckpointError: if it is missing or not an array of this shape and dtype.
     """
     file = _chunk(folder, path, len(shape))
-    expected = {"shape": list(shape), "chunks": list(shape), "order": "C", "compressor": None, "filters": None}
+    expected = _header(shape)
     try:
         raw = read_json(folder / path / ".zarray")
         found = stamp(file)
@@ -52,23 +56,55 @@ def source(folder: Path, path: str, shape: Shape, dtype: str) -> Source:
     return where
 
 
-def stand_in(array: np.ndarray) -> np.ndarray:
-    """Return an array of one entry, which Orbax writes in place of a large one: `write` replaces it."""
-    return np.zeros((1,) * array.ndim, array.dtype)
+def write(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write the part `folder`, which does not exist yet, from contiguous arrays.
 
-
-def write(folder: Path, path: str, array: np.ndarray) -> None:
-    """Write an array, in C order, in place of its stand-in in the part `folder`.
+    The two files beside the arrays are those that Orbax 0.11 writes for a flat dict.
 
     Raises:
         OSError: if it cannot be written.
     """
-    header, size = folder / path / ".zarray", list(array.shape)
-    header.write_text(json.dumps(read_json(header) | {"shape": size, "chunks": size}), encoding="utf-8")
-    with _chunk(folder, path, array.ndim).open("wb", buffering=0) as opened:
-        rest = array.reshape(-1).view(np.uint8).data
-        while rest:
-            rest = rest[opened.write(rest) :]
+    folder.mkdir()
+    tree = {
+        str((path,)): {
+            "key_metadata": [{"key": path, "key_type": 2}],
+            "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False},
+        }
+        for path in arrays
+    }
+    metadata = {"tree_metadata": tree, "use_ocdbt": False, "use_zarr3": False, "custom_metadata": None}
+    (folder / "_METADATA").write_text(json.dumps(metadata), encoding="utf-8")
+    (folder / "_CHECKPOINT_METADATA").write_text(json.dumps({"item_handlers": HANDLER}), encoding="utf-8")
+    for path, array in arrays.items():
+        (folder / path).mkdir()
+        header = _header(array.shape) | {"dtype": _zarr_dtype(array.dtype), **CONSTANT}
+        (folder / path / ".zarray").write_text(json.dumps(header), encoding="utf-8")
+        with _chunk(folder, path, array.ndim).open("wb", buffering=0) as opened:
+            for block in _blocks(array):
+                while block:
+                    block = block[opened.write(block) :]
+
+
+def compare(folder: Path, path: str, array: np.ndarray) -> str | None:
+    """Compare the file of an array with the array that was written, byte by byte.
+
+    Returns the SHA-256, or None if they differ.
+
+    Raises:
+        CheckpointError: if it is missing or not an array of this shape and dtype, or cannot be read.
+    """
+    where, found = source(folder, path, array.shape, str(array.dtype)), hashlib.sha256()
+    scratch = np.empty(BLOCK_BYTES, np.uint8)
+    try:
+        with where.file.open("rb", buffering=0) as opened:
+            for block in _blocks(array):
+                read = scratch[: len(block)]
+                if opened.readinto(read.data) != len(block) or not np.array_equal(read, np.frombuffer(block, np.uint8)):
+                    return None
+                found.update(block)
+    except OSError as error:
+        raise _damaged(folder, f"{path}: {error.strerror or error}") from None
+    return found.hexdigest()
 
 
 def digest(folder: Path, path: str, shape: Shape, dtype: str) -> str:
@@ -83,6 +119,22 @@ def digest(folder: Path, path: str, shape: Shape, dtype: str) -> str:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
         raise _damaged(folder, f"{path}: {error.strerror or error}") from None
+
+
+def _blocks(array: np.ndarray) -> Iterator[memoryview]:
+    """Yield the bytes of a contiguous array in blocks."""
+    raw = array.reshape(-1).view(np.uint8).data
+    return (raw[start : start + BLOCK_BYTES] for start in range(0, len(raw), BLOCK_BYTES))
+
+
+def _header(shape: Shape) -> dict[str, Any]:
+    """Return what the header of an array says of its layout."""
+    return {"shape": list(shape), "chunks": list(shape), "order": "C", "compressor": None, "filters": None}
+
+
+def _zarr_dtype(dtype: np.dtype) -> str:
+    """Return the name of a dtype in a header: NumPy's, or TensorStore's for a dtype that NumPy lacks."""
+    return dtype.str if dtype.isbuiltin == 1 else str(dtype)
 
 
 def _chunk(folder: Path, path: str, axes: int) -> Path:

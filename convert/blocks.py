@@ -11,7 +11,7 @@ import itertools
 import math
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
@@ -31,6 +31,8 @@ PAD_BYTES = 64  # behind each row of a block: rows at distances of a power of tw
 LONG_ROW = 2**10  # bytes of the rows that are padded
 VECTORS = 1024  # buffers of one system call
 MOST_THREADS = 4
+
+Allocate = Callable[[Sequence[int], np.dtype], np.ndarray]  # a contiguous, aligned array without values
 
 
 @contextlib.contextmanager
@@ -56,9 +58,39 @@ def aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     return raw.view(dtype).reshape(shape)
 
 
-def aligned_in_order(shape: Sequence[int], order: Sequence[int], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+class ReusedMemory:
+    """Memory of arrays that are done with, for others of as many bytes: new memory takes as long as reading into it.
+
+    At most `most` bytes are kept.
+    """
+
+    def __init__(self, most: int):
+        self._most = most
+        self._kept: list[np.ndarray] = []
+
+    def take(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+        """Return an array as `aligned` does."""
+        size = math.prod(shape) * dtype.itemsize
+        for n, raw in enumerate(self._kept):
+            if raw.nbytes == size:
+                return self._kept.pop(n).view(dtype).reshape(shape)
+        return aligned(shape, dtype)
+
+    def give(self, array: np.ndarray) -> None:
+        """Keep the memory of an array that nobody reads any more. That of JAX is read-only, and is not kept."""
+        flags = array.flags
+        if flags.writeable and flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
+            kept = [*self._kept, array.reshape(-1).view(np.uint8)]
+            while sum(raw.nbytes for raw in kept) > self._most:
+                kept.pop(0)
+            self._kept = kept
+
+
+def aligned_in_order(
+    shape: Sequence[int], order: Sequence[int], dtype: np.dtype, take: Allocate = aligned
+) -> tuple[np.ndarray, np.ndarray]:
     """Return an aligned array whose axes are those of `shape` in `order`, and its view with the axes of `shape`."""
-    value = aligned([shape[axis] for axis in order], dtype)
+    value = take([shape[axis] for axis in order], dtype)
     return value, value.transpose(np.argsort(order))
 
 

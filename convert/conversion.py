@@ -19,11 +19,11 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from joyjax.convert import manifest, orbax_part, stream
-from joyjax.convert.blocks import reading_threads
+from joyjax.convert.blocks import ReusedMemory, reading_threads
 from joyjax.convert.component import Component
 from joyjax.convert.generation_defaults import GenerationDefaults
 from joyjax.convert.journal import Journal, open_journal
-from joyjax.convert.manifest import Converted, Manifest, Piece, Told
+from joyjax.convert.manifest import Converted, Manifest, Piece
 from joyjax.convert.publish import INDEX, copy_files, flush, link, publish_folder
 from joyjax.convert.rules import Shape
 from joyjax.convert.safetensors import Tensors
@@ -256,7 +256,8 @@ def _write_component(
     matches = {found.target: found for found in plan.matches}
     own = array_leaves(plan.abstract.state)
     axes = {path: _split_axis(array.axes) for path, array in own.items()}
-    read = reader(plan, matches, pool)
+    memory = ReusedMemory(manifest.PART_BYTES)
+    read = reader(plan, matches, pool, memory.take)
     shared = {} if share is None else _by_content(share, name)
     parts = manifest.parts(converted.parameters)
 
@@ -269,19 +270,19 @@ def _write_component(
 
     def write(part: str, arrays: Mapping[str, np.ndarray]) -> Future[None]:
         folder = journal.new / name / part
-        told = {path: (array.shape, str(array.dtype), orbax_part.digest(array)) for path, array in arrays.items()}
-        equal = shared.get(_content(told))
+        equal = shared.get(_content(arrays)) if shared else None
         if equal is None:
             orbax_part.write_part(folder, arrays, axes)
         else:
             shutil.copytree(equal, folder, copy_function=link)
-        return checker.submit(check, part, told)
+        return checker.submit(check, part, arrays)
 
-    def check(part: str, told: Told) -> None:
+    def check(part: str, arrays: Mapping[str, np.ndarray]) -> None:
         folder = journal.new / name / part
         flush(folder)
-        orbax_part.check_part(folder, told)
-        journal.part_done(name, part, {path: sha256 for path, (_, _, sha256) in told.items()})
+        journal.part_done(name, part, orbax_part.compare_part(folder, arrays))
+        for array in arrays.values():
+            memory.give(array)
 
     # A part is checked while the next one is written and the one after it is read.
     with ThreadPoolExecutor(1, "joyjax-check") as checker, ThreadPoolExecutor(1, "joyjax-write") as writer:
@@ -320,11 +321,13 @@ def _by_content(folder: Path, name: str) -> dict[Content, Path]:
     if name not in components:
         return {}
     parts = manifest.expected(components[name].parameters)
-    return {_content(held): folder / name / part for part, held in parts.items()}
+    return {
+        frozenset((path, *what) for path, what in held.items()): folder / name / part for part, held in parts.items()
+    }
 
 
-def _content(told: Told) -> Content:
-    return frozenset((path, *what) for path, what in told.items())
+def _content(arrays: Mapping[str, np.ndarray]) -> Content:
+    return frozenset((path, array.shape, str(array.dtype), orbax_part.digest(array)) for path, array in arrays.items())
 
 
 def _with_digest(journal: Journal, name: str, path: str, piece: Piece) -> Piece:

@@ -38,7 +38,7 @@ from joyjax.storage.forms import FORMS
 MANIFEST = generation_defaults.FILE
 FORMAT, VERSION, VERSION_OF_FORMS, VERSION_OF_FILES = "joyjax-orbax", 2, 3, 4
 GENERATION_KEYS = set(GenerationDefaults().plain())
-PART_BYTES = 2**27  # converting takes about three times this besides the interpreter
+PART_BYTES = 2**27  # converting takes about four times this besides the interpreter
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ FEW = 64  # longest axis that is cut: Orbax cuts it into single entries
 
 
 def write_part(folder: Path, arrays: Mapping[str, np.ndarray], axes: Mapping[str, int]) -> None:
-    """Write one Orbax checkpoint; returns when it is on disk. `axes` are the axes that devices split, by path.
+    """Write one Orbax checkpoint; the system may still hold it in memory. `axes`: those that devices split, by path.
 
     Not compressed: compression takes three times as long and saves a fifth. The folder's name says whether each array
     has a file of its own (array_files.py).
@@ -38,23 +38,25 @@ def write_part(folder: Path, arrays: Mapping[str, np.ndarray], axes: Mapping[str
     Raises:
         CheckpointError: if it cannot be written, for example to a full disk.
     """
+    if in_files(folder.name):
+        try:
+            array_files.write(folder, arrays)
+        except OSError as error:
+            raise CheckpointError(f"{folder} cannot be written ({error.strerror or error})") from error
+        return
     import orbax.checkpoint as ocp
 
-    how, files = {}, in_files(folder.name)
-    written = {path: array_files.stand_in(array) for path, array in arrays.items()} if files else dict(arrays)
+    how = {}
     for path, array in arrays.items():
-        cut = not files and array.nbytes > CHUNK_BYTES and array.shape[axes[path]] <= FEW
-        chunk = None if files else CHUNK_BYTES
-        how[path] = ocp.SaveArgs(chunk_byte_size=chunk, shard_axes=(axes[path],) if cut else ())
+        cut = array.nbytes > CHUNK_BYTES and array.shape[axes[path]] <= FEW
+        how[path] = ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(axes[path],) if cut else ())
     try:
         # Not StandardCheckpointer, which is asynchronous: after a failure its threads keep running and print to stderr.
         with (
             _quiet(),
-            ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False, use_ocdbt=not files)) as checkpointer,
+            ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer,
         ):
-            checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(written, save_args=how))
-        for path in arrays if files else ():
-            array_files.write(folder, path, arrays[path])
+            checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(dict(arrays), save_args=how))
     except Exception as error:  # Orbax raises bare ones too
         raise CheckpointError(f"{folder} cannot be written ({_reason(error)})") from error
     finally:
@@ -114,6 +116,22 @@ def _check_chunks(folder: Path, shapes: Mapping[str, Shape]) -> None:
             )
 
 
+def compare_part(folder: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Read a part and compare it with the arrays that were written; return their digests.
+
+    Raises:
+        CheckpointError: for the first array that differs.
+    """
+    if in_files(folder.name):
+        found = {path: array_files.compare(folder, path, array) for path, array in arrays.items()}
+    else:
+        found = {path: digest(array) for path, array in arrays.items()}
+        read = read_part(folder, {path: aligned(array.shape, array.dtype) for path, array in arrays.items()})
+        found = {path: sha256 if digest(read[path]) == sha256 else None for path, sha256 in found.items()}
+    _raise_other(folder, [path for path, sha256 in found.items() if sha256 is None])
+    return {path: sha256 for path, sha256 in found.items() if sha256 is not None}
+
+
 def check_part(folder: Path, held: Told) -> None:
     """Read a part and compare it with the expected arrays.
 
@@ -121,14 +139,20 @@ def check_part(folder: Path, held: Told) -> None:
         CheckpointError: for the first array that differs.
     """
     if in_files(folder.name):
-        found = {path: (*what, array_files.digest(folder, path, *what)) for path, (*what, _) in held.items()}
+        found = {
+            path: (shape, dtype, array_files.digest(folder, path, shape, dtype))
+            for path, (shape, dtype, _) in held.items()
+        }
     else:
         wanted = {path: aligned(shape, np.dtype(dtype)) for path, (shape, dtype, _) in held.items()}
         read = read_part(folder, wanted)
         found = {path: (array.shape, str(array.dtype), digest(array)) for path, array in read.items()}
-    for path, expected in held.items():
-        if found[path] != expected:
-            raise CheckpointError(f"{folder}: {path} is not what was written; is the disk sound? Convert it again")
+    _raise_other(folder, [path for path, expected in held.items() if found[path] != expected])
+
+
+def _raise_other(folder: Path, paths: Sequence[str]) -> None:
+    if paths:
+        raise CheckpointError(f"{folder}: {paths[0]} is not what was written; is the disk sound? Convert it again")
 
 
 def digest(array: np.ndarray) -> str:
@@ -137,8 +161,6 @@ def digest(array: np.ndarray) -> str:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
     code = re.search("os_error_code='([0-9]+)'", str(error))  # in TensorStore's message, which is long
     return os.strerror(int(code[1])) if code else str(error).partition("\n")[0][:200]
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from joyjax.convert.blocks import aligned, aligned_in_order, reading_threads
+from joyjax.convert.blocks import Allocate, aligned, aligned_in_order, reading_threads
 from joyjax.convert.component import Component
 from joyjax.convert.host_memory import freeing
 from joyjax.convert.rules import Match, match, raise_faults
@@ -55,10 +55,11 @@ class ReadPlan:
         *,
         order: Sequence[int] | None = None,
         pool: Executor | None = None,
+        take: Allocate = aligned,
     ) -> np.ndarray:
         """Return one parameter in `dtype`, or a slice of it, with its axes in `order`.
 
-        It is contiguous and aligned, unless the tensor's axes are merged.
+        It is contiguous and aligned, unless the tensor's axes are merged. `take` allocates its memory.
 
         Raises:
             CheckpointError: if the tensor cannot be read, or holds NaN or infinity.
@@ -69,12 +70,12 @@ class ReadPlan:
         order = tuple(range(len(shape))) if order is None else order
         seen = transform.part(shape, part)
         if seen is None:  # axes are merged: the whole tensor is read
-            whole = aligned(shape, dtype)
+            whole = take(shape, dtype)
             value, target = whole[part].transpose(order), whole.reshape([view[axis] for axis in axes])
             seen = tuple(slice(0 if axis in axes else size - 1, size) for axis, size in enumerate(view))
         else:
             lengths = [len(range(size)[each]) for size, each in zip(shape, part, strict=True)]
-            value, target = aligned_in_order(lengths, order, dtype)
+            value, target = aligned_in_order(lengths, order, dtype, take)
         ranges = [range(size)[each] for size, each in zip(view, seen, strict=True)]
         if not self.tensors.fill(found.source, view, ranges, transform.spread(target, shape), pool=pool):
             place = f"{self.tensors.headers[found.source].file}: tensor {found.source}"

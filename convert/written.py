@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from joyjax.convert import array_files, manifest, stream
+from joyjax.convert.blocks import Allocate
 from joyjax.convert.manifest import Piece, Stored
 from joyjax.convert.rules import Match, Shape
 from joyjax.layers.stored import ArrayLeaf, array_leaves
@@ -45,9 +46,12 @@ def forms_of(plan: stream.ReadPlan) -> dict[str, str]:
 
 
 def reader(
-    plan: stream.ReadPlan, matches: Mapping[str, Match], pool: Executor
+    plan: stream.ReadPlan, matches: Mapping[str, Match], pool: Executor, take: Allocate
 ) -> Callable[[str, Stored, Piece], np.ndarray]:
-    """Return a function that reads a piece of an array, and quantizes it if it belongs to a quantized kernel."""
+    """Return a function that reads a piece of an array, and quantizes it if it belongs to a quantized kernel.
+
+    `take` allocates the memory of a piece that is not quantized.
+    """
     own = array_leaves(plan.abstract.state)
     placed = dict.fromkeys(own, SingleDeviceSharding(cpu_device()))
 
@@ -59,7 +63,7 @@ def reader(
     def read(path: str, stored: Stored, piece: Piece) -> np.ndarray:
         parameter = own[path].parameter
         if parameter == path:
-            return plan.read(matches[path], stored.dtype, stored.index(piece), pool=pool)
+            return plan.read(matches[path], stored.dtype, stored.index(piece), pool=pool, take=take)
         return quantized(parameter)[path][piece.start : piece.stop]
 
     return read

@@ -126,3 +126,34 @@ def test_jax_takes_an_aligned_array_as_it_is(size):
 
 def test_an_array_without_entries():
     assert aligned((3, 0), BF16).shape == (3, 0)
+
+
+def test_memory_is_used_again():
+    memory = blocks.ReusedMemory(4000)
+    first = memory.take((10, 10), np.dtype("float32"))
+    address = first.ctypes.data
+    memory.give(first)
+    assert memory.take((50,), np.dtype("float32")).ctypes.data != address  # of another size
+    again = memory.take((5, 20, 2), np.dtype("uint16"))
+    assert again.ctypes.data == address
+    assert again.shape == (5, 20, 2)
+    assert again.ctypes.data % 64 == 0
+    assert memory.take((10, 10), np.dtype("float32")).ctypes.data != address  # it is taken
+
+
+def test_little_memory_is_kept():
+    memory = blocks.ReusedMemory(1000)
+    arrays = [memory.take((100,), np.dtype("float32")) for _ in range(4)]
+    addresses = [array.ctypes.data for array in arrays]
+    while arrays:
+        memory.give(arrays.pop(0))
+    found = [memory.take((100,), np.dtype("float32")) for _ in range(2)]
+    assert {array.ctypes.data for array in found} == set(addresses[2:])  # the last two
+
+
+def test_memory_of_jax_is_not_used_again():
+    """Arrays of JAX never change: a buffer may be a constant, or another array's."""
+    memory = blocks.ReusedMemory(4000)
+    theirs = np.asarray(jax.device_put(np.ones(100, np.float32)))
+    memory.give(theirs)
+    assert memory.take((100,), np.dtype("float32")).ctypes.data != theirs.ctypes.data
