@@ -18,7 +18,7 @@ from joyjax.kernels.dispatch import AMPERE, HOPPER, check_name, on_cpu, target
 # Above so many scores, queries are processed in blocks, so the full score matrix is never in memory.
 SCORES_AT_ONCE = 2**20
 QUERY_BLOCK = 128
-# On a CPU, where the scores of a block exceed the cache, some heads at a time (docs/speed.md has the measurements).
+# On a CPU, where the scores of such a block exceed the cache, some heads at a time: docs/speed.md has measurements.
 CPU_TILE = 3 * 2**19
 CPU_QUERY_BLOCK = 256
 
@@ -144,7 +144,7 @@ def _tile(rows: int, group: int, queries: int, keys: int) -> tuple[int, int]:
     size = queries if few else QUERY_BLOCK
     mesh = jax.sharding.get_abstract_mesh()
     partitioned = not (mesh.empty or mesh.are_all_axes_manual)  # XLA splits rows and heads over devices
-    if not on_cpu() or partitioned or rows * group * size * keys <= CPU_TILE:
+    if not on_cpu() or partitioned or rows * group * min(queries, QUERY_BLOCK) * keys <= CPU_TILE:
         return size, rows
     block = CPU_QUERY_BLOCK if CPU_QUERY_BLOCK * keys <= CPU_TILE else QUERY_BLOCK
     size = -(-queries // -(-queries // block))  # no more blocks, all of one size
