@@ -87,7 +87,13 @@ def test_a_kernel_on_shards_gathers_nothing():
         assert not count_collectives(compiled.as_text())
 
 
-@pytest.mark.parametrize("sizes", [{}, {"cfg": 2, "sequence": 2, "tensor": 2}], ids=["alone", "on a mesh"])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param({}, id="alone", marks=pytest.mark.nightly),
+        pytest.param({"cfg": 2, "sequence": 2, "tensor": 2}, id="on a mesh"),
+    ],
+)
 def test_a_step_with_kernels(sizes):
     """All of a block's norms and its rotation are kernels, and devices exchange what they do without them."""
     mesh = gpu_compile.gpu_mesh(sizes) if sizes else gpu_compile.gpu_mesh()
