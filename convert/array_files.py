@@ -22,7 +22,13 @@ from joyjax.reading import quoted, read_json, stamp
 
 PREFIX = "files-"
 LARGE = 2**20  # bytes of the parameters that are stored so
-CONSTANT = {"dimension_separator": ".", "fill_value": None, "zarr_format": 2}  # the rest of a header
+CONSTANT_HEADER = {"dimension_separator": ".", "fill_value": None, "zarr_format": 2}
+CONSTANT_METADATA = {
+    "use_ocdbt": False,
+    "use_zarr3": False,
+    "store_array_data_equal_to_fill_value": True,
+    "custom_metadata": None,
+}
 HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
 
 
@@ -59,7 +65,7 @@ def source(folder: Path, path: str, shape: Shape, dtype: str) -> Source:
 def write(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write the part `folder`, which does not exist yet, from contiguous arrays.
 
-    The two files beside the arrays are those that Orbax 0.11 writes for a flat dict.
+    The two files beside the arrays hold what Orbax 0.12 writes for a flat dict, without times.
 
     Raises:
         OSError: if it cannot be written.
@@ -72,12 +78,12 @@ def write(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
         }
         for path in arrays
     }
-    metadata = {"tree_metadata": tree, "use_ocdbt": False, "use_zarr3": False, "custom_metadata": None}
+    metadata = {"tree_metadata": tree, **CONSTANT_METADATA}
     (folder / "_METADATA").write_text(json.dumps(metadata), encoding="utf-8")
     (folder / "_CHECKPOINT_METADATA").write_text(json.dumps({"item_handlers": HANDLER}), encoding="utf-8")
     for path, array in arrays.items():
         (folder / path).mkdir()
-        header = _header(array.shape) | {"dtype": _zarr_dtype(array.dtype), **CONSTANT}
+        header = _header(array.shape) | {"dtype": _zarr_dtype(array.dtype), **CONSTANT_HEADER}
         (folder / path / ".zarray").write_text(json.dumps(header), encoding="utf-8")
         with _chunk(folder, path, array.ndim).open("wb", buffering=0) as opened:
             for block in _blocks(array):
@@ -85,22 +91,20 @@ def write(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
                     block = block[opened.write(block) :]
 
 
-def compare(folder: Path, path: str, array: np.ndarray) -> str | None:
-    """Compare the file of an array with the array that was written, byte by byte.
-
-    Returns the SHA-256, or None if they differ.
+def compare(folder: Path, path: str, array: np.ndarray) -> str:
+    """Compare the file of an array with the array that was written, byte by byte; return the SHA-256 of both.
 
     Raises:
-        CheckpointError: if it is missing or not an array of this shape and dtype, or cannot be read.
+        CheckpointError: if they differ, or the file is missing or cannot be read.
     """
     where, found = source(folder, path, array.shape, str(array.dtype)), hashlib.sha256()
     scratch = np.empty(BLOCK_BYTES, np.uint8)
     try:
-        with where.file.open("rb", buffering=0) as opened:
+        with where.file.open("rb") as opened:
             for block in _blocks(array):
                 read = scratch[: len(block)]
                 if opened.readinto(read.data) != len(block) or not np.array_equal(read, np.frombuffer(block, np.uint8)):
-                    return None
+                    raise not_as_written(folder, path)
                 found.update(block)
     except OSError as error:
         raise _damaged(folder, f"{path}: {error.strerror or error}") from None
@@ -115,7 +119,7 @@ def digest(folder: Path, path: str, shape: Shape, dtype: str) -> str:
     """
     where = source(folder, path, shape, dtype)
     try:
-        with where.file.open("rb", buffering=0) as opened:
+        with where.file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
         raise _damaged(folder, f"{path}: {error.strerror or error}") from None
@@ -151,6 +155,11 @@ def fill(where: Source, target: np.ndarray, ranges: list[range], **options: obje
         return where.fill(target, ranges, **options)  # type: ignore[arg-type]
     except OSError as error:
         raise _damaged(where.file.parent.parent, f"{where.file.parent.name}: {error.strerror or error}") from None
+
+
+def not_as_written(folder: Path, path: str) -> CheckpointError:
+    """Return the error of an array that reads back otherwise."""
+    return CheckpointError(f"{folder}: {path} is not what was written; is the disk sound? Convert it again")
 
 
 def _damaged(folder: Path, what: str) -> CheckpointError:

@@ -11,6 +11,7 @@ import itertools
 import math
 import mmap
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from io import FileIO
@@ -61,29 +62,31 @@ def aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
 class ReusedMemory:
     """Memory of arrays that are done with, for others of as many bytes: new memory takes as long as reading into it.
 
-    At most `most` bytes are kept.
+    At most `most` bytes are kept. Any thread may take and give.
     """
 
     def __init__(self, most: int):
         self._most = most
         self._kept: list[np.ndarray] = []
+        self._lock = threading.Lock()
 
     def take(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
         """Return an array as `aligned` does."""
         size = math.prod(shape) * dtype.itemsize
-        for n, raw in enumerate(self._kept):
-            if raw.nbytes == size:
-                return self._kept.pop(n).view(dtype).reshape(shape)
+        with self._lock:
+            for n, raw in enumerate(self._kept):
+                if raw.nbytes == size:
+                    return self._kept.pop(n).view(dtype).reshape(shape)
         return aligned(shape, dtype)
 
     def give(self, array: np.ndarray) -> None:
         """Keep the memory of an array that nobody reads any more. That of JAX is read-only, and is not kept."""
         flags = array.flags
         if flags.writeable and flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
-            kept = [*self._kept, array.reshape(-1).view(np.uint8)]
-            while sum(raw.nbytes for raw in kept) > self._most:
-                kept.pop(0)
-            self._kept = kept
+            with self._lock:
+                self._kept.append(array.reshape(-1).view(np.uint8))
+                while sum(raw.nbytes for raw in self._kept) > self._most:
+                    self._kept.pop(0)
 
 
 def aligned_in_order(

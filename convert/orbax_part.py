@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +123,10 @@ def compare_part(folder: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, st
         CheckpointError: for the first array that differs.
     """
     if in_files(folder.name):
-        found = {path: array_files.compare(folder, path, array) for path, array in arrays.items()}
-    else:
-        found = {path: digest(array) for path, array in arrays.items()}
-        read = read_part(folder, {path: aligned(array.shape, array.dtype) for path, array in arrays.items()})
-        found = {path: sha256 if digest(read[path]) == sha256 else None for path, sha256 in found.items()}
-    _raise_other(folder, [path for path, sha256 in found.items() if sha256 is None])
-    return {path: sha256 for path, sha256 in found.items() if sha256 is not None}
+        return {path: array_files.compare(folder, path, array) for path, array in arrays.items()}
+    told = {path: (array.shape, str(array.dtype), digest(array)) for path, array in arrays.items()}
+    check_part(folder, told)
+    return {path: sha256 for path, (_, _, sha256) in told.items()}
 
 
 def check_part(folder: Path, held: Told) -> None:
@@ -147,12 +144,9 @@ def check_part(folder: Path, held: Told) -> None:
         wanted = {path: aligned(shape, np.dtype(dtype)) for path, (shape, dtype, _) in held.items()}
         read = read_part(folder, wanted)
         found = {path: (array.shape, str(array.dtype), digest(array)) for path, array in read.items()}
-    _raise_other(folder, [path for path, expected in held.items() if found[path] != expected])
-
-
-def _raise_other(folder: Path, paths: Sequence[str]) -> None:
-    if paths:
-        raise CheckpointError(f"{folder}: {paths[0]} is not what was written; is the disk sound? Convert it again")
+    for path, expected in held.items():
+        if found[path] != expected:
+            raise array_files.not_as_written(folder, path)
 
 
 def digest(array: np.ndarray) -> str:

@@ -103,6 +103,33 @@ def test_another_program_opens_a_part_with_orbax_alone(target, source):
             np.testing.assert_array_equal(array, theirs[path][...])
 
 
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"dtype": "bfloat16", "quantize": "float8"}])
+def test_orbax_reads_what_numpy_lacks(source, tmp_path, options):
+    convert_checkpoint(source, tmp_path / "target", (toy.TOY,), **options)
+    for part, held in manifest.expected(Manifest.read(tmp_path / "target").components["toy"].parameters).items():
+        for path, array in ocp.StandardCheckpointer().restore(tmp_path / "target" / "toy" / part).items():
+            array = np.asarray(array)
+            assert (array.shape, str(array.dtype), orbax_part.digest(array)) == held[path]
+
+
+@pytest.mark.parametrize("fault", ["changed", "cut short"])
+def test_a_file_that_reads_back_otherwise_is_refused(source, tmp_path, monkeypatch, fault):
+    write = array_files.write
+
+    def damaged(folder, arrays):
+        write(folder, arrays)
+        if KERNEL in arrays:
+            file = folder / KERNEL / "0.0.0.0"
+            data = bytearray(file.read_bytes())
+            data[-1] ^= 1
+            file.write_bytes(data if fault == "changed" else data[:-1])
+
+    monkeypatch.setattr(array_files, "write", damaged)
+    with pytest.raises(CheckpointError, match=f"{KERNEL} (is not what was written|has .* bytes; expected)"):
+        convert_checkpoint(source, tmp_path / "target", (toy.TOY,))
+    assert not (tmp_path / "target").exists()
+
+
 def test_a_kernel_is_quantized_once(source, tmp_path, monkeypatch):
     """Its scales are small, and are stored with it."""
     calls, plain = [], stream.ReadPlan.build_leaf

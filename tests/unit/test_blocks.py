@@ -1,6 +1,9 @@
 """Reading parts of arrays into place, in blocks made so small that every array has many."""
 
 import os
+import queue
+import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -149,6 +152,35 @@ def test_little_memory_is_kept():
         memory.give(arrays.pop(0))
     found = [memory.take((100,), np.dtype("float32")) for _ in range(2)]
     assert {array.ctypes.data for array in found} == set(addresses[2:])  # the last two
+
+
+def test_memory_that_is_in_use_is_never_handed_out():
+    """One thread takes, as that which reads does, while another gives, as that which checks does."""
+    memory, given, taken = blocks.ReusedMemory(8 * 64), queue.SimpleQueue(), 5000
+    live, twice, interval = set(), [], sys.getswitchinterval()
+
+    def give() -> None:
+        while (array := given.get()) is not None:
+            live.discard(array.ctypes.data)
+            memory.give(array)
+            del array
+
+    giver = threading.Thread(target=give)
+    sys.setswitchinterval(1e-6)
+    try:
+        giver.start()
+        for _ in range(taken):
+            array = memory.take((64,), np.dtype("uint8"))
+            if array.ctypes.data in live:
+                twice.append(array.ctypes.data)
+            live.add(array.ctypes.data)
+            given.put(array)
+            del array
+    finally:
+        given.put(None)
+        giver.join()
+        sys.setswitchinterval(interval)
+    assert not twice
 
 
 def test_memory_of_jax_is_not_used_again():
