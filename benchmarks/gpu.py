@@ -58,6 +58,11 @@ def counts_of_tests(lines: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     return [*failed, *({"test": "all", "result": line} for line in lines if re.search(r"\d+ (passed|failed)", line))]
 
 
+def lines_of(lines: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    """Return one row for each line of the output."""
+    return [{"line": line} for line in lines]
+
+
 def step_forms(lines: Sequence[str], folder: Path, name: str) -> list[dict[str, Any]]:
     """Return the rows of benchmarks/step.py, from its file, else from what it printed before it was stopped."""
     file = folder / name
@@ -208,6 +213,14 @@ def second(small: bool, packages: Path | None) -> list[Part]:
             python("-m", "joyjax", "info", "--kernels", "--json"),
             30,
             choices,
+        ),
+        Part(
+            "start",
+            "A process with an edit by the demo: seconds, cold and warm",
+            python(str(HERE / "start.py"), "--rounds", "1"),
+            100,
+            lines_of,
+            {"": "line"},
         ),
         Part("products", "Products by format", python(str(HERE / "products.py"), *sizes, *maps), 150, json_lines),
     ]
