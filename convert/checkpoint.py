@@ -1,5 +1,6 @@
 """Reading the parts of a converted folder as the parameters of a network; the counterpart of stream.py."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -34,7 +35,7 @@ from joyjax.layers.stored import (
     with_storage,
 )
 from joyjax.layers.weights import Weights, leaves
-from joyjax.sharding.build import Transfers, build
+from joyjax.sharding.build import Transfers, apart, build, build_each
 from joyjax.sharding.place import parameter_sharding
 from joyjax.storage import forms
 from joyjax.storage.quantize import quantize_array
@@ -104,18 +105,24 @@ class ReadPlan:
         filed = [path for path, stored in self.parameters.items() if array_files.in_files(stored.pieces[0].part)]
         with reading_threads() as pool:
             transfers = Transfers()
-            for path in filed:
+
+            def build_one(path: str) -> dict[str, jax.Array]:
+                """Return an array of the folder, or the arrays of the kernel that it is quantized to."""
                 if path in goals:
                     read = self._file_reader(path, goals[path].dtype, pool)
                     leaf = build_leaf(path, goals[path], placed, mesh, read)
-                    arrays.update({forms.array_path(path, name): each for name, each in forms.arrays(leaf).items()})
-                else:
-                    value = own[path].value
-                    read = functools.partial(self._file_reader(path, value.dtype, pool), order=None)
-                    arrays[path] = transfers.add(build(value.shape, value.dtype, placed[path], read))
-                done += self.parameters[path].nbytes
-                if progress:
-                    progress(done, total)
+                    return {forms.array_path(path, name): each for name, each in forms.arrays(leaf).items()}
+                value = own[path].value
+                read = functools.partial(self._file_reader(path, value.dtype, pool), order=None)
+                return {path: transfers.add(build(value.shape, value.dtype, placed[path], read))}
+
+            side_by_side = not goals and apart(placed.values())
+            with contextlib.closing(build_each(build_one, filed, side_by_side=side_by_side)) as each:
+                for path, found in zip(filed, each, strict=True):
+                    arrays.update(found)
+                    done += self.parameters[path].nbytes
+                    if progress:
+                        progress(done, total)
 
         # Arrays in several pieces are concatenated in host memory; first, while little else is there.
         others = {path: stored for path, stored in self.parameters.items() if path not in filed}

@@ -21,7 +21,7 @@ from joyjax.dtypes import STORED
 from joyjax.errors import CheckpointError
 from joyjax.layers.stored import Storage, own_places, places
 from joyjax.layers.weights import Weights, leaves
-from joyjax.sharding.build import Transfers, build, shares_memory
+from joyjax.sharding.build import Transfers, apart, build, build_each, shares_memory
 from joyjax.sharding.place import parameter_sharding
 from joyjax.storage import forms
 from joyjax.storage.quantize import quantize_kernel
@@ -89,11 +89,18 @@ class ReadPlan:
         quantizes = any(isinstance(parameter.get_value(), forms.Leaf) for parameter in self.parameters.values())
         with freeing() if quantizes else contextlib.nullcontext(), reading_threads() as pool:
             transfers = Transfers()
-            for found in self.matches:
-                found_leaves[found.target] = transfers.add(self.build_leaf(found, placed, mesh, pool))
-                done += self.tensors.headers[found.source].nbytes
-                if progress:
-                    progress(done, total)
+
+            def build_one(found: Match) -> Any:
+                return transfers.add(self.build_leaf(found, placed, mesh, pool))
+
+            # To quantize a kernel takes memory of the device beside it: one at a time.
+            side_by_side = not quantizes and apart(placed.values())
+            with contextlib.closing(build_each(build_one, self.matches, side_by_side=side_by_side)) as each:
+                for found, leaf in zip(self.matches, each, strict=True):
+                    found_leaves[found.target] = leaf
+                    done += self.tensors.headers[found.source].nbytes
+                    if progress:
+                        progress(done, total)
         return self.abstract.filled(found_leaves)
 
     def build_leaf(

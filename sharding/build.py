@@ -2,7 +2,9 @@
 
 import collections
 import functools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax
@@ -15,9 +17,12 @@ from jaxtyping import Array
 PIECE_BYTES = 2**28  # the most host memory that a piece takes on its way to a device with a memory of its own
 
 AHEAD_BYTES = 2**29  # of arrays that may still be in host memory, on their way to a device
+BUILDERS = 4  # arrays that are built side by side for a device with a memory of its own
 
 Read = Callable[[tuple[slice, ...]], np.ndarray]
 Tree = TypeVar("Tree")
+Item = TypeVar("Item")
+Built = TypeVar("Built")
 
 
 def build(
@@ -75,17 +80,46 @@ def _build_part(
 
 
 class Transfers:
-    """Bounds the arrays whose transfer to a device has not ended."""
+    """Bounds the arrays whose transfer to a device has not ended. Any thread may add some."""
 
     def __init__(self) -> None:
-        self.pending: collections.deque[Any] = collections.deque()
+        self.pending: collections.deque[tuple[Any, int]] = collections.deque()
+        self.nbytes = 0
+        self.lock = threading.Lock()
 
     def add(self, arrays: Tree) -> Tree:
         """Return `arrays`, a pytree, and wait for earlier ones while AHEAD_BYTES are exceeded."""
-        self.pending.append(arrays)
-        while sum(array.nbytes for array in jax.tree.leaves(list(self.pending))) > AHEAD_BYTES:
-            jax.block_until_ready(self.pending.popleft())
+        size = sum(array.nbytes for array in jax.tree.leaves(arrays))
+        with self.lock:
+            self.pending.append((arrays, size))
+            self.nbytes += size
+            while self.nbytes > AHEAD_BYTES:
+                earlier, size = self.pending.popleft()
+                jax.block_until_ready(earlier)
+                self.nbytes -= size
         return arrays
+
+
+def build_each(
+    build_one: Callable[[Item], Built], items: Iterable[Item], *, side_by_side: bool
+) -> Generator[Built, None, None]:
+    """Yield `build_one` of each item, in order; `side_by_side`: BUILDERS of them at a time, each in a thread.
+
+    While one is read, others are transferred, and programs that transpose them are compiled.
+    """
+    if not side_by_side:
+        yield from map(build_one, items)
+        return
+    pool = ThreadPoolExecutor(BUILDERS)
+    try:
+        yield from pool.map(build_one, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def apart(places: Iterable[Sharding]) -> bool:
+    """Return whether no place has a device that shares the host's memory."""
+    return not any(shares_memory(device) for place in places for device in place.addressable_devices)
 
 
 def shares_memory(device: jax.Device) -> bool:

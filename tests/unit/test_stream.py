@@ -1,5 +1,7 @@
 """Filling a network from safetensors: dtypes, forms, places, and that nothing is read before all is known to fit."""
 
+import threading
+import time
 import weakref
 
 import jax
@@ -17,7 +19,7 @@ from joyjax.convert.safetensors import Tensors
 from joyjax.errors import CheckpointError, MeshError
 from joyjax.layers.stored import array_leaves, quantized
 from joyjax.layers.weights import leaves
-from joyjax.sharding.build import Transfers
+from joyjax.sharding.build import BUILDERS, Transfers
 
 CONFIG = toy.ToyConfig()
 
@@ -95,6 +97,43 @@ def test_another_device_gets_kernels_as_they_are_in_the_file(folder, monkeypatch
     assert orders["first.kernel"] == (1, 0)
     assert orders["blocks.1.qkv.kernel"] == (1, 2, 3, 0)
     assert orders["first.bias"] is None
+
+
+def test_another_devices_arrays_are_built_side_by_side(folder, monkeypatch):
+    device_with_its_own_memory(monkeypatch)
+    together, plain = threading.Barrier(2, timeout=10), stream.ReadPlan.read
+    first = iter([True] * 2)
+
+    def seen(self, *arguments, **options):
+        if next(first, False):
+            together.wait()  # a second thread must come
+        return plain(self, *arguments, **options)
+
+    monkeypatch.setattr(stream.ReadPlan, "read", seen)
+    done = []
+    weights = stream.fill(toy.TOY, CONFIG, Tensors.open(folder), jnp.float32, progress=lambda *each: done.append(each))
+    filled = leaves(weights.state)
+    for path, value in expected(toy.tensors(CONFIG)).items():
+        np.testing.assert_array_equal(filled[path][...], value)
+    assert done == sorted(done)
+    assert done[-1][0] == done[-1][1]
+
+
+def test_a_fault_ends_the_building_of_the_others(folder, monkeypatch):
+    device_with_its_own_memory(monkeypatch)
+    read, plain = [], stream.ReadPlan.read
+
+    def faulty(self, found, *arguments, **options):
+        read.append(found.target)
+        if len(read) > 1:
+            time.sleep(0.05)
+            return plain(self, found, *arguments, **options)
+        raise CheckpointError("damaged")
+
+    monkeypatch.setattr(stream.ReadPlan, "read", faulty)
+    with pytest.raises(CheckpointError, match="damaged"):
+        stream.fill(toy.TOY, CONFIG, Tensors.open(folder), jnp.float32)
+    assert len(read) <= BUILDERS + 1 < len(expected(toy.tensors(CONFIG)))
 
 
 @pytest.mark.parametrize("split", [False, True])
