@@ -5,6 +5,7 @@ one implementation, and programs for a GPU can be compiled on a machine without 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -85,6 +86,24 @@ def check_name(operation: str, implementation: str | None, names: tuple[str, ...
 def interpreted() -> bool:
     """Return whether Pallas kernels are interpreted: on everything but an NVIDIA GPU."""
     return target().capability is None
+
+
+def lowered_once(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a kernel as a jitted function: calls of equal shapes are traced and lowered once, not once a layer.
+
+    Its keyword arguments are static.
+    """
+
+    @functools.cache
+    def jitted(target: Target, keywords: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+        # Not one function for all targets: a kernel asks for the target while it is traced.
+        return jax.jit(functools.partial(kernel, **dict(keywords)))
+
+    @functools.wraps(kernel)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        return jitted(target(), tuple(keywords.items()))(*arguments)
+
+    return call
 
 
 def with_gradient_of(reference: Callable[..., Any], kernel: Callable[..., Any]) -> Callable[..., Any]:

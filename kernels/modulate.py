@@ -43,7 +43,7 @@ def layer_norm_scale_shift(
         return _modulated(x.astype(FLOAT32), scale[:, None], shift[:, None], eps).astype(x.dtype)
 
     def kernel(x: Array, scale: Array, shift: Array) -> Array:
-        return modulate_pallas.modulate(str(backend), x, scale[:, None], shift[:, None], eps=eps)[0]
+        return modulate_pallas.modulate(x, scale[:, None], shift[:, None], backend=str(backend), eps=eps)[0]
 
     backend = pallas("layer_norm_scale_shift", implementation)
     return reference(x, scale, shift) if backend is None else with_gradient_of(reference, kernel)(x, scale, shift)
@@ -64,7 +64,7 @@ def layer_norm_scale_shift_select01(
         return _modulated(x.astype(FLOAT32), _pick(scale, index), _pick(shift, index), eps).astype(x.dtype)
 
     def kernel(x: Array, scale: Array, shift: Array, index: Array) -> Array:
-        return modulate_pallas.modulate(str(backend), x, scale, shift, index=index, eps=eps)[0]
+        return modulate_pallas.modulate(x, scale, shift, None, None, index, backend=str(backend), eps=eps)[0]
 
     backend = pallas("layer_norm_scale_shift_select01", implementation)
     run = reference if backend is None else with_gradient_of(reference, kernel)
@@ -89,7 +89,7 @@ def residual_gate_layer_norm_scale_shift(
 
     def kernel(residual: Array, x: Array, gate: Array, scale: Array, shift: Array) -> tuple[Array, Array]:
         gate, scale, shift = gate[:, None], scale[:, None], shift[:, None]
-        y, r = modulate_pallas.modulate(str(backend), x, scale, shift, residual=residual, gate=gate, eps=eps)
+        y, r = modulate_pallas.modulate(x, scale, shift, residual, gate, backend=str(backend), eps=eps)
         return r, y
 
     backend = pallas("residual_gate_layer_norm_scale_shift", implementation)
@@ -117,9 +117,7 @@ def residual_gate_layer_norm_scale_shift_select01(
         return r.astype(x.dtype), _modulated(r, _pick(scale, index), _pick(shift, index), eps).astype(x.dtype)
 
     def kernel(residual: Array, x: Array, gate: Array, scale: Array, shift: Array, index: Array) -> tuple[Array, Array]:
-        y, r = modulate_pallas.modulate(
-            str(backend), x, scale, shift, residual=residual, gate=gate, index=index, eps=eps
-        )
+        y, r = modulate_pallas.modulate(x, scale, shift, residual, gate, index, backend=str(backend), eps=eps)
         return r, y
 
     backend = pallas("residual_gate_layer_norm_scale_shift_select01", implementation)

@@ -8,21 +8,23 @@ from jaxtyping import Array, Float
 
 from joyjax.dtypes import FLOAT32
 from joyjax.kernels import mosaic, triton
+from joyjax.kernels.dispatch import lowered_once
 
 WIDEST = 6144  # what the registers of a warpgroup hold without spilling: one token in float32, and vectors beside it
 KEPT = 4096  # up to this width the vectors of a row stay in registers from token to token
 TOKENS = 8  # of one block of Mosaic GPU, which share those vectors
 
 
+@lowered_once
 def modulate(
-    backend: str,
     x: Float[Array, "B L D"],
     scale: Float[Array, "B S D"],
     shift: Float[Array, "B S D"],
-    *,
     residual: Float[Array, "B L D"] | None = None,
     gate: Float[Array, "B S D"] | None = None,
     index: Array | None = None,
+    *,
+    backend: str,
     eps: float,
 ) -> list[Float[Array, "B L D"]]:
     """Return `LN(r)·(1 + scale) + shift` and, where there is a residual, `r = residual + gate·x`; else r is x.

@@ -70,7 +70,7 @@ def qk_norm_rope(
     ) -> tuple[Array, ...]:
         scales = jnp.stack(img_scales), jnp.stack(txt_scales)
         out = qk_norm_rope_pallas.qk_norm_rope(
-            str(backend), img, txt, *scales, img_rotation, txt_rotation, lengths, eps
+            img, txt, *scales, img_rotation, txt_rotation, lengths, backend=str(backend), eps=eps
         )
         return tuple(out)
 

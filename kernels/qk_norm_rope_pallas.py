@@ -16,13 +16,14 @@ from jaxtyping import Array, Float, Int
 
 from joyjax.dtypes import FLOAT32
 from joyjax.kernels import mosaic, triton
+from joyjax.kernels.dispatch import lowered_once
 
 WARPS, LANES = 4, 32  # of a warpgroup
 UPPER = -65536  # mask of the second value of a pair
 
 
+@lowered_once
 def qk_norm_rope(
-    backend: str,
     img: Float[Array, "B I C N H"],
     txt: Float[Array, "B J C N H"],
     img_scales: Float[Array, "2 H"],
@@ -30,6 +31,8 @@ def qk_norm_rope(
     img_rotation: tuple[Array, Array],
     txt_rotation: tuple[Array, Array] | None,
     lengths: Int[Array, " B"] | None,
+    *,
+    backend: str,
     eps: float,
 ) -> list[Float[Array, "B I+J N H"]]:
     """Return queries, keys and values of both streams; see `joyjax.kernels.qk_norm_rope`.
