@@ -8,12 +8,12 @@ import dataclasses
 import functools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from joyjax.dtypes import FLOAT32
 from joyjax.kernels.cases import Case, draw
@@ -23,6 +23,16 @@ WORTH = 1.02
 ROUNDS, CALLS, WARM = 10, 5, 2
 NO_MEMORY = "RESOURCE_EXHAUSTED"
 Program = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The compiled programs of a measurement: random arguments, both forms, and the error of the kernel's result."""
+
+    draw: Program
+    kernel: Program
+    reference: Program
+    error: Program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Measured:
 def measure(case: Case, kernel: str) -> Measured:
     """Check a kernel's result at the shapes of a case, and time it if it is right."""
     try:
-        programs = {name: _program(case, name) for name in (kernel, "reference")}  # compiled once for both
+        programs = programs_of(case, kernel)  # compiled once for both
         dtype, error = case_dtype(case), error_of(case, kernel, programs)
         if not error < TOLERANCE[dtype]:  # NaN is no agreement
             reason = f"its result is off by {error:.2g} of the largest value, above {TOLERANCE[dtype]:g}"
@@ -81,23 +91,42 @@ def case_dtype(case: Case) -> str:
     return str(jax.tree.leaves(case.arguments)[0].dtype)
 
 
-def _program(case: Case, implementation: str) -> Program:
-    return jax.jit(functools.partial(case.function, implementation=implementation)).lower(*case.arguments).compile()
+def programs_of(case: Case, kernel: str) -> Programs:
+    """Compile what a measurement runs, side by side: on a GPU a program takes up to a second."""
+    longest = case.arguments[0].shape[1]
+    run, plain = (functools.partial(case.function, implementation=name) for name in (kernel, "reference"))
+    wanted: dict[str, tuple[Program, Sequence[Any]]] = {
+        "draw": (lambda: draw(case.arguments, longest=longest), ()),
+        "kernel": (run, case.arguments),
+        "reference": (plain, case.arguments),
+        "error": (functools.partial(_error, case), (jax.eval_shape(run, *case.arguments), case.arguments)),
+    }
+    device = getattr(jax.config, "jax_default_device", None)  # of this thread alone
+
+    def compiled(function: Program, arguments: Sequence[Any]) -> Program:
+        with jax.default_device(device):
+            return jax.jit(function).lower(*arguments).compile()
+
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        futures = {name: pool.submit(compiled, *each) for name, each in wanted.items()}
+        return Programs(**{name: future.result() for name, future in futures.items()})
 
 
-def error_of(case: Case, kernel: str, programs: Mapping[str, Program] | None = None) -> float:
+def error_of(case: Case, kernel: str, programs: Programs | None = None) -> float:
     """Return the largest difference to the plain form in float32, over its largest value, where results are defined."""
-    arguments = draw(case.arguments, longest=case.arguments[0].shape[1])
+    programs = programs or programs_of(case, kernel)
+    arguments = programs.draw()
+    return float(programs.error(programs.kernel(*arguments), arguments))  # NaN if one is
+
+
+def _error(case: Case, ours: Any, arguments: Any) -> jax.Array:
     wide = jax.tree.map(lambda x: x.astype(FLOAT32) if jnp.issubdtype(x.dtype, jnp.floating) else x, arguments)
-    ours = jax.tree.leaves((programs[kernel] if programs else _program(case, kernel))(*arguments))
-    exact = jax.tree.leaves(jax.jit(functools.partial(case.function, implementation="reference"))(*wide))
+    exact = jax.tree.leaves(case.function(*wide, implementation="reference"))
     defined = _defined(case, arguments)
-    errors = [_error(one, other, defined) for one, other in zip(ours, exact, strict=True)]
-    return float(np.max(errors))  # NaN if one is
+    return jnp.max(jnp.stack([_largest(*each, defined) for each in zip(jax.tree.leaves(ours), exact, strict=True)]))
 
 
-@jax.jit
-def _error(one: jax.Array, other: jax.Array, defined: jax.Array) -> jax.Array:
+def _largest(one: jax.Array, other: jax.Array, defined: jax.Array) -> jax.Array:
     defined = defined.reshape(*defined.shape, *(1,) * (one.ndim - 2))
     off, size = (jnp.where(defined, jnp.abs(x), 0).max() for x in (one.astype(FLOAT32) - other, other))
     return off / size
@@ -115,24 +144,24 @@ def _defined(case: Case, arguments: Any) -> jax.Array:
 def seconds_of(
     case: Case,
     kernel: str,
-    programs: Mapping[str, Program] | None = None,
+    programs: Programs | None = None,
     *,
     rounds: int = ROUNDS,
     calls: int = CALLS,
 ) -> dict[str, list[float]]:
     """Return the seconds of a call in each round, of the kernel and of "reference", which take turns."""
-    arguments = draw(case.arguments, longest=case.arguments[0].shape[1])
-    names = (kernel, "reference")
-    programs = programs or {name: _program(case, name) for name in names}
+    programs = programs or programs_of(case, kernel)
+    arguments, run = programs.draw(), {kernel: programs.kernel, "reference": programs.reference}
+    names = tuple(run)
     for name in names:
         for _ in range(WARM):
-            jax.block_until_ready(programs[name](*arguments))
+            jax.block_until_ready(run[name](*arguments))
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         for name in names[:: -1 if turn % 2 else 1]:
             started = time.perf_counter()
             for _ in range(calls):
-                result = programs[name](*arguments)
+                result = run[name](*arguments)
             jax.block_until_ready(result)
             seconds[name].append((time.perf_counter() - started) / calls)
     return seconds
