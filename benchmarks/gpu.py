@@ -58,9 +58,11 @@ def counts_of_tests(lines: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     return [*failed, *({"test": "all", "result": line} for line in lines if re.search(r"\d+ (passed|failed)", line))]
 
 
-def lines_of(lines: Sequence[str], folder: Path) -> list[dict[str, Any]]:
-    """Return one row for each line of the output."""
-    return [{"line": line} for line in lines]
+def starts(lines: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of the table of benchmarks/start.py."""
+    names = ("process", "cpu_s", "cpu_ratio", "wall_s", "wall_ratio")
+    split = [re.match(r"(\w+)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)$", line) for line in lines]
+    return [dict(zip(names, found.groups(), strict=True)) for found in split if found]
 
 
 def step_forms(lines: Sequence[str], folder: Path, name: str) -> list[dict[str, Any]]:
@@ -155,7 +157,7 @@ def first(small: bool) -> list[Part]:
             "step40",
             "A step with guidance, whole",
             step(3 if small else 40, "step40.json", "exact", "kernels"),
-            110,
+            120,
             lambda lines, folder: step_forms(lines, folder, "step40.json"),
             STEP_COLUMNS,
             QUICK_COMPILE if not small else {},
@@ -219,8 +221,11 @@ def second(small: bool, packages: Path | None) -> list[Part]:
             "A process with an edit by the demo: seconds, cold and warm",
             python(str(HERE / "start.py"), "--rounds", "1"),
             100,
-            lines_of,
-            {"": "line"},
+            starts,
+            {
+                **{"process": "process", "CPU, s": "cpu_s", "× floor": "cpu_ratio"},
+                **{"wall, s": "wall_s", "× floor, wall": "wall_ratio"},
+            },
         ),
         Part("products", "Products by format", python(str(HERE / "products.py"), *sizes, *maps), 150, json_lines),
     ]
