@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jaxtyping
+import models_page
 import numpy as np
 import pytest
 import typer
@@ -180,6 +181,10 @@ def test_warmup_takes_what_compiles_another_program():
 
 def test_the_page_is_made_from_the_table():
     assert PAGE.read_text(encoding="utf-8") == page()
+
+
+def test_the_page_of_models_is_made_from_the_registry():
+    assert models_page.PAGE.read_text(encoding="utf-8") == models_page.page()
 
 
 ONE_MORE = """
