@@ -10,8 +10,8 @@ from joyjax.options import EDIT, LOAD
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 HEAD = """# Models
 
-A model is known by `_class_name` in its `model_index.json`, whatever its folder is called. `joyjax info MODEL` says what a
-folder holds. Defaults are those of the model's card or of its reference pipeline; a checkpoint may bring its own
+A model is known by `_class_name` in its `model_index.json`, whatever its folder is called. `joyjax info MODEL` says
+what a folder holds. Defaults are those of the model's card or of its reference pipeline; a checkpoint may bring its own
 (`joyjax.json`). This page is made from the registry by `python tests/models_page.py`.
 
 | model | pipeline | makes | pictures | steps | guidance | negative prompt | base size |
