@@ -3,6 +3,7 @@
 python tests/qwen_full_size.py    # working memory of a step as compiled for an H100, from two and three blocks
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -63,9 +64,14 @@ def text_encoder() -> Any:
     return TEXT_ENCODER.configure(raw)
 
 
-def configs() -> dict[str, Any]:
-    """Return the configurations of all networks."""
-    return {"text_encoder": text_encoder(), "transformer": transformer(), "vae": WAN}
+LAYERED = {"use_additional_t_cond": True, "use_layer3d_rope": True}
+
+
+def configs(*, layered: bool = False) -> dict[str, Any]:
+    """Return the configurations of all networks, of text to image or of layers."""
+    vae = dataclasses.replace(WAN, input_channels=4 if layered else 3)
+    kind = LAYERED if layered else {}
+    return {"text_encoder": text_encoder(), "transformer": transformer(**kind), "vae": vae}
 
 
 def step(
