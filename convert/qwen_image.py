@@ -27,6 +27,8 @@ def rules(config: QwenImageConfig) -> tuple[Rule, ...]:
         *_linear("norm_out.linear", "head_modulation", split_out, reshape),
         *_linear("proj_out", "out", token_out(*config.patch), token_out(*config.patch)),
     ]
+    if config.use_additional_t_cond:
+        table.append(Rule("time_text_embed.addition_t_embedding.weight", "time_added"))
     for stream, names in ATTENTION.items():
         theirs, ours = "transformer_blocks.{i}", f"blocks.{{i}}.{stream}"
         q, k, v, out, q_norm, k_norm = (f"{theirs}.attn.{name}" for name in names)

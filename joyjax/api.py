@@ -30,12 +30,14 @@ def edit(
     sigmas: Sequence[float] | None = None,
     guidance_scale: float | Sequence[float] | None = None,
     guidance_until: float = 1.0,
+    cfg_normalize: bool | None = None,
     seed: int = 0,
     noise: np.ndarray | None = None,
     height: int | None = None,
     width: int | None = None,
     exact_size: bool = False,
     base_size: int | None = None,
+    layers: int | None = None,
     fit: Fit = "crop",
     mask: Picture | None = None,
     paste_back: bool = False,
@@ -58,11 +60,16 @@ def edit(
         guidance_scale: scale of classifier-free guidance. 1 or less turns it off and halves the time. A list has one
             value per step. None: the checkpoint's default, else the family's.
         guidance_until: fraction of the steps, from the first, with guidance; the others run the conditional pass alone.
+        cfg_normalize: restore the norm of the conditional prediction after guidance. Only for models that leave it
+            open; None: the family's default.
         seed: seed of the initial noise, which also depends on the references.
-        noise: initial noise in place of the seed's: float32 `[1, height/8, width/8, channels]`.
+        noise: initial noise in place of the seed's: float32 `[1, height/8, width/8, channels]`, for layers
+            `[1, layers + 1, height/8, width/8, channels]`.
         height, width: size of the result in pixels, rounded to a size of the model. None: that of the last reference.
         exact_size: take height and width without rounding, and fit references to them.
         base_size: area of the result, as the side of a square. None: the checkpoint's default, else the family's.
+        layers: number of layers that the picture is taken apart into. Only for models that do that; None: the family's
+            default.
         fit: how a reference is fitted to its size: "crop", as in the reference implementation, or "pad", which keeps
             all of it; the padding is removed from the result.
         mask: white where the result may differ from the last reference, black where it must not; of its size. The

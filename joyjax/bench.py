@@ -62,10 +62,10 @@ def bench(
 ) -> Bench:
     """Edit a picture once to compile, then `repeats` times to measure. `options` are those of `joyjax.edit`.
 
-    Without `image`, a model that edits is given a drawing: the time does not depend on the content of a picture.
+    Without `image`, a model that takes one is given a drawing: the time does not depend on the content of a picture.
     """
     picture = image
-    if picture is None and "edit" in pipeline.family.tasks:
+    if picture is None and pipeline.family.tasks & {"edit", "layers"}:
         picture = Image.fromarray(render(random_scene(np.random.default_rng(0))))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AdviceWarning)  # the results are not used

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 FileKey = tuple[int, int]  # device and inode
@@ -35,6 +35,33 @@ def publish_free(data: bytes, candidates: Iterable[Path]) -> Path:
         while not _take(name, temporary):
             name = next(names)
     return name
+
+
+def publish_all(files: Mapping[Path, bytes]) -> None:
+    """Write files that appear under their names only when all are complete, the first one last; others are replaced.
+
+    Raises:
+        OSError: if they cannot be written there.
+    """
+    with contextlib.ExitStack() as stack:
+        written = [(stack.enter_context(_temporary(data, path)), path) for path, data in files.items()]
+        for temporary, path in reversed(written):
+            os.replace(temporary, path)
+
+
+def publish_all_free(data: Sequence[bytes], candidates: Iterable[Sequence[Path]]) -> Sequence[Path]:
+    """Write files under the first names that are free together, and return these. As `publish_free`, for several.
+
+    Raises:
+        OSError: if they cannot be written there.
+    """
+    groups = iter(candidates)
+    names = next(groups)
+    with contextlib.ExitStack() as stack:
+        written = [stack.enter_context(_temporary(each, path)) for each, path in zip(data, names, strict=True)]
+        while not _take_all(names, written):
+            names = next(groups)
+    return names
 
 
 def temporary_beside(path: Path) -> Path:
@@ -76,6 +103,26 @@ def _temporary(data: bytes, path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
         _unfinished.discard(temporary)
+
+
+def _take_all(names: Sequence[Path], temporaries: Sequence[Path]) -> bool:
+    """Give temporary files the names if all are free, the first one claimed first; False if one is taken."""
+    if any(map(os.path.lexists, names)):
+        return False
+    if len(names) == 1:
+        return _take(names[0], temporaries[0])
+    claimed: list[Path] = []
+    for name in names:
+        try:
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:  # since the look: another process has taken it
+            for one in claimed:
+                one.unlink(missing_ok=True)
+            return False
+        claimed.append(name)
+    for name, temporary in zip(reversed(names), reversed(temporaries), strict=True):
+        os.replace(temporary, name)
+    return True
 
 
 def _take(name: Path, temporary: Path) -> bool:

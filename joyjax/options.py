@@ -27,7 +27,9 @@ Fit = Literal["crop", "pad"]
 VAEMode = Literal["exact", "tiled", "patch", "auto"]
 FITS: tuple[Fit, ...] = get_args(Fit)
 VAE_MODES: tuple[VAEMode, ...] = get_args(VAEMode)
-BASE_SIZES = (256, 512, 768, 1024)
+BASE_SIZES = (256, 512, 768, 1024)  # of most families
+ALL_BASE_SIZES = (256, 512, 640, 768, 1024)
+MOST_LAYERS = 64
 DTYPES = ("bfloat16", "float32")
 EXACT = "exact"  # the form of a stored weight that is not quantized
 QUANTIZED_FORMS = ("float8",)
@@ -200,10 +202,21 @@ EDIT = _table(
         missing=1.0,
         compiles=True,
     ),
+    Option(
+        "cfg_normalize",
+        switch(),
+        "Restore the norm of the conditional prediction after guidance, for models that leave it open.",
+        subject=SAMPLING,
+        inherited=True,
+        every_family=False,
+        in_recipe=True,
+        missing=None,
+        compiles=True,
+    ),
     Option("seed", seed(), "Seed of the noise: a whole number, or `random`.", 0, in_recipe=True),
     Option(
         "noise",
-        OptionType("float32 array `[1, height/8, width/8, channels]`"),
+        OptionType("float32 array `[1, height/8, width/8, channels]`, for layers `[1, layers + 1, …]`"),
         "Initial noise in place of that of the seed.",
         in_recipe=True,  # as the name of the rule that generated it
         row=False,
@@ -236,10 +249,21 @@ EDIT = _table(
     ),
     Option(
         "base_size",
-        choice(*BASE_SIZES),
-        "Area of the result, as the side of a square.",
+        choice(*ALL_BASE_SIZES),
+        "Area of the result, as the side of a square, among those that the model has.",
         subject=SIZES,
         inherited=True,
+        in_recipe=True,
+        missing=None,
+        compiles=True,
+    ),
+    Option(
+        "layers",
+        whole(1, MOST_LAYERS),
+        "Number of layers that the picture is taken apart into, for models that do that.",
+        subject=SIZES,
+        inherited=True,
+        every_family=False,
         in_recipe=True,
         missing=None,
         compiles=True,

@@ -10,12 +10,16 @@ from jax.typing import DTypeLike
 
 from joyjax.dtypes import FLOAT32
 from joyjax.kernels import modulate
+from joyjax.kernels.choice import OPERATIONS, SELECTING
 from joyjax.kernels.qk_norm_rope import qk_norm_rope
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Sizes of a block: `rows` passes of `images` and `texts` tokens, and one device's `heads` of `width` channels."""
+    """Sizes of a block: `rows` passes of `images` and `texts` tokens, and one device's `heads` of `width` channels.
+
+    `modulations` is 2 where image tokens select one of two.
+    """
 
     rows: int
     images: int
@@ -23,6 +27,12 @@ class Shape:
     heads: int
     width: int
     channels: int
+    modulations: int = 1
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The operations of a step that have kernels. Where image tokens select, the text's norms are left to XLA."""
+        return SELECTING if self.modulations == 2 else OPERATIONS
 
 
 SHAPES = {

@@ -14,6 +14,8 @@ class Kernels:
     layer_norm_scale_shift: Kernel = None
     residual_gate_layer_norm_scale_shift: Kernel = None
     qk_norm_rope: Kernel = None
+    layer_norm_scale_shift_select01: Kernel = None
+    residual_gate_layer_norm_scale_shift_select01: Kernel = None
 
     def __str__(self) -> str:
         """Return the choice as text: "xla", or the operations with a kernel, as in "qk_norm_rope=mosaic"."""
@@ -21,5 +23,7 @@ class Kernels:
         return ", ".join(f"{name}={kernel}" for name, kernel in chosen.items() if kernel is not None) or XLA
 
 
-OPERATIONS = tuple(field.name for field in dataclasses.fields(Kernels))
+# Of a step with one modulation for all image tokens, and of one whose image tokens select one of two.
+OPERATIONS = ("layer_norm_scale_shift", "residual_gate_layer_norm_scale_shift", "qk_norm_rope")
+SELECTING = ("layer_norm_scale_shift_select01", "residual_gate_layer_norm_scale_shift_select01", "qk_norm_rope")
 PLAIN = Kernels()

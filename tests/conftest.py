@@ -137,3 +137,27 @@ def qwen_loaded(qwen_folder):
     import joyjax
 
     return joyjax.load(qwen_folder, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def layered_reference(qwen_reference):
+    """Diffusers' own Qwen-Image-Layered pipeline, tiny, with strong random weights, float32."""
+    import layered_checkpoint
+
+    return layered_checkpoint.make_pipeline(qwen_reference)
+
+
+@pytest.fixture(scope="session")
+def layered_folder(layered_reference, tmp_path_factory) -> Path:
+    """The folder of the tiny Qwen-Image-Layered checkpoint, as Diffusers writes it."""
+    import layered_checkpoint
+
+    return layered_checkpoint.save_layered(layered_reference, tmp_path_factory.mktemp("layered"))
+
+
+@pytest.fixture(scope="session")
+def layered_loaded(layered_folder):
+    """The tiny Qwen-Image-Layered checkpoint in joyjax, float32."""
+    import joyjax
+
+    return joyjax.load(layered_folder, dtype="float32")

@@ -3,6 +3,7 @@
 python tests/qwen_full_size.py    # working memory of a step as compiled for an H100, from two and three blocks
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -25,8 +26,8 @@ LAYERS = 60
 TEXT = TEXT_SIZES[1]  # hidden states of a prompt
 
 
-def transformer(layers: int = LAYERS) -> Any:
-    """Return the transformer's configuration, with so many blocks."""
+def transformer(layers: int = LAYERS, **kind: bool) -> Any:
+    """Return the transformer's configuration, with so many blocks; `kind` are further keys of it."""
     raw = {
         "patch_size": 2,
         "in_channels": 64,
@@ -36,6 +37,7 @@ def transformer(layers: int = LAYERS) -> Any:
         "num_attention_heads": 24,
         "joint_attention_dim": 3584,
         "axes_dims_rope": [16, 56, 56],
+        **kind,
     }
     return TRANSFORMER.configure(raw)
 
@@ -62,39 +64,46 @@ def text_encoder() -> Any:
     return TEXT_ENCODER.configure(raw)
 
 
-def configs() -> dict[str, Any]:
-    """Return the configurations of all networks."""
-    return {"text_encoder": text_encoder(), "transformer": transformer(), "vae": WAN}
+LAYERED = {"use_additional_t_cond": True, "use_layer3d_rope": True}
 
 
-def step(mesh: Mesh, layers: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def configs(*, layered: bool = False) -> dict[str, Any]:
+    """Return the configurations of all networks, of text to image or of layers."""
+    vae = dataclasses.replace(WAN, input_channels=4 if layered else 3)
+    kind = LAYERED if layered else {}
+    return {"text_encoder": text_encoder(), "transformer": transformer(**kind), "vae": vae}
+
+
+def step(
+    mesh: Mesh, layers: int, *, target: int = TARGET, references: int = 0, **kind: bool
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Return a step of a network of so many blocks as a function of arrays, and the shapes of these on a mesh."""
 
     def array(dtype: DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
 
-    config, integers, numbers = transformer(layers), jnp.int32, jnp.float32
+    config, integers, numbers = transformer(layers, **kind), jnp.int32, jnp.float32
     condition = [
         array(jnp.bfloat16, PASSES, TEXT, config.joint_attention_dim),
         array(integers, PASSES),
-        array(numbers, PASSES, 0, config.in_channels),
-        array(integers, PASSES, TARGET, 3),
+        array(numbers, PASSES, references, config.in_channels),
+        array(integers, PASSES, target + references, 3),
         *[array(integers, PASSES)] * 3,
     ]
 
     def run(weights: Weights, latents: jax.Array, condition: list[jax.Array], levels: list[jax.Array]) -> jax.Array:
         return denoise_step(weights, latents, Condition(*condition), *levels, channels=config.in_channels)
 
-    weights, latents = parameters(TRANSFORMER, config, mesh), array(numbers, 1, TARGET, config.in_channels)
+    weights, latents = parameters(TRANSFORMER, config, mesh), array(numbers, 1, target, config.in_channels)
     return run, (weights, latents, condition, [*[array(numbers)] * 3, array(numbers, 1)])
 
 
-def working_bytes(layers: int) -> int:
-    """Return the working memory of a step as compiled for an H100."""
+def working_bytes(layers: int, **sizes: Any) -> int:
+    """Return the working memory of a step as compiled for an H100; `sizes` are those of `step`."""
     import gpu_compile
 
     mesh = gpu_compile.gpu_mesh()
-    function, arguments = step(mesh, layers)
+    function, arguments = step(mesh, layers, **sizes)
     compiled = gpu_compile.compile_for_gpu(function, *arguments, mesh=mesh)
     return int(compiled.memory_analysis().temp_size_in_bytes)
 

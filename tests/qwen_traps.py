@@ -14,6 +14,7 @@ from traps import Patch, Trap, acting_tokens, entering
 from joyjax.convert import qwen_image as keys
 from joyjax.families import qwen_image, qwen_image_prompt
 from joyjax.families import qwen_image_stages as stages
+from joyjax.layers import double_stream
 from joyjax.layers.double_stream import Stream
 from joyjax.models import qwen2_5_vl
 from joyjax.models import qwen_image as transformer
@@ -123,7 +124,7 @@ def streams_swapped(patch):
 @trap("transformer", "no SiLU before the modulation", "velocity")
 def no_silu(patch):
     def wrong(blocks, temb):
-        return [tuple(stream.modulation(temb)[:, None] for stream in (block.img, block.txt)) for block in blocks]
+        return [tuple(stream.modulation(temb) for stream in (block.img, block.txt)) for block in blocks]
 
     patch.set(transformer, "modulations", wrong)
 
@@ -150,6 +151,64 @@ def patches_out_channel_last(patch):
 @trap("transformer", "padding of the shorter prompt attended to", "velocity")
 def padding_attended_to(patch):
     patch.around(stages, "condition", lambda right, *inputs: dataclasses.replace(right(*inputs), txt_lengths=None))
+
+
+@trap("transformer", "references at the time of the step, for time 0 (2511)", "velocity beside references at time 0")
+def references_at_the_same_time(patch):
+    patch.around(QwenImageTransformer, "_embed_times", lambda right, *inputs: right(*inputs)[:, np.array([0, 0])])
+
+
+@trap(
+    "transformer", "the target at time 0 and the references at that of the step", "velocity beside references at time 0"
+)
+def times_swapped(patch):
+    def wrong(right, *inputs, **how):
+        layout, tokens = right(*inputs, **how)
+        select = layout.img_select
+        return dataclasses.replace(layout, img_select=None if select is None else 1 - select), tokens
+
+    patch.around(transformer, "lay_out", wrong)
+
+
+@trap("transformer", "attention's gate of the step for the references too", "velocity beside references at time 0")
+def attention_gate_not_selected(patch):
+    def wrong(right, x, y, gate, *inputs, **how):
+        return right(x, y, jnp.stack([gate[:, 0]] * 2, axis=1), *inputs, **how)
+
+    patch.around(double_stream, "residual_gate_layer_norm_scale_shift_select01", wrong)
+
+
+@trap("transformer", "the MLP's gate of the step for the references too", "velocity beside references at time 0")
+def mlp_gate_not_selected(patch):
+    def wrong(right, x, y, gate, index, **how):
+        return right(x, y, gate, 0 * index, **how)
+
+    patch.around(double_stream, "residual_gate_select01", wrong)
+
+
+@trap("transformer", "only the norm before attention selects", "velocity beside references at time 0")
+def second_norm_not_selected(patch):
+    def wrong(right, x, y, gate, scale, shift, *inputs, **how):
+        scale, shift = (jnp.stack([vectors[:, 0]] * 2, axis=1) for vectors in (scale, shift))
+        return right(x, y, gate, scale, shift, *inputs, **how)
+
+    patch.around(double_stream, "residual_gate_layer_norm_scale_shift_select01", wrong)
+
+
+@trap("transformer", "text at time 0", "velocity beside references at time 0")
+def text_at_time_0(patch):
+    def wrong(right, blocks, temb):
+        return [(img, txt) for (img, _), (_, txt) in zip(right(blocks, temb), right(blocks, temb[:, -1:]), strict=True)]
+
+    patch.around(transformer, "modulations", wrong)
+
+
+@trap("transformer", "head at time 0", "velocity beside references at time 0")
+def head_at_time_0(patch):
+    def wrong(right, self, tokens, first_output):
+        return right(self, tokens, dataclasses.replace(first_output, temb=first_output.temb[:, -1:]))
+
+    patch.around(QwenImageTransformer, "head", wrong)
 
 
 @trap("transformer", "the MLPs' GELU exact, for tanh", "transformer MLP")

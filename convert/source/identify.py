@@ -30,6 +30,7 @@ PIPELINES = (
     "JoyImageEditPipeline",
     "JoyImageEditPlusPipeline",
     "QwenImagePipeline",
+    "QwenImageLayeredPipeline",
 )  # the classes of joyjax.families.registry
 NETWORKS = ("text_encoder", "transformer", "vae")
 MANIFEST = "joyjax.json"  # of a converted folder, see convert/manifest.py

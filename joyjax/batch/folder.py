@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import filelock
@@ -103,6 +104,38 @@ def targets(folder: Path, row: Row) -> tuple[Path, Path]:
     return folder / f"{row.name}.png", folder / f"{row.name}.json"
 
 
+def check_layers(
+    folder: Path,
+    rows: Sequence[Row],
+    states: Mapping[str, State],
+    source: Path,
+    files: Mapping[str, Sequence[Path]],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Check the `files` of each row's layers, by row name, as `check_folder` checks the pictures.
+
+    Raises:
+        RequestError: if one is another row's result or an input of this batch, or exists and is not from this batch.
+    """
+    results = {target: row for row in rows for target in targets(folder, row)}
+    read = {key for row in rows for file in _named_files(row) if (key := file_key(source / file)) is not None}
+    for row in rows:
+        for file in files.get(row.name, ()):
+            if file in results:
+                raise RequestError(
+                    f"{file} is the result of {results[file].place} and a layer of {row.name!r} ({row.place}); give "
+                    "one of them another id"
+                )
+            if states[row.name] in ("done", "begun") or not os.path.lexists(file):
+                continue
+            if file.is_dir() or file_key(file) in read or not overwrite:
+                raise RequestError(
+                    f"{file}, a layer of {row.name!r} ({row.place}), exists and would be replaced; give the row "
+                    "another id, or name another folder"
+                )
+
+
 def _protect_inputs(
     folder: Path, rows: Sequence[Row], states: Mapping[str, State], source: Path, requests: Path | None
 ) -> None:
@@ -161,9 +194,9 @@ def _described(model: Mapping[str, object]) -> str:
     return ", ".join(str(model.get(key)) for key in ("source", "dtype", "linear"))
 
 
-def sweep(folder: Path, rows: Sequence[Row]) -> None:
+def sweep(folder: Path, rows: Sequence[Row], layers: Mapping[str, Sequence[Path]] = MappingProxyType({})) -> None:
     """Remove temporary files of killed processes. The caller holds the folder, so no process is writing one."""
-    names = {target.name for row in rows for target in targets(folder, row)}
+    names = {target.name for row in rows for target in (*targets(folder, row), *layers.get(row.name, ()))}
     for path in folder.glob(".*.part"):
         if re.sub(r"(\.\d+)?\.[0-9a-f]+\.part$", "", path.name[1:]) in names:
             path.unlink(missing_ok=True)

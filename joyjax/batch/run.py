@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from joyjax.api import check_options
-from joyjax.batch.folder import FILES, Model, check_folder, sweep, targets
+from joyjax.batch.folder import FILES, Model, check_folder, check_layers, sweep, targets
 from joyjax.batch.rows import Row
 from joyjax.errors import Cancelled, JoyJaxError, RequestError
 from joyjax.families.family import Plan
 from joyjax.files import publish
 from joyjax.media.formats import writing
 from joyjax.media.load import load_image
+from joyjax.options import MOST_LAYERS
 from joyjax.reading import check_name, quoted
 from joyjax.runtime.engine import Engine
 from joyjax.runtime.job import Callback, Job
 from joyjax.runtime.load import Pipeline
-from joyjax.runtime.result import Result
+from joyjax.runtime.result import Result, layer_files
 
 MOST_WAITING = 64  # rows that wait, with their pictures in memory, for others of equal shapes
 
@@ -71,13 +72,15 @@ def run_rows(
     """
     model = Model.of(pipeline.source, pipeline.dtype, pipeline.linear)
     found = check_folder(folder, rows, model, source, overwrite=overwrite)
+    layers = {row.name: layer_files(targets(folder, row)[0], _layers(pipeline, row)) for row in rows}
+    check_layers(folder, rows, found, source, layers, overwrite=overwrite)
     folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder, rows)
-    writer = _Writer(folder, model, metadata)
+    sweep(folder, rows, layers)
+    writer = _Writer(folder, model, metadata, layers)
     engine = Engine(pipeline, batch_size=batch_size)
     waiting: dict[Hashable, list[Planned]] = {}
     for row in rows:
-        if found[row.name] == "done":
+        if found[row.name] == "done" and all(file.exists() for file in layers[row.name]):
             yield Done(row, writer.picture(row), skipped=True)
             continue
         try:
@@ -122,6 +125,15 @@ def _run(engine: Engine, group: Sequence[Planned], writer: "_Writer") -> Iterato
             yield writer.drawn(row, job.result)
 
 
+def _layers(pipeline: Pipeline, row: Row) -> int:
+    """Return the number of layers that a row's result has; 0 for models that make none, and values that are refused."""
+    if "layers" not in pipeline.family.tasks:
+        return 0
+    asked = row.options.get("layers")
+    count = pipeline.family.defaults["layers"] if asked is None else asked
+    return count if type(count) is int and 1 <= count <= MOST_LAYERS else 0
+
+
 def _opened(row: Row, source: Path, allow_private_urls: bool) -> dict[str, Any]:
     """Return the options with their pictures read and a random seed drawn."""
     options = dict(row.options)
@@ -154,6 +166,7 @@ class _Writer:
     folder: Path
     model: Model
     metadata: bool
+    layers: Mapping[str, Sequence[Path]]
 
     def picture(self, row: Row) -> Path:
         """Return the path of a row's picture."""
@@ -166,6 +179,8 @@ class _Writer:
         result.save(picture, metadata=self.metadata)
         crops = [str(crop) for crop in result.crops]
         outcome = {"picture": picture.name, "seed": result.seed, "crops": crops, "timings": dict(result.timings)}
+        if result.layers:
+            outcome["layers"] = [file.name for file in result.files(picture)[1:]]
         self._note(row, outcome)
         changed = tuple(str(crop) for crop in result.crops if crop.source != crop.size)
         drawn = (f"seed {result.seed}",) if row.options.get("seed") == "random" else ()
@@ -177,7 +192,8 @@ class _Writer:
         picture = self.picture(row)
         self._note(row, {"error": message})
         with writing(picture):
-            picture.unlink(missing_ok=True)
+            for file in (picture, *self.layers[row.name]):
+                file.unlink(missing_ok=True)
         return Done(row, picture, error=message)
 
     def _note(self, row: Row, outcome: Mapping[str, Any]) -> None:

@@ -58,5 +58,7 @@ def command(
     family = family_in(target)
     if set(manifest.components) == {component.folder for component in family.components}:
         example = '"make the sky red" --image photo.jpg' if "edit" in family.tasks else '"a red fox in the snow"'
+        if "layers" in family.tasks:
+            example = '"a red fox in the snow" --image fox.jpg'  # says what is in the picture
         note(f"next: joyjax edit {example} --model {shlex.quote(str(target))}")
     typer.echo(target)

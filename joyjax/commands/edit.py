@@ -147,9 +147,9 @@ def command(
         chosen["seed"] = number
     request = {"seed": EDIT["seed"].default, **overridden(replay.options, chosen), **chosen}
     targets = Targets(output, _quality(quality), metadata=not no_metadata)
+    read_files: list[tuple[str, str | Path]] = [("--image", one) for one in image or replay.image]
+    read_files += [("--mask", one) for one in (mask or replay.mask,) if one is not None]
     if first:
-        read_files: list[tuple[str, str | Path]] = [("--image", one) for one in image or replay.image]
-        read_files += [("--mask", one) for one in (mask or replay.mask,) if one is not None]
         targets.check(num_images, read_files)
     read = functools.partial(load_image, allow_private_urls=allow_private_urls)
     pictures = [read(one) for one in image] if image else [open_picture(path) for path in replay.image]
@@ -180,6 +180,8 @@ def command(
         note(f"{'load':>12} {time.perf_counter() - started:8.2f} s")
     if pipeline.domain is not None and first:
         note(pipeline.domain.about)
+    if "layers" in pipeline.family.tasks and first:
+        targets.check_layers(read_files)
 
     def watch(number: int) -> Any:
         previews: list[Previews] = []
@@ -210,8 +212,8 @@ def command(
                 note(f"seed {result.seed}" + f": {target}" * (num_images > 1))
             if timings:
                 _show_times(result)
-            if target != STANDARD_OUTPUT:
-                show(target)
+            for file in result.files(target) if target != STANDARD_OUTPUT else ():
+                show(file)
     if profile is not None:
         note(f"profile: {trace_file(profile)}, for https://ui.perfetto.dev; or the folder, for xprof {profile}")
     if timings and first and (most := peak()) is not None:

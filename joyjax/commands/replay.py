@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from joyjax.options import EDIT
+
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
@@ -39,9 +41,13 @@ def read_replay(file: Path, model: str | None, image: Sequence[str] | None, mask
         check_model(recipe, folder)
     elif fingerprint(folder) != used["fingerprint"]:
         note("the model is not the one in the recipe: the result will not be the same")
-    if image and not options["exact_size"]:
+    family = family_in(folder)
+    for name in ("height", "width"):
+        if not family.has(EDIT[name]):  # what its picture makes it, not an option
+            del options[name]
+    if image and not options["exact_size"] and "height" in options:
         last = tuple(recipe["references"][-1]["size"]) if recipe["references"] else None
-        if (options["height"], options["width"]) == family_in(folder).natural_size(last, options["base_size"]):
+        if (options["height"], options["width"]) == family.natural_size(last, options["base_size"]):
             del options["height"], options["width"]  # they came from the recipe's picture; take the new one's
     return Replay(
         options=options,

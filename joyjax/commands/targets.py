@@ -76,6 +76,31 @@ class Targets:
         if self.output != STANDARD_OUTPUT:
             _check_folder(self.first)
 
+    def check_layers(self, inputs: Sequence[tuple[str, str | Path]]) -> None:
+        """Check the same of the files of layers, before the edit by a model that makes them.
+
+        Raises:
+            RequestError: naming --output.
+        """
+        from joyjax.media.formats import format_of
+
+        if self.output == STANDARD_OUTPUT:
+            raise RequestError("--output is -, which takes one picture, and this model makes layers; name a file")
+        if not format_of(self.first).alpha:
+            raise RequestError(
+                f"--output is {self.output}, and {self.first.suffix} files have no transparency, which layers need; "
+                "name a .png, .webp, .avif or .tiff"
+            )
+        if self.output is None:
+            return
+        for taken in self.output.parent.glob(f"{glob.escape(self.output.stem)}-layer*{self.output.suffix}"):
+            for option, path in inputs:
+                if same_file(taken, path):
+                    raise RequestError(
+                        f"--output is {self.output}, and its layer {taken} is the picture of {option} and would be "
+                        "replaced; give another name"
+                    )
+
     def save(self, result: "Result", number: int) -> Path:
         """Write the result with this index, and return its name."""
         from joyjax.media.formats import format_of

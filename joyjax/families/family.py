@@ -20,12 +20,12 @@ from joyjax.families.request import Request
 from joyjax.layers.weights import Weights
 from joyjax.media.framing import Crop
 from joyjax.media.image import Size
-from joyjax.options import Option
+from joyjax.options import BASE_SIZES, Option
 from joyjax.sampling.guidance import Guidance
 from joyjax.sampling.solver import Solver
 
 Configs = Mapping[str, Any]  # the networks' configurations, by component
-Task = Literal["edit", "text-to-image"]
+Task = Literal["edit", "text-to-image", "layers"]
 
 
 @runtime_checkable
@@ -66,7 +66,7 @@ class Plan:
 
     Attributes:
         request: the request.
-        size: frames, height and width of the result, in pixels.
+        size: frames or layers, height and width of the result, in pixels.
         latents: the shape of the padded latents, `[tokens, channels]`.
         lengths: numbers of tokens, valid and padded.
         shift: mu of a dynamic schedule; None: the scheduler's own shift.
@@ -103,10 +103,10 @@ class Arrays:
 
 @dataclasses.dataclass(frozen=True)
 class Media:
-    """Finished pixels."""
+    """Finished pixels: one picture, or "layers", RGBA and bottom first."""
 
     pixels: UInt8[np.ndarray, "t h w c"]
-    kind: Literal["picture"] = "picture"
+    kind: Literal["picture", "layers"] = "picture"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,13 +183,15 @@ class Family:
         plan: cheap, without pixels; raises every user error that needs none. The pipeline's mesh is in force.
         prepare: a plan to host arrays, when its group runs.
         encode: a group to the conditions of its requests, as the denoiser takes them: rows of passes on axis 0.
-        guidance: how the two predictions are combined.
+        guidance: how the two predictions of a request are combined; a batch shares it.
         finish: latents, `[1, T, P]`, to pixels.
         natural_size: default height and width of a result, from those of the last reference and the base size.
         cost: the stages of a request of these lengths.
         usual: the lengths of a typical request at a base size: an edit of one reference, or text to image.
         warmup: arguments of requests that compile every program once, for numbers of references, and long prompts.
         layouts: of folders in the model's own repository.
+        picture_mode: of the pictures in a request, "RGB" or "RGBA".
+        base_sizes: the choices of the option `base_size`, besides the checkpoint's own.
         hints: advice for errors about an option, by the option's name.
     """
 
@@ -204,7 +206,7 @@ class Family:
     plan: Callable[[Request, Parts], Plan]
     prepare: Callable[[Plan, Parts], Arrays]
     encode: Callable[[Networks, Sequence[Arrays], Events], list[Any]]
-    guidance: Callable[[Parts], Guidance]
+    guidance: Callable[[Parts, Request], Guidance]
     finish: Callable[[Networks, Float[np.ndarray, "1 T P"], Plan, Events], Media]
     natural_size: Callable[[Size | None, int], Size]
     cost: Callable[[Configs, Lengths], tuple[StageCost, ...]]
@@ -214,7 +216,8 @@ class Family:
     hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
     layouts: tuple[Layout, ...] = ()
     denoiser: str = "transformer"
-    picture_mode: str = "RGB"
+    picture_mode: Literal["RGB", "RGBA"] = "RGB"
+    base_sizes: tuple[int, ...] = BASE_SIZES
 
     def has(self, option: Option) -> bool:
         """Return whether the family has an option."""

@@ -22,6 +22,7 @@ from joyjax.families.checks import check_equal, open_tokenizer
 from joyjax.families.family import Configs, Family, Layout, Lengths, Parts, Published, StageCost
 from joyjax.families.joyimage_prompt import DROPPED, LONGEST_TEXT, prompt_tokens
 from joyjax.families.pictures import finish
+from joyjax.models.autoencoder.wan import COLORS
 from joyjax.processors.qwen_vl import TEXT_SIZES
 from joyjax.processors.text import control_token, prompts_of_sizes
 from joyjax.processors.vision import VisionProcessorConfig
@@ -72,6 +73,13 @@ def _check_parts(parts: Parts, folder: Path) -> None:
         folder,
         (
             ("transformer/config.json", "in_channels", transformer.in_channels, "the VAE's z_dim", vae.z_dim),
+            (
+                "vae/config.json",
+                "input_channels",
+                vae.input_channels,
+                "the channels of this pipeline's pictures",
+                COLORS,
+            ),
             ("transformer/config.json", "text_dim", transformer.text_dim, "the text's hidden_size", text.hidden_size),
             (
                 "text_encoder/config.json",

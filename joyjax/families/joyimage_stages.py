@@ -217,7 +217,7 @@ def condition(arrays: Arrays, txt: Float[Array, "B J C"], references: Float[Arra
     )
 
 
-def guidance(parts: Parts) -> Guidance:
+def guidance(parts: Parts, request: Request) -> Guidance:
     """Return JoyImage's guidance, with the norm of one latent pixel."""
     return Guidance(norm=parts.configs["transformer"].in_channels)
 

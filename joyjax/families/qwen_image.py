@@ -17,6 +17,7 @@ from joyjax.families.checks import check_equal, open_tokenizer
 from joyjax.families.family import Configs, Family, Lengths, Parts, Published, StageCost
 from joyjax.families.pictures import finish
 from joyjax.families.qwen_image_prompt import prompt_tokens
+from joyjax.models.autoencoder.wan import COLORS, WITH_ALPHA
 from joyjax.processors.text import prompts_of_sizes
 from joyjax.reading import read_json
 from joyjax.sampling.euler import Euler
@@ -28,8 +29,11 @@ STEP_BYTES = int(0.59 * 2**30)
 STEP_TOKENS = 4096  # image tokens of that step, in each of two passes
 
 
-def read(folder: Path, configs: Configs) -> Parts:
-    """Open the tokenizer and the schedule, and check that all parts belong to one model."""
+def read(folder: Path, configs: Configs, *, layered: bool = False) -> Parts:
+    """Open the tokenizer and the schedule, and check that all parts belong to one model.
+
+    `layered`: the model is Qwen-Image-Layered.
+    """
     scheduler = folder / "scheduler" / "scheduler_config.json"
     schedule = ScheduleConfig.from_diffusers(read_json(scheduler), where=str(scheduler), dynamic=True)
     transformer, vae, text = configs["transformer"], configs["vae"], configs["text_encoder"].text
@@ -39,13 +43,16 @@ def read(folder: Path, configs: Configs) -> Parts:
         solver=Euler(schedule, time="sigma", even=True),
         configs=configs,
     )
-    config = "transformer/config.json"
+    config, kind = "transformer/config.json", "that of this pipeline's transformer"
+    channels = "the channels of this pipeline's pictures"
     text_width = ("the text's hidden_size", text.hidden_size)
     check_equal(
         folder,
         (
             (config, "out_channels", transformer.out_channels, "the VAE's z_dim", vae.z_dim),
             (config, "joint_attention_dim", transformer.joint_attention_dim, *text_width),
+            (config, "use_layer3d_rope", transformer.layered, kind, layered),
+            ("vae/config.json", "input_channels", vae.input_channels, channels, WITH_ALPHA if layered else COLORS),
         ),
     )
     return parts

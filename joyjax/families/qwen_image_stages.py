@@ -138,6 +138,6 @@ def condition(arrays: Arrays, txt: Float[Array, "B J C"]) -> Condition:
     )
 
 
-def guidance(parts: Parts) -> Guidance:
+def guidance(parts: Parts, request: Request) -> Guidance:
     """Return Qwen-Image's guidance, with the norm of a whole token."""
     return Guidance(norm=parts.configs["transformer"].in_channels)

@@ -16,7 +16,7 @@ from joyjax.options import CacheRule, Fit, VAEMode
 class Request:
     """One edit with every default filled in and every value checked. See `joyjax.edit`.
 
-    `originals` are the pictures as given and `pictures` their RGB forms; `mask` is in mode L; `sources` and
+    `originals` are the pictures as given and `pictures` their RGB or RGBA forms; `mask` is in mode L; `sources` and
     `mask_source` describe them in a recipe. A list of `guidance_scale` has one value for each step; `sigmas` are the
     user's, before the schedule's shift. `base_size` is 0 for a family without it. `own` has the options that only some
     families have, by name (`Option.every_family`).

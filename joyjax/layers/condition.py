@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from joyjax.layers.joint_attention import (
     Layout,
@@ -56,11 +56,13 @@ def lay_out(
     txt_start: Int[Array, " B"] | None,
     widths: Sequence[int],
     theta: float,
+    select: bool = False,
 ) -> tuple[Layout, Float[Array, "B I P"]]:
     """Shard all tokens over the devices; return their layout, and the joined tokens of target and references.
 
     `widths` are the channels of each head that item, row and column rotate. Text positions count up from `txt_start` on
-    all three axes; None: text is not rotated.
+    all three axes; None: text is not rotated. `select`: image tokens select one of two modulations, the target's 0 and
+    the references' 1.
     """
     n, positions = mesh.devices, condition.positions
     rows, targets = latents.shape[:2]
@@ -72,19 +74,23 @@ def lay_out(
         txt_rotation = rotation_by_blocks(txt_positions, widths, theta)
     target_lengths = lengths_on_devices(condition.target_lengths, targets, rows, n)
     reference_lengths = lengths_on_devices(condition.reference_lengths, references, rows, n)
-    tokens, positions = (
-        join_on_devices(pad_to_devices(first, n), pad_to_devices(second, n), target_lengths, mesh)
-        for first, second in (
-            (latents, condition.references),
-            # Replicated, so every device slices its own part; XLA would otherwise shard them before the split.
-            [constrain(part, "batch", None, None) for part in jnp.split(positions, [targets], axis=1)],
-        )
-    )
+
+    def joined(first: Shaped[Array, "B T P"], second: Shaped[Array, "B R P"]) -> Shaped[Array, "B I P"]:
+        return join_on_devices(pad_to_devices(first, n), pad_to_devices(second, n), target_lengths, mesh)
+
+    tokens = joined(latents, condition.references)
+    # Replicated, so every device slices its own part; XLA would otherwise shard them before the split.
+    positions = joined(*(constrain(part, "batch", None, None) for part in jnp.split(positions, [targets], axis=1)))
+    img_select = None
+    if select:
+        kinds = (jnp.full((rows, size, 1), kind, jnp.int32) for kind, size in enumerate((targets, references)))
+        img_select = joined(*(constrain(kind, "batch", None, None) for kind in kinds))[:, :, 0]
     layout = Layout(
         mesh,
         rotation_by_blocks(positions, widths, theta),
         txt_rotation,
         add_lengths(target_lengths, -(-targets // n), reference_lengths, -(-references // n)),
         lengths_on_devices(condition.txt_lengths, texts, rows, n),
+        img_select,
     )
     return layout, tokens

@@ -1,23 +1,29 @@
 """The double-stream block: image and text have weights of their own and meet in joint attention (Esser et al., 2024).
 
-Modulation is an argument, since families compute it in different ways: `[B, 1, 6, D]`, where the six are shift, scale
-and gate of the attention, then shift, scale and gate of the MLP. The second axis is for networks whose tokens select
-one of two modulations; so far it is 1.
+Modulation is an argument, since families compute it in different ways: `[B, K, 6, D]`, where the six are shift, scale
+and gate of the attention, then shift, scale and gate of the MLP. K is 2 where every image token selects one of two
+modulations by `Layout.img_select`; the operations select, so no vector is expanded to tokens.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from joyjax.kernels.choice import Kernel
 from joyjax.kernels.modulate import (
     layer_norm_scale_shift,
+    layer_norm_scale_shift_select01,
     residual_gate,
     residual_gate_layer_norm_scale_shift,
+    residual_gate_layer_norm_scale_shift_select01,
+    residual_gate_select01,
 )
 from joyjax.kernels.qk_norm_rope import norm_rope
 from joyjax.layers.activation import gelu
@@ -30,6 +36,8 @@ from joyjax.sharding.place import constrain, on_shards
 MODULATIONS = 6
 HEAD_AXES = ("heads", "head_width")
 TOKENS, VECTOR = ("batch", "sequence", "embed"), ("batch", "embed")
+VECTORS, SELECT = ("batch", None, "embed"), ("batch", "sequence")
+Select = Int[Array, "B L"] | None  # the modulation of each token, 0 or 1; None: all have the same
 
 
 class Projections(nnx.Module):
@@ -103,28 +111,51 @@ class Stream(TakesKernels):
         return self.down(gelu(hidden))
 
     @jax.named_scope("norm")
-    def normed(self, x: Float[Array, "B L D"], modulation: Float[Array, "B 1 6 D"]) -> Float[Array, "B L D"]:
+    def normed(
+        self, x: Float[Array, "B L D"], modulation: Float[Array, "B K 6 D"], select: Select = None
+    ) -> Float[Array, "B L D"]:
         """Return the modulated norm, the input of attention."""
-        shift, scale = modulation[:, 0, 0], modulation[:, 0, 1]
-        kernel = self.kernels.layer_norm_scale_shift
-        if kernel is None:
-            return layer_norm_scale_shift(x, scale, shift)
-        run = functools.partial(layer_norm_scale_shift, implementation=kernel)
-        return on_shards(run, (TOKENS, VECTOR, VECTOR), TOKENS)(x, scale, shift)
+        kernels = self.kernels
+        if select is None:
+            shift, scale = modulation[:, 0, 0], modulation[:, 0, 1]
+            inputs: tuple[Any, ...] = TOKENS, VECTOR, VECTOR
+            return _run(layer_norm_scale_shift, kernels.layer_norm_scale_shift, inputs, TOKENS)(x, scale, shift)
+        shift, scale = modulation[:, :, 0], modulation[:, :, 1]
+        inputs = TOKENS, VECTORS, VECTORS, SELECT
+        run = _run(layer_norm_scale_shift_select01, kernels.layer_norm_scale_shift_select01, inputs, TOKENS)
+        return run(x, scale, shift, select)
 
     def finish(
-        self, x: Float[Array, "B L D"], attended: Float[Array, "B L N H"], modulation: Float[Array, "B 1 6 D"]
+        self,
+        x: Float[Array, "B L D"],
+        attended: Float[Array, "B L N H"],
+        modulation: Float[Array, "B K 6 D"],
+        select: Select = None,
     ) -> Float[Array, "B L D"]:
         """Add the gated attention output, then the gated MLP."""
-        gate1, shift2, scale2, gate2 = (modulation[:, 0, n] for n in range(2, MODULATIONS))
-        arrays = x, self.out(attended), gate1, scale2, shift2
-        kernel = self.kernels.residual_gate_layer_norm_scale_shift
-        if kernel is None:
-            x, y = residual_gate_layer_norm_scale_shift(*arrays)
+        kernels, tokens = self.kernels, (x, self.out(attended))
+        if select is None:
+            gate1, shift2, scale2, gate2 = (modulation[:, 0, n] for n in range(2, MODULATIONS))
+            kernel = kernels.residual_gate_layer_norm_scale_shift
+            inputs: tuple[Any, ...] = TOKENS, TOKENS, VECTOR, VECTOR, VECTOR
+            run = _run(residual_gate_layer_norm_scale_shift, kernel, inputs, (TOKENS, TOKENS))
+            x, y = run(*tokens, gate1, scale2, shift2)
+            x = residual_gate(x, self.mlp(y), gate2)
         else:
-            run = functools.partial(residual_gate_layer_norm_scale_shift, implementation=kernel)
-            x, y = on_shards(run, (TOKENS, TOKENS, VECTOR, VECTOR, VECTOR), (TOKENS, TOKENS))(*arrays)
-        return constrain(residual_gate(x, self.mlp(y), gate2), "batch", "sequence", "embed")
+            gate1, shift2, scale2, gate2 = (modulation[:, :, n] for n in range(2, MODULATIONS))
+            kernel = kernels.residual_gate_layer_norm_scale_shift_select01
+            inputs = TOKENS, TOKENS, VECTORS, VECTORS, VECTORS, SELECT
+            run = _run(residual_gate_layer_norm_scale_shift_select01, kernel, inputs, (TOKENS, TOKENS))
+            x, y = run(*tokens, gate1, scale2, shift2, select)
+            x = residual_gate_select01(x, self.mlp(y), gate2, select)
+        return constrain(x, "batch", "sequence", "embed")
+
+
+def _run(function: Callable[..., Any], kernel: Kernel, inputs: tuple[Any, ...], outputs: Any) -> Callable[..., Any]:
+    """Return an operation with its kernel on the tokens of each device; without one, it is left to the partitioner."""
+    if kernel is None:
+        return function
+    return on_shards(functools.partial(function, implementation=kernel), inputs, outputs)
 
 
 class Block(nnx.Module):
@@ -137,29 +168,33 @@ class Block(nnx.Module):
         self,
         img: Float[Array, "B I D"],
         txt: Float[Array, "B J D"],
-        img_mod: Float[Array, "B 1 6 D"],
+        img_mod: Float[Array, "B K 6 D"],
         txt_mod: Float[Array, "B 1 6 D"],
         layout: Layout,
     ) -> tuple[Float[Array, "B I D"], Float[Array, "B J D"]]:
         """Return both updated streams."""
-        img_qkv = self.img.qkv(self.img.normed(img, img_mod))
+        img_qkv = self.img.qkv(self.img.normed(img, img_mod, layout.img_select))
         txt_qkv = self.txt.qkv(self.txt.normed(txt, txt_mod))
         img_found, txt_found = joint_attention(
             img_qkv, txt_qkv, self.img.scales, self.txt.scales, layout, implementation=self.img.kernels.qk_norm_rope
         )
-        return self.img.finish(img, img_found, img_mod), self.txt.finish(txt, txt_found, txt_mod)
+        img = self.img.finish(img, img_found, img_mod, layout.img_select)
+        return img, self.txt.finish(txt, txt_found, txt_mod)
 
     def last(
         self,
         img: Float[Array, "B I D"],
         txt: Float[Array, "B J D"],
-        img_mod: Float[Array, "B 1 6 D"],
+        img_mod: Float[Array, "B K 6 D"],
         txt_mod: Float[Array, "B 1 6 D"],
         layout: Layout,
         targets: int,
     ) -> Float[Array, "B T D"]:
-        """Return the first `targets` image tokens only; all other tokens contribute only keys and values."""
-        img_normed, txt_normed = self.img.normed(img, img_mod), self.txt.normed(txt, txt_mod)
+        """Return the first `targets` image tokens only; all other tokens contribute only keys and values.
+
+        Of two modulations, the target's is the first.
+        """
+        img_normed, txt_normed = self.img.normed(img, img_mod, layout.img_select), self.txt.normed(txt, txt_mod)
         img_kv, txt_kv = self.img.qkv(img_normed, 1), self.txt.qkv(txt_normed, 1)
         target = functools.partial(leading_tokens, size=targets, devices=layout.mesh.devices)
         cos, sin = layout.img_rotation

@@ -26,7 +26,8 @@ Scales = tuple[Float[Array, " H"], Float[Array, " H"]]
 class Layout:
     """How the tokens of a row are distributed and rotated; the same for every block.
 
-    `img_lengths` and `txt_lengths` are the numbers of valid tokens on each device; None: no padding.
+    `img_lengths` and `txt_lengths` are the numbers of valid tokens on each device; None: no padding. `img_select` is
+    the modulation of each image token, 0 for the target's and 1 for the references'; None: all have the same.
     """
 
     mesh: SequenceMesh
@@ -34,6 +35,7 @@ class Layout:
     txt_rotation: Rotation | None
     img_lengths: Int[Array, "B n"] | None
     txt_lengths: Int[Array, "B n"] | None
+    img_select: Int[Array, "B I"] | None = None
 
 
 def pad_to_devices(x: Shaped[Array, "B T *rest"], devices: int) -> Shaped[Array, "B U *rest"]:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Shaped, UInt8
 from joyjax.dtypes import FLOAT32
 
 
-def pixels_to_unit(pixels: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
+def pixels_to_unit(pixels: UInt8[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
     """Map 0 … 255 to -1 … 1, the autoencoder's range."""
     return pixels.astype(FLOAT32) / 127.5 - 1
 

@@ -9,17 +9,19 @@ from joyjax.media.frames import frames_note
 from joyjax.media.image import alpha_channel, upright
 
 
-def dropped(pictures: Sequence[Image.Image], *, last_keeps_alpha: bool) -> list[str]:
+def dropped(pictures: Sequence[Image.Image], *, last_keeps_alpha: bool, sees_alpha: bool = False) -> list[str]:
     """Return a line for each unused part of the references.
 
-    `last_keeps_alpha`: the result is pasted back into the last reference, which keeps its transparency.
+    `last_keeps_alpha`: the result is pasted back into the last reference, which keeps its transparency. `sees_alpha`:
+    the model takes transparency.
     """
     lines = []
     for number, picture in enumerate(pictures, 1):
         name = _name(picture) or (f"reference {number}" if len(pictures) > 1 else "the picture")
         if note := frames_note(picture):
             lines.append(f"{name}: {note}")
-        if not (last_keeps_alpha and number == len(pictures)) and (share := _transparent(picture)):
+        kept = sees_alpha or (last_keeps_alpha and number == len(pictures))
+        if not kept and (share := _transparent(picture)):
             lines.append(f"{name} is {share} transparent, which models do not see: the colours beneath show")
     return lines
 

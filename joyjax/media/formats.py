@@ -22,18 +22,22 @@ Quality = int | str | None
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A file format: Pillow's name, the suffixes, the default quality, and whether it can be lossless or lossy."""
+    """A file format: Pillow's name, the suffixes, the default quality, and whether it can be lossless or lossy.
+
+    `alpha`: it holds transparency.
+    """
 
     name: str
     suffixes: tuple[str, ...]
     quality: int | str
     lossless: bool
     lossy: bool
+    alpha: bool = True
 
 
 FORMATS = (
     Format("PNG", (".png",), LOSSLESS, lossless=True, lossy=False),
-    Format("JPEG", (".jpg", ".jpeg"), 95, lossless=False, lossy=True),
+    Format("JPEG", (".jpg", ".jpeg"), 95, lossless=False, lossy=True, alpha=False),
     Format("WEBP", (".webp",), LOSSLESS, lossless=True, lossy=True),
     Format("AVIF", (".avif",), 90, lossless=False, lossy=True),
     Format("TIFF", (".tif", ".tiff"), LOSSLESS, lossless=True, lossy=False),

@@ -113,6 +113,13 @@ def as_rgb(image: object) -> Image.Image:
         raise PictureError(f"a picture in mode {image.mode} has no RGB form: {error}") from error
 
 
+def as_rgba(image: Image.Image) -> Image.Image:
+    """Return any Pillow picture upright and in RGBA: the colours of `as_rgb`, opaque where it has no transparency."""
+    rgb, alpha = as_rgb(image), alpha_channel(upright(image))
+    rgb.putalpha(255 if alpha is None else alpha)
+    return rgb
+
+
 def upright(image: Image.Image, name: str = "") -> Image.Image:
     """Decode a picture and rotate it by the orientation in EXIF or XMP, which is then removed.
 
@@ -197,6 +204,6 @@ def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     return np.asarray(image)
 
 
-def from_pixels(pixels: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
-    """Return an RGB picture with these pixels."""
+def from_pixels(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:
+    """Return an RGB or RGBA picture with these pixels."""
     return Image.fromarray(pixels)

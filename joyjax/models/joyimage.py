@@ -105,6 +105,11 @@ class JoyImageConfig:
         """Latent pixels in a token."""
         return self.patch_size[1] * self.patch_size[2]
 
+    @property
+    def modulations(self) -> int:
+        """Modulations among which image tokens select: one for all."""
+        return 1
+
 
 class JoyImageStream(Stream):
     """A stream with a modulation table, which is added to the time's modulation that all blocks share."""

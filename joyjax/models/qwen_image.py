@@ -2,6 +2,7 @@
 
 Tokens are 2×2 patches of latent pixels; those of the target come first, then those of each reference. Rows and columns
 are counted from the middle of a picture. Text is rotated too; its positions start after the last row and column.
+With `zero_cond_t` (2511) the references have the modulation of time 0, the target and the text that of the step.
 Source: transformer_qwenimage.py in Diffusers.
 """
 
@@ -26,6 +27,7 @@ from joyjax.layers.embed import timestep_embedding
 from joyjax.layers.joint_attention import pad_to_devices
 from joyjax.layers.linear import Linear
 from joyjax.layers.norm import RMSNorm
+from joyjax.layers.parameter import parameter
 from joyjax.sharding.attention import sequence_mesh
 from joyjax.sharding.place import constrain
 
@@ -50,16 +52,19 @@ class QwenImageConfig:
     num_attention_heads: int
     joint_attention_dim: int
     axes_dims_rope: tuple[int, ...]
+    zero_cond_t: bool = False
+    use_additional_t_cond: bool = False
+    use_layer3d_rope: bool = False
 
     @classmethod
     def from_diffusers(cls, raw: Mapping[str, Any], where: str = "transformer/config.json") -> "QwenImageConfig":
         """Read the json object; raises ConfigError for what this network does not implement."""
-        off = (False,)
         config = read_config(
             cls,
             raw,
             where=where,
-            fixed={"guidance_embeds": off, "zero_cond_t": off, "use_additional_t_cond": off, "use_layer3d_rope": off},
+            fixed={"guidance_embeds": (False,)},
+            optional=dict.fromkeys(("zero_cond_t", "use_additional_t_cond", "use_layer3d_rope"), False),
             ignored=("pooled_projection_dim",),  # of older configs; the network has no pooled text
         )
         sizes = config.num_layers, config.attention_head_dim, config.num_attention_heads, config.joint_attention_dim
@@ -79,6 +84,12 @@ class QwenImageConfig:
                 f"{where}: axes_dims_rope {list(axes)} must be three even widths from 2 that add up to "
                 f"attention_head_dim, {config.head_dim}"
             )
+        kinds = config.zero_cond_t, config.use_additional_t_cond, config.use_layer3d_rope
+        if kinds not in ((False, False, False), (True, False, False), (False, True, True)):
+            raise ConfigError(
+                f"{where}: zero_cond_t is {kinds[0]}, use_additional_t_cond {kinds[1]} and use_layer3d_rope {kinds[2]}"
+                "; expected the last two alike, and zero_cond_t only without them"
+            )
         return config
 
     @property
@@ -92,6 +103,16 @@ class QwenImageConfig:
         return self.num_attention_heads * self.attention_head_dim
 
     @property
+    def modulations(self) -> int:
+        """Modulations among which image tokens select: those of the time and, with `zero_cond_t`, of time 0."""
+        return 2 if self.zero_cond_t else 1
+
+    @property
+    def layered(self) -> bool:
+        """Whether it is the network of Qwen-Image-Layered."""
+        return self.use_layer3d_rope
+
+    @property
     def patch(self) -> tuple[int, int]:
         """Height and width of a patch, in latent pixels."""
         return self.patch_size, self.patch_size
@@ -102,22 +123,30 @@ class QwenImageConfig:
         return self.patch_size**2
 
 
-def image_positions(sizes: Sequence[tuple[int, int]]) -> Int[np.ndarray, "I 3"]:
+def image_positions(sizes: Sequence[tuple[int, int]], items: Sequence[int] | None = None) -> Int[np.ndarray, "I 3"]:
     """Return (item, row, column) of the tokens of pictures of these rows and columns, the target first.
 
-    Rows and columns are counted from the middle: of 9, from -5 to 3.
+    Rows and columns are counted from the middle: of 9, from -5 to 3. `items` are 0, 1, … unless given.
     """
     positions = []
-    for item, (rows, columns) in enumerate(sizes):
+    for item, (rows, columns) in zip(range(len(sizes)) if items is None else items, sizes, strict=True):
         row, column = np.divmod(np.arange(rows * columns, dtype=np.int32), np.int32(columns))
         centred = row - np.int32(rows - rows // 2), column - np.int32(columns - columns // 2)
         positions.append(np.stack([np.full_like(row, item), *centred], axis=-1))
     return np.concatenate(positions)
 
 
-def text_start(sizes: Sequence[tuple[int, int]]) -> int:
-    """Return the position of the first text token beside pictures of these rows and columns: `Condition.txt_start`."""
-    return max(side // 2 for size in sizes for side in size)
+def layer_positions(size: tuple[int, int], layers: int) -> Int[np.ndarray, "I 3"]:
+    """Return the positions of `layers` + 1 frames of this size, then of the condition, whose item is -1."""
+    return image_positions([size] * (layers + 2), [*range(layers + 1), -1])
+
+
+def text_start(sizes: Sequence[tuple[int, int]], least: int = 0) -> int:
+    """Return the position of the first text token beside pictures of these rows and columns: `Condition.txt_start`.
+
+    `least` is the lowest for Qwen-Image-Layered: its layers + 1.
+    """
+    return max(least, *(side // 2 for size in sizes for side in size))
 
 
 class QwenImageStream(Stream):
@@ -151,20 +180,21 @@ def make_block(config: QwenImageConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | No
 
 @jax.named_scope("modulation")
 def modulations(
-    blocks: Sequence[Block], temb: Float[Array, "B D"]
-) -> list[tuple[Float[Array, "B 1 6 D"], Float[Array, "B 1 6 D"]]]:
-    """Return the modulation of image and text for each block, in float32.
+    blocks: Sequence[Block], temb: Float[Array, "B K D"]
+) -> list[tuple[Float[Array, "B K 6 D"], Float[Array, "B 1 6 D"]]]:
+    """Return the modulation of image and text for each block, in float32; the text has the first time only.
 
     Their maps are a third of all parameters. With tensor parallelism every device computes a part of each modulation,
     and one all-gather completes those of all blocks.
     """
     if not blocks:
         return []
-    hidden = nnx.silu(temb)
-    parts = jnp.stack([stream.modulation(hidden) for block in blocks for stream in (block.img, block.txt)])
-    parts = constrain(parts, None, "batch", None, "modulation")
-    whole = constrain(parts, None, "batch", None, "embed")[:, :, None].astype(FLOAT32)
-    return [(whole[2 * n], whole[2 * n + 1]) for n in range(len(blocks))]
+    hidden, times = nnx.silu(temb), temb.shape[1]
+    each = [(block.img.modulation(hidden), block.txt.modulation(hidden[:, :1])) for block in blocks]
+    parts = jnp.stack([jnp.concatenate(pair, axis=1) for pair in each])
+    parts = constrain(parts, None, "batch", None, None, "modulation")
+    whole = constrain(parts, None, "batch", None, None, "embed").astype(FLOAT32)
+    return [(part[:, :times], part[:, times:]) for part in whole]
 
 
 class QwenImageTransformer(nnx.Module):
@@ -180,6 +210,8 @@ class QwenImageTransformer(nnx.Module):
         # The time embedding is float32, as everywhere in joyjax; the reference rounds it to the dtype.
         self.time_in = linear(TIME_CHANNELS, (width,), ("time", "mlp"), FLOAT32)
         self.time_hidden = linear(width, (width,), ("mlp", "embed"), FLOAT32)
+        if config.use_additional_t_cond:  # for pictures without and with alpha; the pipeline uses the first row only
+            self.time_added = parameter(rngs, (2, width), (None, "embed"), FLOAT32, init=width**-0.5)
         self.txt_norm = RMSNorm(text, eps=EPS, axis=None, dtype=dtype, rngs=rngs)
         self.txt_in = linear(text, (width,), (None, "embed"), dtype)
         self.blocks = nnx.List([make_block(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
@@ -208,9 +240,15 @@ class QwenImageTransformer(nnx.Module):
         config, count = self.config, latents.shape[1]
         mesh = sequence_mesh(config.num_attention_heads)
         targets = count + -count % mesh.devices  # with padding
-        temb = self._embed_time(timestep)
+        temb = self._embed_times(timestep)
         layout, tokens = lay_out(
-            latents, condition, mesh, txt_start=condition.txt_start, widths=config.axes_dims_rope, theta=THETA
+            latents,
+            condition,
+            mesh,
+            txt_start=condition.txt_start,
+            widths=config.axes_dims_rope,
+            theta=THETA,
+            select=config.zero_cond_t,
         )
         img = constrain(self.img_in(tokens), "batch", "sequence", "embed")
         txt = self.txt_in(self.txt_norm(pad_to_devices(condition.txt, mesh.devices)))
@@ -236,11 +274,17 @@ class QwenImageTransformer(nnx.Module):
     @jax.named_scope("head")
     def head(self, tokens: Float[Array, "B U D"], first_output: FirstBlockOutput) -> Float[Array, "B U P"]:
         """Return the velocity from the last block's output, in float32."""
-        modulation = self.head_modulation(nnx.silu(first_output.temb))
+        modulation = self.head_modulation(nnx.silu(first_output.temb[:, 0]))
         scale, shift = modulation[:, 0], modulation[:, 1]
         return self.out(layer_norm_scale_shift(tokens, scale, shift, eps=EPS)).astype(FLOAT32)
+
+    def _embed_times(self, timestep: Float[Array, " B"]) -> Float[Array, "B K D"]:
+        """Embed the time, and with `zero_cond_t` time 0 beside it."""
+        times = jnp.stack([timestep, jnp.zeros_like(timestep)][: self.config.modulations], axis=1)
+        return self._embed_time(times.reshape(-1)).reshape(*times.shape, -1)
 
     @jax.named_scope("time")
     def _embed_time(self, timestep: Float[Array, " B"]) -> Float[Array, "B D"]:
         embedding = timestep_embedding(timestep, TIME_CHANNELS, scale=TIME_SCALE)
-        return self.time_hidden(nnx.silu(self.time_in(embedding)))
+        temb = self.time_hidden(nnx.silu(self.time_in(embedding)))
+        return temb + self.time_added[0] if self.config.use_additional_t_cond else temb

@@ -25,12 +25,11 @@ from joyjax.families.request import Request
 from joyjax.kernels.choice import PLAIN, Kernels
 from joyjax.media.dropped import dropped
 from joyjax.media.framing import pasted_region
-from joyjax.media.image import from_pixels
 from joyjax.runtime.job import Callback, Clock, Job, StepEvent
 from joyjax.runtime.load import Pipeline
 from joyjax.runtime.networks import Networks
 from joyjax.runtime.profile import profiled
-from joyjax.runtime.result import make_result
+from joyjax.runtime.result import make_result, shown
 from joyjax.sampling.loop import Step, denoise
 from joyjax.sampling.rows import stack_conditions
 from joyjax.sampling.solver import Levels
@@ -81,7 +80,9 @@ class Engine:
         with on_devices(self.pipeline):
             plan = self.pipeline.family.plan(request, self.pipeline.parts)
         check_return(plan)
-        notes = dropped(request.originals, last_keeps_alpha=request.returned) + self.pipeline.advice(request)
+        sees_alpha = self.pipeline.family.picture_mode == "RGBA"
+        notes = dropped(request.originals, last_keeps_alpha=request.returned, sees_alpha=sees_alpha)
+        notes += self.pipeline.advice(request)
         return Job(next(self._numbers), plan, time.perf_counter() - started, (*notes, *plan.notes), callback)
 
     def run(self, jobs: Sequence[Job] | None = None) -> Iterator[Job]:
@@ -151,7 +152,7 @@ class Engine:
             latents = denoise(
                 predictor,
                 solver,
-                family.guidance(pipeline.parts),
+                family.guidance(pipeline.parts, requests[0]),
                 Levels.together(levels),
                 np.array([request.guidance for request in requests], np.float32).T,
                 np.concatenate([each.noise for each in arrays]),
@@ -187,7 +188,7 @@ class Engine:
     ) -> Image.Image:
         """Decode the estimate of the clean latents at a step."""
         clean = self.pipeline.parts.solver.clean(before, after, *sigmas)
-        return from_pixels(self._finish(plan, clean, Clock()).pixels[0])
+        return shown(self._finish(plan, clean, Clock()))
 
     def _finish(self, plan: Plan, latents: Float[np.ndarray, "1 T P"], clock: Clock) -> Media:
         """Return the pixels of a job's latents, unless the guard refuses them.

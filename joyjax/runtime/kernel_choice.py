@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from joyjax.errors import RequestError
 from joyjax.families.family import Lengths
 from joyjax.kernels.cases import Case, Shape, cases
-from joyjax.kernels.choice import OPERATIONS, PLAIN, Kernels
+from joyjax.kernels.choice import PLAIN, Kernels
 from joyjax.kernels.dispatch import PALLAS, target_of
 from joyjax.kernels.measure import NO_MEMORY, Measured, failure, measure, refusal
 from joyjax.options import LOAD
@@ -107,7 +107,7 @@ class KernelChooser:
                     write(key, rows, self.folder)
             return rows
         except Exception as error:  # the choice must not end an edit
-            return [Measured(name, str(self.kernel), False, failure(error)) for name in OPERATIONS]
+            return [Measured(name, str(self.kernel), False, failure(error)) for name in shape.operations]
 
     def _asked_for(self, shape: Shape) -> list[Measured]:
         """Return the rows of the option `pallas`: every kernel that takes the shapes."""
@@ -123,7 +123,7 @@ class KernelChooser:
         return rows
 
     def _cases(self, shape: Shape) -> Sequence[Case]:
-        return cases("", shape, self.dtype, OPERATIONS)
+        return cases("", shape, self.dtype, shape.operations)
 
 
 def kernel_of(device: Any) -> str | None:
@@ -149,6 +149,7 @@ def step_shape(config: Any, lengths: Sequence[Lengths], edits: int) -> Shape:
         heads=config.num_attention_heads // devices_along("heads"),
         width=config.head_dim,
         channels=config.hidden_size,
+        modulations=config.modulations,
     )
 
 

@@ -15,12 +15,12 @@ from joyjax.errors import RequestError
 from joyjax.families.family import Family
 from joyjax.families.request import Request
 from joyjax.media.arrays import Picture, as_picture
-from joyjax.media.image import as_rgb
+from joyjax.media.image import as_rgb, as_rgba
 from joyjax.media.mask import check_mask
 from joyjax.media.references import Source
 from joyjax.names import refusal
 from joyjax.option_types import choice
-from joyjax.options import BASE_SIZES, EDIT, REQUIRED, Option
+from joyjax.options import EDIT, REQUIRED, Option
 from joyjax.runtime.load import Pipeline, check_process
 
 NOT_FIELDS = ("image", "mask", "callback")  # a request has pictures, a checked mask, and no callback
@@ -59,7 +59,7 @@ def check_request(
     mask = None if values["mask"] is None else as_picture(values["mask"], "mask")
     fields = {option.name: values[option.name] for option in EDIT.values() if option.every_family}
     request = Request(
-        pictures=tuple(as_rgb(one) for one in originals),
+        pictures=tuple(as_rgb(one) if family.picture_mode == "RGB" else as_rgba(one) for one in originals),
         originals=tuple(originals),
         sources=sources,
         mask=mask,
@@ -73,7 +73,7 @@ def check_request(
 
 def _base_sizes(pipeline: Pipeline) -> Option:
     """Return the option with the checkpoint's default added to its choices."""
-    sizes = sorted({*BASE_SIZES, pipeline.base_size} - {0})
+    sizes = sorted({*pipeline.family.base_sizes, pipeline.base_size} - {0})
     return dataclasses.replace(EDIT["base_size"], type=choice(*sizes))
 
 
@@ -151,20 +151,21 @@ def _with_checked_mask(request: Request, mask: Image.Image) -> Request:
 
 
 def _pictures(image: Any, family: Family) -> list[Image.Image]:
-    if image is None:
-        return []
     several = isinstance(image, list | tuple)
     if several and not image:
         raise RequestError("image is an empty list; give a picture, or for text to image leave it out (Python: None)")
-    images = (
-        [as_picture(one, f"image[{n}]") for n, one in enumerate(image)] if several else [as_picture(image, "image")]
-    )
+    if image is None:
+        images = []
+    elif several:
+        images = [as_picture(one, f"image[{n}]") for n, one in enumerate(image)]
+    else:
+        images = [as_picture(image, "image")]
     fewest, most = family.references
+    other = f"; {hint}" if (hint := family.hints.get("image")) else ""
     if most is not None and len(images) > most:
-        other = f"; {hint}" if (hint := family.hints.get("image")) else ""
         raise RequestError(f"{len(images)} reference pictures were given and {family.name} takes {most} at most{other}")
     if len(images) < fewest:
-        raise RequestError(f"{len(images)} reference pictures were given and {family.name} needs {fewest}")
+        raise RequestError(f"{len(images)} reference pictures were given and {family.name} needs {fewest}{other}")
     return images
 
 
@@ -175,7 +176,7 @@ def _noise(noise: Any) -> np.ndarray | None:
         array = np.asarray(noise)
     except (TypeError, ValueError) as error:
         raise RequestError(f"noise is no array ({error}); expected float32 [1, height/8, width/8, channels]") from None
-    if array.ndim != 4 or not np.issubdtype(array.dtype, np.floating) and array.dtype.name != "bfloat16":
+    if array.ndim not in (4, 5) or not np.issubdtype(array.dtype, np.floating) and array.dtype.name != "bfloat16":
         raise RequestError(
             f"noise has shape {array.shape} and dtype {array.dtype}; expected float32 [1, height/8, width/8, channels]"
         )

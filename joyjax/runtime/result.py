@@ -1,6 +1,7 @@
 """The result of an edit: the picture, and everything that it depends on."""
 
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Iterable, Mapping
@@ -8,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
 from joyjax.errors import RequestError
 from joyjax.families.family import Media, Plan
-from joyjax.files import publish, publish_free, same_file
+from joyjax.files import publish_all, publish_all_free, same_file
 from joyjax.kernels.choice import XLA
 from joyjax.media.formats import Format, Quality, encode, format_of, writing
 from joyjax.media.framing import Crop, paste_back, unpad
@@ -32,6 +31,7 @@ from joyjax.sampling.noise import NOISE_RULE
 class Result:
     """A finished edit.
 
+    `layers` are RGBA pictures, bottom first, and `image` is then their alpha composite; empty for models without.
     `crop` is the fit of the last reference, which decides the size; None without references. `crops` has the fit of
     each. `settings` has every value that the picture depends on. `timings` are the seconds of each stage; edits of one
     batch share them. `computed_steps` is the number of steps that ran the whole transformer: all, unless there is a
@@ -51,11 +51,13 @@ class Result:
     mask: Source | None = None
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
+    layers: list[Image.Image] = dataclasses.field(default_factory=list)
 
     def save(self, path: str | os.PathLike, *, metadata: bool = True, quality: Quality = None) -> None:
         """Write the picture in the format of the suffix, with the recipe that reproduces it.
 
-        The file appears under its name only when it is complete, and replaces one of that name.
+        The file appears under its name only when it is complete, and replaces one of that name. Layers are written
+        beside it in the same way, under the names of `files`; the picture comes last.
 
         Args:
             path: ends in .png, .jpg, .jpeg, .webp, .avif, .tif or .tiff.
@@ -66,26 +68,45 @@ class Result:
             RequestError: for another suffix, a quality that the format does not have, or the path of an input picture.
             PictureError: if the picture cannot be written there.
         """
-        form = format_of(path)
-        self._check_target(path)
-        data = self.encoded(form, Path(path).parent, metadata=metadata, quality=quality)
+        form, files = format_of(path), self.files(path)
+        for file in files:
+            self._check_target(file)
+        data = self._all_encoded(form, Path(path).parent, metadata=metadata, quality=quality)
         with writing(path):
-            publish(data, Path(path))
+            publish_all(dict(zip(files, data, strict=True)))
 
     def save_free(self, candidates: Iterable[Path], *, metadata: bool = True, quality: Quality = None) -> Path:
-        """Write the picture like `save`, but under the first free name; return the name.
+        """Write the picture like `save`, but under the first name that is free, with its layers; return the name.
 
         All candidates are in one folder and have one suffix. Nothing is replaced.
         """
         names = iter(candidates)
         first = next(names)
-        data = self.encoded(format_of(first), first.parent, metadata=metadata, quality=quality)
+        data = self._all_encoded(format_of(first), first.parent, metadata=metadata, quality=quality)
         with writing(first):
-            return publish_free(data, itertools.chain([first], names))
+            return publish_all_free(data, map(self.files, itertools.chain([first], names)))[0]
+
+    def files(self, path: str | os.PathLike) -> list[Path]:
+        """Return the names that `save` writes: the path, and for layers NAME-layer1.SUFFIX and so on, bottom first."""
+        return [Path(path), *layer_files(Path(path), len(self.layers))]
 
     def encoded(self, form: Format, folder: Path, *, metadata: bool = True, quality: Quality = None) -> bytes:
         """Return the picture as the bytes of a file in `folder`; the recipe names other files relative to it."""
-        return encode(self.image, form, texts=self._texts(folder) if metadata else None, quality=quality)
+        return self._all_encoded(form, folder, metadata=metadata, quality=quality, pictures=[self.image])[0]
+
+    def _all_encoded(
+        self,
+        form: Format,
+        folder: Path,
+        *,
+        metadata: bool,
+        quality: Quality,
+        pictures: Iterable[Image.Image] | None = None,
+    ) -> list[bytes]:
+        """Return the picture and its layers as the bytes of files, each with the recipe."""
+        texts = self._texts(folder) if metadata else None
+        each = [self.image, *self.layers] if pictures is None else pictures
+        return [encode(picture, form, texts=texts, quality=quality) for picture in each]
 
     def _check_target(self, path: str | os.PathLike) -> None:
         """Raise RequestError if a file is one of the input pictures."""
@@ -140,8 +161,10 @@ def make_result(
     kernels: str,
 ) -> Result:
     """Build the result of a finished edit; `steps` is the number of steps that ran the whole transformer."""
+    layers = [picture(from_pixels(pixels), plan) for pixels in media.pixels] if media.kind == "layers" else []
     return Result(
-        image=picture(media.pixels[0], plan),
+        image=picture(shown(media), plan),
+        layers=layers,
         crop=None if plan.base is None else plan.crops[plan.base],
         seed=plan.request.seed,
         settings=settings(pipeline, plan, kernels),
@@ -156,9 +179,20 @@ def make_result(
     )
 
 
-def picture(pixels: UInt8[np.ndarray, "h w c"], plan: Plan) -> Image.Image:
+def layer_files(path: Path, layers: int) -> list[Path]:
+    """Return the names of the files of layers, bottom first, beside that of their composite."""
+    return [path.with_name(f"{path.stem}-layer{number}{path.suffix}") for number in range(1, layers + 1)]
+
+
+def shown(media: Media) -> Image.Image:
+    """Return what a viewer sees: the picture, or the alpha composite of layers, RGBA."""
+    bottom, *others = map(from_pixels, media.pixels)
+    return functools.reduce(Image.alpha_composite, others, bottom)
+
+
+def picture(drawn: Image.Image, plan: Plan) -> Image.Image:
     """Return the final picture: without padding, or pasted back into the original."""
-    drawn, request = from_pixels(pixels), plan.request
+    request = plan.request
     if plan.base is None:
         return drawn
     crop, original = plan.crops[plan.base], request.originals[plan.base]

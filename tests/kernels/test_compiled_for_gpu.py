@@ -7,13 +7,14 @@ import gpu_compile
 import jax
 import jax.numpy as jnp
 import pytest
+import qwen_full_size
 from collectives import count_collectives
 from full_size import stage
 from jax.sharding import NamedSharding, PartitionSpec
 
 from joyjax.kernels.attention import attention
 from joyjax.kernels.cases import SHAPES, Shape, cases
-from joyjax.kernels.choice import Kernels
+from joyjax.kernels.choice import SELECTING, Kernels
 from joyjax.kernels.modulate_pallas import WIDEST
 from joyjax.sharding.attention import partitioned_attention
 from joyjax.sharding.place import on_shards
@@ -107,6 +108,28 @@ def test_a_step_with_kernels(sizes):
     assert count_collectives(own.as_text()) == count_collectives(plain.as_text())
     working = [program.memory_analysis().temp_size_in_bytes for program in (own, plain)]
     assert working[0] <= 1.05 * working[1]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param({}, id="alone"),
+        pytest.param({"cfg": 2, "sequence": 2, "tensor": 2}, id="on a mesh", marks=pytest.mark.nightly),
+    ],
+)
+def test_a_step_whose_references_have_time_0(sizes):
+    """Of each block, both norms of the image are kernels that select by token."""
+    mesh = gpu_compile.gpu_mesh(sizes) if sizes else gpu_compile.gpu_mesh()
+    step, (weights, *arguments) = qwen_full_size.step(mesh, 2, references=4096, zero_cond_t=True)
+    chosen = dataclasses.replace(weights, kernels=Kernels(**dict.fromkeys(SELECTING, "mosaic")))
+    own, plain = (gpu_compile.compile_for_gpu(step, each, *arguments, mesh=mesh) for each in (chosen, weights))
+    calls = gpu_compile.custom_calls(own)
+    assert calls["mosaic_gpu_v2"] == 2 + 1 + 2  # norms of both blocks, the first one's residual; rotations
+    assert calls["__cudnn$fmhaSoftmax"] == 2
+    assert "mosaic_gpu_v2" not in gpu_compile.custom_calls(plain)
+    assert count_collectives(own.as_text()) == count_collectives(plain.as_text())
+    working = [program.memory_analysis().temp_size_in_bytes for program in (own, plain)]
+    assert working[0] <= 1.1 * working[1]
 
 
 def test_attention_is_cudnn_and_keeps_no_scores():

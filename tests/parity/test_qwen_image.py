@@ -11,11 +11,12 @@ from qwen_pairs import PATCH, channel_first, channel_last
 from joyjax.convert import qwen2_5_vl, qwen_image
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.stream import fill
+from joyjax.kernels.choice import PLAIN, Kernels
 from joyjax.layers.condition import Condition
 from joyjax.layers.decoder import TextInputs
 from joyjax.layers.patch import unpatchify
 from joyjax.layers.weights import Weights
-from joyjax.models.qwen_image import image_positions, text_start
+from joyjax.models.qwen_image import image_positions, modulations, text_start
 from joyjax.reading import read_json
 
 pytestmark = [pytest.mark.jax, pytest.mark.parity]
@@ -41,6 +42,18 @@ def load(component, folder, dtype=jnp.float32) -> Weights:
 @pytest.fixture(scope="module")
 def transformer(qwen_folder):
     return load(qwen_image.TRANSFORMER, qwen_folder)
+
+
+@pytest.fixture(scope="module")
+def at_time_0(qwen_folder, qwen_reference):
+    """Ours and the reference's transformer with `zero_cond_t`, which adds no weights."""
+    import qwen_checkpoint
+
+    theirs = type(qwen_reference.transformer)(**qwen_checkpoint.TRANSFORMER, zero_cond_t=True)
+    theirs.load_state_dict(qwen_reference.transformer.state_dict())
+    config = read_json(qwen_folder / "transformer" / "config.json") | {"zero_cond_t": True}
+    held = Tensors.open(qwen_folder / "transformer")
+    return fill(qwen_image.TRANSFORMER, qwen_image.TRANSFORMER.configure(config), held, jnp.float32), theirs.eval()
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +125,10 @@ def test_rows_with_texts_of_unlike_length(transformer, qwen_reference, error):
     assert error(ours(transformer, tokens, sizes, padded, time, lengths), expected) < VELOCITY_TOLERANCE
 
 
-def test_rows_with_pictures_of_unlike_size(transformer, qwen_reference, error):
+@pytest.mark.parametrize("zero", [False, True], ids=["one time", "references at time 0"])
+def test_rows_with_pictures_of_unlike_size(zero, transformer, qwen_reference, at_time_0, error):
     """The reference cannot batch these; each row is what it gives alone."""
+    weights, theirs = at_time_0 if zero else (transformer, qwen_reference.transformer)
     sizes, txt_lengths = [[(3, 5), (4, 2)], [(7, 3)]], [9, 4]
     time, txt = [0.8, 0.3], draw(2, 2, 9, 96)
     target, references, where = 50 * draw(5, 2, 24, 64), 50 * draw(6, 2, 10, 64), np.full((2, 34, 3), 99, np.int32)
@@ -124,7 +139,7 @@ def test_rows_with_pictures_of_unlike_size(transformer, qwen_reference, error):
         where[row, :first] = image_positions(own)[:first]
         where[row, 24 : 24 + count(own) - first] = image_positions(own)[first:]
         alone = txt[row : row + 1, : txt_lengths[row]]
-        expected.append(reference_velocity(qwen_reference.transformer, tokens, own, alone, time[row : row + 1])[0])
+        expected.append(reference_velocity(theirs, tokens, own, alone, time[row : row + 1])[0])
     condition = Condition(
         txt=jnp.asarray(txt),
         txt_lengths=jnp.int32(txt_lengths),
@@ -134,9 +149,53 @@ def test_rows_with_pictures_of_unlike_size(transformer, qwen_reference, error):
         reference_lengths=jnp.int32([8, 0]),
         txt_start=jnp.int32([text_start(own) for own in sizes]),
     )
-    result = np.asarray(predict(transformer, jnp.asarray(target), jnp.float32(time), condition))
+    result = np.asarray(predict(weights, jnp.asarray(target), jnp.float32(time), condition))
     for row, velocity in enumerate(expected):
         assert error(result[row, : len(velocity)], velocity) < VELOCITY_TOLERANCE
+
+
+SELECTING = Kernels(layer_norm_scale_shift_select01="triton", residual_gate_layer_norm_scale_shift_select01="triton")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kernels"),
+    [
+        ([(5, 3), (4, 7)], PLAIN),
+        ([(5, 3), (4, 7)], SELECTING),  # interpreted
+        ([(3, 3), (2, 9), (8, 1)], PLAIN),
+        ([(5, 7)], PLAIN),
+    ],
+    ids=["a reference", "by kernels", "two references", "none"],
+)
+def test_velocity_with_references_at_time_0(sizes, kernels, at_time_0, error):
+    weights, theirs = at_time_0
+    tokens, txt, time = draw(1, 2, count(sizes), 64), 3 * draw(2, 2, 11, 96), [0.7315, 0.02]
+    expected = reference_velocity(theirs, tokens, sizes, txt, time)
+    chosen = dataclasses.replace(weights, kernels=kernels)
+    assert error(ours(chosen, tokens, sizes, txt, time), expected) < VELOCITY_TOLERANCE
+
+
+def test_stages_with_references_at_time_0(at_time_0, error):
+    """Both modulations of a block, and image and text after it: target, references and text each at its own time."""
+    weights, theirs = at_time_0
+    network, block = weights.module(), theirs.transformer_blocks[0]
+    sizes, tokens, txt, time = [(5, 3), (4, 7)], draw(1, 2, 43, 64), draw(2, 2, 11, 96), np.float32([0.7315, 0.02])
+    kept = {}
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, name=name: kept.setdefault(name, output))
+        for name, module in (("img", block.img_mod), ("txt", block.txt_mod), ("block", block))
+    ]
+    reference_velocity(theirs, tokens, sizes, txt, time)
+    for hook in hooks:
+        hook.remove()
+    target, condition = condition_of(tokens, sizes, txt)
+    [(img, text)] = modulations(network.blocks[:1], network._embed_times(jnp.asarray(time)))
+    of_times = kept["img"].numpy().reshape(2, 2, 6, 80).swapaxes(0, 1)  # the reference's rows: first all t, then all 0
+    assert error(img, of_times) < VELOCITY_TOLERANCE
+    assert error(text[:, 0], kept["txt"].reshape(2, 6, 80)) < VELOCITY_TOLERANCE
+    found = network.first_block(target, jnp.asarray(time), condition)
+    assert error(found.txt, kept["block"][0]) < VELOCITY_TOLERANCE
+    assert error(found.img, kept["block"][1]) < VELOCITY_TOLERANCE
 
 
 def test_embedding_of_the_time(transformer, qwen_reference, error):

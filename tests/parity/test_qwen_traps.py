@@ -16,9 +16,11 @@ import joyjax
 from joyjax.families import qwen_image, qwen_image_prompt
 from joyjax.families import qwen_image_stages as family
 from joyjax.families.request import Request
+from joyjax.layers.condition import Condition
 from joyjax.layers.decoder import TextInputs
 from joyjax.layers.patch import unpatchify
 from joyjax.models.autoencoder import pictures
+from joyjax.models.qwen_image import image_positions, text_start
 from joyjax.sampling import loop, predictor
 
 pytest.importorskip("torch")
@@ -82,6 +84,16 @@ class Picture(Stages):
         velocity = self.network("transformer")(rows, jnp.full(2, 0.8, jnp.float32), self.condition)
         return velocity[:, : self.plan.lengths.target[0]]
 
+    def velocity_at_time_0(self) -> jax.Array:
+        """The velocity of a target of 5 × 3 tokens beside a reference of 4 × 7, whose time is 0."""
+        network = self.network("transformer")
+        network.config = dataclasses.replace(network.config, zero_cond_t=True)
+        rng, sizes = np.random.default_rng(0), [(5, 3), (4, 7)]
+        latents, references, txt = (jnp.float32(rng.standard_normal((2, *s))) for s in ((15, 64), (28, 64), (11, 96)))
+        where = jnp.tile(image_positions(sizes), (2, 1, 1))
+        condition = Condition(txt, None, references, where, txt_start=jnp.full(2, text_start(sizes), jnp.int32))
+        return network(latents, jnp.float32([0.7, 0.2]), condition)
+
     def decoded(self) -> jax.Array:
         own = self.plan.own.geometry
         return self.network("vae").decode(unpatchify(jnp.asarray(self.latents), own.patch, SIZE[1] // own.sides[1]))
@@ -96,6 +108,9 @@ STAGES = {
         part("transformer", lambda it: it.blocks[0].img.mlp, 80), PART_TOLERANCE, "parity/test_qwen_image.py"
     ),
     "velocity": Stage(Picture.velocity, VELOCITY_TOLERANCE, "parity/test_qwen_image.py"),
+    "velocity beside references at time 0": Stage(
+        Picture.velocity_at_time_0, VELOCITY_TOLERANCE, "parity/test_qwen_image.py"
+    ),
     "latents": Stage(lambda it: it.latents, LATENTS_TOLERANCE, "parity/test_qwen_edit.py"),
     "norm of small numbers": Stage(norm_of_small_numbers, NORM_TOLERANCE, "parity/test_wan_vae.py"),
     "decoded": Stage(Picture.decoded, DECODE_TOLERANCE, "parity/test_wan_vae.py"),

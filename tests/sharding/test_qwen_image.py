@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from collectives import count_collectives, gathered_shapes
+from conftest import relative_error
 from meshes import MESHES, draw, make_condition, make_weights, mesh_of, name_of
 from whole_step import cached_step, denoise_step
 
 from joyjax.convert.qwen_image import TRANSFORMER
+from joyjax.kernels.choice import PLAIN, Kernels
 from joyjax.layers.condition import Condition
 from joyjax.layers.weights import Weights
 from joyjax.models.qwen_image import QwenImageConfig
@@ -28,6 +30,7 @@ CONFIG = QwenImageConfig(
     joint_attention_dim=24,
     axes_dims_rope=(4, 6, 6),
 )
+ZERO = dataclasses.replace(CONFIG, zero_cond_t=True)
 NUMBERS = tuple(np.float32(number) for number in (0.8, 0.5, 0.8, 3))  # two levels, the time, the scale
 
 
@@ -85,33 +88,76 @@ def test_a_step_is_the_same_on_every_mesh(sizes, case, alone, error):
     mesh = mesh_of(**sizes)
     with jax.set_mesh(mesh):
         result = step(weights_on(mesh), latents, condition)
-    for n in range(len(latents)):
-        valid = latents.shape[1] if condition.target_lengths is None else int(condition.target_lengths[n])
-        assert error(result[n, :valid], expected[n, :valid]) < 2e-5
+    assert error_of_valid(result, expected, condition, error) < 2e-5
 
 
-@pytest.mark.parametrize("sizes", [None, ALL_AXES], ids=["alone", "on a mesh"])
-def test_a_step_with_a_cache_that_runs_all_blocks_is_the_exact_one(sizes, alone, error):
-    latents, condition, expected = alone["even"]
+def error_of_valid(result, expected, condition, error) -> float:
+    """Return the largest error of a row's valid tokens."""
+    valid = [result.shape[1]] * len(result) if condition.target_lengths is None else condition.target_lengths
+    return max(error(result[n, : valid[n]], expected[n, : valid[n]]) for n in range(len(result)))
+
+
+SELECTING = Kernels(layer_norm_scale_shift_select01="triton", residual_gate_layer_norm_scale_shift_select01="triton")
+
+
+@pytest.fixture(scope="module")
+def at_time_0(alone):
+    """The step of an edit whose references have time 0, on one device; the rows are of unlike lengths."""
+    latents, condition, same_time = alone["edit"]
+    expected = step(weights_on(config=ZERO), latents, condition)
+    assert relative_error(expected, same_time) > 0.01
+    return latents, condition, expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kernels"),
+    [
+        pytest.param({"ulysses": 2, "ring": 3}, PLAIN, id="daily"),
+        pytest.param(ALL_AXES, SELECTING, id="by kernels"),
+        *(pytest.param(sizes, PLAIN, id=name_of(sizes), marks=pytest.mark.nightly) for sizes in MESHES),
+    ],
+)
+def test_references_at_time_0_on_every_mesh(sizes, kernels, at_time_0, error):
+    """Where a device's target ends and its references begin differs by row and device."""
+    latents, condition, expected = at_time_0
+    mesh = mesh_of(**sizes)
+    with jax.set_mesh(mesh):
+        weights = dataclasses.replace(weights_on(mesh, ZERO), kernels=kernels)
+        result = step(weights, latents, condition)
+    assert error_of_valid(result, expected, condition, error) < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("sizes", "zero"),
+    [
+        pytest.param(None, False, id="alone"),
+        pytest.param(ALL_AXES, False, id="on a mesh"),
+        pytest.param(None, True, id="references at 0", marks=pytest.mark.nightly),
+    ],
+)
+def test_a_step_with_a_cache_that_runs_all_blocks_is_the_exact_one(sizes, zero, alone, at_time_0, error):
+    latents, condition, expected = at_time_0 if zero else alone["even"]
 
     def cached(mesh=None) -> jax.Array:
-        weights = weights_on(mesh)
+        weights = weights_on(mesh, ZERO if zero else CONFIG)
         cache = empty_cache(weights, latents, condition, kind="taylor")
         how = np.float32(0.1), np.bool_(False)
         return cached_step(weights, jnp.copy(latents), cache, condition, *NUMBERS, *how, channels=16)[0]
 
     if sizes is None:
-        assert error(cached(), expected) < 2e-5
+        assert error_of_valid(cached(), expected, condition, error) < 2e-5
         return
     mesh = mesh_of(**sizes)
     with jax.set_mesh(mesh):
         assert error(cached(mesh), expected) < 2e-5
 
 
-def compiled_step(layers: int, sizes: dict[str, int], tokens: tuple[int, int, int]) -> str:
+def compiled_step(
+    layers: int, sizes: dict[str, int], tokens: tuple[int, int, int], config: QwenImageConfig = CONFIG
+) -> str:
     mesh = mesh_of(**sizes)
     with jax.set_mesh(mesh):
-        weights = weights_on(mesh, dataclasses.replace(CONFIG, num_layers=layers))
+        weights = weights_on(mesh, dataclasses.replace(config, num_layers=layers))
         condition = condition_of(2, 2, tokens, ragged=False)
         flat, tree = jax.tree.flatten((weights, draw(4, 2, tokens[1], 16), condition, *NUMBERS))
         program = jax.jit(lambda *flat: denoise_step(*tree.unflatten(flat), channels=16))
@@ -146,3 +192,11 @@ def test_collectives(sizes, tokens, of_block, of_rest):
     assert dict(+rest) == of_rest
     for shape in gathered_shapes(programs[3]):
         assert shape.startswith(("f32[2,48,", "f32[2,36,")) or ",6,64]" in shape, shape  # latents, modulations
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("sizes", [{"tensor": 4}, {"ulysses": 4}, {"cfg": 2, "tensor": 2}], ids=name_of)
+def test_references_at_time_0_exchange_nothing_more(sizes):
+    """The second modulation goes with the first, and which one a token has is known on each device."""
+    own, plain = (count_collectives(compiled_step(2, sizes, (13, 35, 35), config)) for config in (ZERO, CONFIG))
+    assert own == plain

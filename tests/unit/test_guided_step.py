@@ -96,7 +96,7 @@ def test_a_step_donates_its_latents(loaded, first):
     latents, condition = jnp.asarray(run.noise), run.condition
     levels = loaded.parts.solver.levels(2, None, None).step(0)
     velocity = predict(loaded.weights["transformer"], latents, levels.time, condition)
-    how = {"passes": 2, "solver": loaded.parts.solver, "guidance": loaded.family.guidance(loaded.parts)}
+    how = {"passes": 2, "solver": loaded.parts.solver, "guidance": loaded.family.guidance(loaded.parts, run.request)}
     after = advance(latents, velocity, levels, np.float32([4]), **how)
     assert latents.is_deleted()
     assert not any(array.is_deleted() for array in (after, *jax.tree.leaves((condition, loaded.weights))))
@@ -106,7 +106,7 @@ def test_all_stages_compose_into_one_program(loaded, first):
     run = prepared(loaded)
     solver, own = loaded.parts.solver, run.plan.own.geometry
     levels = solver.levels(run.request.steps, None, None)
-    how = {"passes": 2, "solver": solver, "guidance": loaded.family.guidance(loaded.parts)}
+    how = {"passes": 2, "solver": solver, "guidance": loaded.family.guidance(loaded.parts, run.request)}
 
     @jax.jit
     def whole(weights, latents, scale):

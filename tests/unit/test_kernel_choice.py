@@ -18,8 +18,9 @@ from joyjax.errors import RequestError
 from joyjax.families.family import Lengths
 from joyjax.kernels import measure, modulate_pallas
 from joyjax.kernels.cases import Shape, cases
-from joyjax.kernels.choice import OPERATIONS, PLAIN, Kernels
+from joyjax.kernels.choice import OPERATIONS, PLAIN, SELECTING, Kernels
 from joyjax.kernels.measure import Measured
+from joyjax.models.qwen_image import QwenImageConfig
 from joyjax.provenance.recipe import read_recipe
 from joyjax.runtime import kernel_cache, kernel_choice
 from joyjax.runtime.kernel_choice import KernelChooser, kernel_of, step_shape
@@ -29,6 +30,16 @@ pytestmark = [pytest.mark.jax, pytest.mark.filterwarnings("ignore::joyjax.Advice
 PROGRAM = Path(__file__).parents[1] / "kernel_processes.py"
 SHAPE = Shape(rows=2, images=5, texts=3, heads=4, width=64, channels=256)
 NORM, RESIDUAL, ROTATION = OPERATIONS
+QWEN_IMAGE = {
+    "patch_size": 2,
+    "in_channels": 12,
+    "out_channels": 3,
+    "num_layers": 2,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 10,
+    "axes_dims_rope": [2, 2, 4],
+}
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
 EDIT = {"image": PICTURE, "prompt": "make it red", "steps": 1, "guidance_scale": 2.0}
 
@@ -246,6 +257,20 @@ def test_pallas_names_what_it_cannot_run(tmp_path):
     assert "tokens of 8192 channels; the kernel takes up to 6144" in asked.take_notes()[0]
 
 
+@pytest.mark.parametrize("setting", ["auto", "pallas"])
+def test_where_tokens_select_those_operations_are_measured(setting, tmp_path, monkeypatch):
+    """And not the plain ones, which only the text runs then."""
+    timed(monkeypatch, 20, 10)
+    chosen = chooser(tmp_path, setting).choose(dataclasses.replace(SHAPE, modulations=2))
+    assert chosen == Kernels(**dict.fromkeys(SELECTING, "triton"))
+    assert (chosen.layer_norm_scale_shift, chosen.residual_gate_layer_norm_scale_shift) == (None, None)
+    if setting == "auto":
+        [(key, rows)] = kernel_cache.kept(tmp_path)
+        assert key["shape"]["modulations"] == 2
+        assert [row.operation for row in rows] == list(SELECTING)
+        assert chooser(tmp_path).choose(SHAPE) == Kernels(**dict.fromkeys(OPERATIONS, "triton"))  # measured anew
+
+
 def test_an_unknown_choice_is_refused():
     with pytest.raises(RequestError, match="kernels is 'fast'; choose one of: auto, xla, pallas"):
         joyjax.load(kernels="fast")
@@ -258,6 +283,8 @@ def test_the_shape_of_a_step():
     mesh = jax.make_mesh((2, 4), ("cfg", "sequence"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):
         assert step_shape(config, lengths, 2) == Shape(2, 12, 64, 5, 32, 160)
+    raw = {**QWEN_IMAGE, "zero_cond_t": True}
+    assert step_shape(QwenImageConfig.from_diffusers(raw), lengths, 2) == Shape(4, 48, 256, 2, 8, 16, modulations=2)
 
 
 @pytest.fixture(scope="module")

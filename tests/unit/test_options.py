@@ -175,7 +175,10 @@ def test_the_table_is_sound():
 
 
 def test_warmup_takes_what_compiles_another_program():
-    assert COMPILING == ("guidance_scale", "guidance_until", "base_size", "vae_encode", "vae_decode", "cache")
+    assert COMPILING == (
+        *("guidance_scale", "guidance_until", "cfg_normalize", "base_size", "layers", "vae_encode", "vae_decode"),
+        "cache",
+    )
     assert set(COMPILING) <= {param.name for param in COMMANDS["warmup"].params}
 
 
@@ -323,6 +326,7 @@ def test_what_a_request_has_is_plain_in_a_recipe(name):
         **dict.fromkeys(("prompt", "negative_prompt"), "x"),
         **{"steps": 3, "sigmas": [1.0, 0.5], "guidance_scale": [2, 1.0], "guidance_until": 0.5, "seed": np.uint64(7)},
         **{"height": np.int32(64), "width": 64, "exact_size": np.True_, "base_size": 256, "fit": "pad"},
+        **{"layers": 3, "cfg_normalize": np.True_},
         **{"paste_back": True, "vae_encode": "auto", "vae_decode": "tiled", "cache": "first-block:0.05"},
     }
     option = EDIT[name]

@@ -16,7 +16,7 @@ from joyjax.errors import CheckpointError, ConfigError
 from joyjax.layers.condition import Condition
 from joyjax.layers.patch import patchify
 from joyjax.layers.weights import Weights, count_parameters, leaves
-from joyjax.models.qwen_image import QwenImageConfig, image_positions, text_start
+from joyjax.models.qwen_image import QwenImageConfig, image_positions, layer_positions, text_start
 from joyjax.reading import read_json
 from joyjax.sharding.rules import RULES
 
@@ -33,6 +33,7 @@ REAL = {
     "out_channels": 16,
     "patch_size": 2,
 }
+LAYERED = REAL | {"zero_cond_t": False, "use_additional_t_cond": True, "use_layer3d_rope": True}
 FIELDS = [key for key in REAL if not key.startswith("_") and key != "guidance_embeds"]
 PARAMETERS = 20_430_401_088
 SMALL = REAL | {
@@ -76,10 +77,20 @@ def test_real_config():
     config = QwenImageConfig.from_diffusers(REAL)
     assert (config.hidden_size, config.head_dim, config.patch, config.patch_area) == (3072, 128, (2, 2), 4)
     assert config.axes_dims_rope == (16, 56, 56)
+    assert (config.modulations, config.layered) == (1, False)
     later = {"zero_cond_t": False, "use_additional_t_cond": False, "use_layer3d_rope": False}
     older = {"pooled_projection_dim": 768}
     for more in (later, older, {}):
         assert hash(config) == hash(QwenImageConfig.from_diffusers(copy.deepcopy(REAL) | more))
+
+
+def test_configs_of_the_other_kinds():
+    edit = QwenImageConfig.from_diffusers(REAL | {"zero_cond_t": True})  # 2511
+    assert (edit.modulations, edit.layered, edit.use_additional_t_cond) == (2, False, False)
+    layered = QwenImageConfig.from_diffusers(LAYERED)
+    assert (layered.modulations, layered.layered, layered.use_additional_t_cond) == (1, True, True)
+    with pytest.raises(ConfigError, match="zero_cond_t is True, .* zero_cond_t only without them"):
+        QwenImageConfig.from_diffusers(LAYERED | {"zero_cond_t": True})
 
 
 @pytest.mark.parametrize("key", FIELDS)
@@ -100,9 +111,16 @@ def test_the_wrong_type_is_refused(key, value):
     [
         ("unheard_of", 1, "unheard_of = 1 is not known"),
         ("guidance_embeds", True, "guidance_embeds is True; this version of joyjax implements False"),
-        ("zero_cond_t", True, "zero_cond_t is True; this version of joyjax implements False"),
-        ("use_additional_t_cond", True, "use_additional_t_cond is True; this version of joyjax implements False"),
-        ("use_layer3d_rope", True, "use_layer3d_rope is True; this version of joyjax implements False"),
+        ("zero_cond_t", 1, "zero_cond_t is 1; expected bool"),
+        ("zero_cond_t", "true", "zero_cond_t is 'true'; expected bool"),
+        ("use_additional_t_cond", 0, "use_additional_t_cond is 0; expected bool"),
+        ("use_layer3d_rope", [True], r"use_layer3d_rope is \[True\]; expected bool"),
+        ("use_additional_t_cond", True, "use_additional_t_cond True and use_layer3d_rope False; expected the last two"),
+        (
+            "use_layer3d_rope",
+            True,
+            "use_additional_t_cond False and use_layer3d_rope True; expected the last two alike",
+        ),
         ("patch_size", 1, "patch_size is 1; this version of joyjax implements 2"),
         ("num_layers", 0, "must be positive"),
         ("num_layers", 201, "num_layers is 201; expected int, 200 at most"),
@@ -134,6 +152,35 @@ def test_rows_and_columns_are_counted_from_the_middle():
     assert text_start([(64, 64)]) == positions[:, 1:].max() + 29
 
 
+def test_positions_of_layers():
+    """Two layers and their composite are frames 0 to 2, the condition is frame -1, and text starts at 3 at least."""
+    positions = layer_positions((1, 3), 2)
+    assert positions[:, 0].tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [-1] * 3
+    assert positions[9:, 1:].tolist() == positions[:3, 1:].tolist() == [[-1, -2], [-1, -1], [-1, 0]]
+    assert text_start([(1, 3)], 3) == 3
+    assert text_start([(8, 3)], 3) == 4
+
+
+def test_every_tensor_of_the_layered_one_is_matched():
+    """One tensor more than the others have, without a bias."""
+    tensors = real_tensors() | {"time_text_embed.addition_t_embedding.weight": (2, 3072)}
+    config = TRANSFORMER.configure(LAYERED)
+    state = TRANSFORMER.abstract(config, jnp.bfloat16).state
+    parameters = {path: leaf.shape for path, leaf in leaves(state).items()}
+    found = match(TRANSFORMER.rules(config), TRANSFORMER.ignored, tensors, parameters, where="transformer")
+    assert {m.source for m in found} == tensors.keys()
+    assert len(found) == len(parameters) == 1934
+    assert count_parameters(state) == PARAMETERS + 2 * 3072
+    assert leaves(state)["time_added"].dtype == "float32"
+    for raw, held in ((REAL, tensors), (LAYERED, real_tensors())):  # the other kind's file
+        own = TRANSFORMER.configure(raw)
+        own_parameters = {
+            path: leaf.shape for path, leaf in leaves(TRANSFORMER.abstract(own, jnp.bfloat16).state).items()
+        }
+        with pytest.raises(CheckpointError, match="addition_t_embedding"):
+            match(TRANSFORMER.rules(own), TRANSFORMER.ignored, held, own_parameters, where="transformer")
+
+
 def test_every_tensor_of_the_real_size_is_matched():
     tensors, config = real_tensors(), TRANSFORMER.configure(REAL)
     state = TRANSFORMER.abstract(config, jnp.bfloat16).state
@@ -153,11 +200,13 @@ def test_every_tensor_of_the_real_size_is_matched():
 
 
 @pytest.mark.parity
-def test_these_are_the_tensors_of_the_reference():
+@pytest.mark.parametrize("raw", [REAL, pytest.param(LAYERED, marks=pytest.mark.nightly)], ids=["plain", "layered"])
+def test_these_are_the_tensors_of_the_reference(raw):
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     with torch.device("meta"):
-        theirs = diffusers.QwenImageTransformer2DModel(**{key: REAL[key] for key in FIELDS})
-    assert {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()} == real_tensors()
+        theirs = diffusers.QwenImageTransformer2DModel(**{key: raw[key] for key in raw if not key.startswith("_")})
+    more = {"time_text_embed.addition_t_embedding.weight": (2, 3072)} if raw is LAYERED else {}
+    assert {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()} == real_tensors() | more
 
 
 def test_real_size():

@@ -54,7 +54,7 @@ def plan(pipeline, prompt="a tree", **options):
         ({"steps": 3, "sigmas": [1.0, 0.5]}, r"steps is 3, but there are 2 sigmas"),
         ({"guidance_scale": [4.0, 2.0], "steps": 3}, r"guidance_scale has 2 values; .* 3 steps"),
         ({"prompt": None}, r"prompt is a NoneType; expected a str"),
-        ({"layers": 4}, r"layers"),
+        ({"layers": 4}, r"layers is 4, but Qwen-Image has no such option"),
         ({"true_cfg_scale": 4.0}, r"true_cfg_scale.*guidance_scale"),
         ({"cache": "often"}, r"cache is 'often'; expected"),
     ],
@@ -69,7 +69,7 @@ def test_what_is_refused(options, message, qwen_loaded, monkeypatch):
 
 @pytest.mark.parametrize(
     "class_name",
-    ["QwenImage21Pipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline", "QwenImageLayeredPipeline", "Qwen"],
+    ["QwenImage21Pipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline", "Qwen"],
 )
 def test_other_kinds_are_refused_with_the_known_ones(class_name, qwen_folder, tmp_path):
     folder = shutil.copytree(qwen_folder, tmp_path / "m")
@@ -88,7 +88,6 @@ def change(folder: Path, name: str, **changes) -> None:
     ("file", "changes", "message"),
     [
         ("transformer/config.json", {"guidance_embeds": True}, "guidance_embeds is True"),
-        ("transformer/config.json", {"zero_cond_t": True}, "zero_cond_t is True"),
         ("transformer/config.json", {"joint_attention_dim": 95}, "joint_attention_dim is 95, but the text's hidden_si"),
         ("transformer/config.json", {"out_channels": 4, "in_channels": 16}, "out_channels is 4, but the VAE's z_dim"),
         ("scheduler/scheduler_config.json", {"time_shift_type": "cubic"}, "time_shift_type is 'cubic'"),

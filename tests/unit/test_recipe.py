@@ -60,6 +60,8 @@ EDIT = {
     "vae_decode": "exact",
     "guidance_until": 0.1 + 0.2,
     "cache": None,
+    "layers": None,
+    "cfg_normalize": None,
 }
 PROMPTS = [
     "make the sky red",

@@ -73,9 +73,30 @@ def test_qwen_images_class_is_the_same_network(more):
     assert QWEN["_class_name"] in VAE.class_names
 
 
-def test_a_channel_of_transparency_is_refused():
-    with pytest.raises(ConfigError, match="input_channels is 4; this version of joyjax implements 3"):
-        WanVAEConfig.from_diffusers(QWEN | {"input_channels": 4})
+LAYERED = QWEN | {"input_channels": 4}
+
+
+def test_channels_of_a_picture():
+    assert WanVAEConfig.from_diffusers(LAYERED).input_channels == 4
+    assert WanVAEConfig.from_diffusers(QWEN).input_channels == 3
+    for more, message in (
+        ({"input_channels": 1}, "input_channels is 1; this version of joyjax implements 3 and 4"),
+        ({"input_channels": True}, "input_channels is True; expected int"),
+        ({"input_channels": "4"}, "input_channels is '4'; expected int"),
+        ({"input_channels": 4, "in_channels": 3}, "in_channels is 3; this version of joyjax implements 4"),
+        ({"in_channels": 4}, "in_channels is 4; this version of joyjax implements 3"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            WanVAEConfig.from_diffusers(QWEN | more)
+
+
+def test_a_channel_of_alpha_changes_two_convolutions():
+    three, four = (shapes(WanVAEConfig.from_diffusers(raw)) for raw in (QWEN, LAYERED))
+    assert {path: four[path] for path in four if four[path] != three[path]} == {
+        "encoder.conv_in.kernel": (3, 3, 4, 96),
+        "decoder.conv_out.kernel": (3, 3, 96, 4),
+        "decoder.conv_out.bias": (4,),
+    }
 
 
 def test_real_size():
@@ -88,7 +109,7 @@ def test_real_size():
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("given", [REAL, QWEN], ids=["Wan", "Qwen-Image"])
+@pytest.mark.parametrize("given", [REAL, QWEN, LAYERED], ids=["Wan", "Qwen-Image", "with alpha"])
 @pytest.mark.parametrize(
     ("changes", "tensors", "parameters"),
     [
@@ -110,7 +131,8 @@ def test_every_tensor_of_the_reference_is_matched(given, changes, tensors, param
     assert {m.target for m in found} == shapes(config).keys()
     assert state.keys() - {m.source for m in found} == {name for name in state if ".time_conv." in name}
     if tensors:
-        assert (len(state), theirs.num_parameters()) == (tensors, parameters)
+        more = 2 * 27 * 96 + 1 if given is LAYERED else 0  # of the two outer convolutions
+        assert (len(state), theirs.num_parameters()) == (tensors, parameters + more)
     with pytest.raises(CheckpointError, match=r"decoder\.up_blocks\.1\.resnets\.0\.conv1\.weight .* is missing"):
         match(
             VAE.rules(config),

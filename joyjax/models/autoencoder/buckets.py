@@ -79,19 +79,19 @@ def bucket_placement(
     return bucket, Placement(size, flip, count, patches, tokens)
 
 
-def pad_to_bucket(pixels: UInt8[np.ndarray, "b h w 3"], bucket: Size) -> UInt8[np.ndarray, "b y x 3"]:
+def pad_to_bucket(pixels: UInt8[np.ndarray, "b h w c"], bucket: Size) -> UInt8[np.ndarray, "b y x c"]:
     """Transpose landscape pictures, then pad with zeros to the bucket."""
     pixels = _portrait(pixels, pixels.shape[1:3])
     padding = ((0, 0), *((0, bucket[n] - pixels.shape[1 + n]) for n in range(2)), (0, 0))
     return np.pad(pixels, padding)
 
 
-def crop_from_bucket(pixels: UInt8[np.ndarray, "b y x 3"], size: Size) -> UInt8[np.ndarray, "b h w 3"]:
+def crop_from_bucket(pixels: UInt8[np.ndarray, "b y x c"], size: Size) -> UInt8[np.ndarray, "b h w c"]:
     """Undo `pad_to_bucket` for pictures of this height and width."""
     return _portrait(pixels[:, : max(size), : min(size)], size)
 
 
-def _portrait(pixels: UInt8[np.ndarray, "b h w 3"], size: tuple[int, ...]) -> UInt8[np.ndarray, "b y x 3"]:
+def _portrait(pixels: UInt8[np.ndarray, "b h w c"], size: tuple[int, ...]) -> UInt8[np.ndarray, "b y x c"]:
     """Transpose landscape images. Its own inverse."""
     return pixels.swapaxes(1, 2) if size[1] > size[0] else pixels
 

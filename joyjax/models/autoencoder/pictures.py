@@ -50,7 +50,7 @@ class Geometry:
 
 
 def encode_picture(
-    vae: Weights, pixels: UInt8[np.ndarray, "1 h w 3"], geometry: Geometry, mode: Mode, mesh: Mesh | None
+    vae: Weights, pixels: UInt8[np.ndarray, "1 h w c"], geometry: Geometry, mode: Mode, mesh: Mesh | None
 ) -> Float[Array, "1 L P"]:
     """Return the latent tokens of a picture; zeros follow them where it was padded to a bucket."""
     placement = None
@@ -67,7 +67,7 @@ def decode_picture(
     geometry: Geometry,
     mode: Mode,
     mesh: Mesh | None,
-) -> tuple[UInt8[np.ndarray, "h w 3"], bool]:
+) -> tuple[UInt8[np.ndarray, "h w c"], bool]:
     """Return the pixels of a picture's latent tokens, which may have padding, and whether all are finite."""
     count, patch = geometry.tokens(size), geometry.patch
     latents = np.asarray(latents)[:, :count]

@@ -18,7 +18,7 @@ from joyjax.sharding.place import constrain
 @stage(static=["patch", "mode"])
 def encode_images(
     vae: Weights,
-    pixels: UInt8[Array, "b h w 3"],
+    pixels: UInt8[Array, "b h w c"],
     placement: Placement | None = None,
     *,
     patch: tuple[int, int],
@@ -58,7 +58,7 @@ def decode_latents(
     width: int | None = None,
     mode: Mode = "exact",
     bucket: tuple[int, int] | None = None,
-) -> tuple[UInt8[Array, "b h w 3"], Bool[Array, " b"]]:
+) -> tuple[UInt8[Array, "b h w c"], Bool[Array, " b"]]:
     """Return the pictures of latent tokens, `width` patches wide, and which of them are finite.
 
     With a placement, padding follows a picture's tokens, and the pictures are padded to a `bucket` of rows and columns

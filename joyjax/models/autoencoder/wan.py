@@ -26,13 +26,17 @@ from joyjax.layers.valid_region import ValidRegion
 from joyjax.models.autoencoder.tiling import TILE, Mode, apply
 from joyjax.sharding.place import constrain
 
-COLORS = 3
+COLORS, WITH_ALPHA = 3, 4  # channels of pictures
 LOG_VARIANCE = (-30.0, 20.0)  # bounds, as in DiagonalGaussianDistribution
 
 
 @dataclasses.dataclass(frozen=True)
 class WanVAEConfig:
-    """The autoencoder's config.json. `temperal_downsample` is spelt like that there; one frame does not need it."""
+    """The autoencoder's config.json. `temperal_downsample` is spelt like that there; one frame does not need it.
+
+    `input_channels` are those of a picture, in and out: 3, or 4 with alpha. Only Qwen-Image's class of this network has
+    the key.
+    """
 
     base_dim: int
     z_dim: int
@@ -41,18 +45,20 @@ class WanVAEConfig:
     temperal_downsample: tuple[bool, ...]
     latents_mean: tuple[float, ...]
     latents_std: tuple[float, ...]
+    input_channels: int = COLORS
 
     @classmethod
     def from_diffusers(cls, raw: Mapping[str, Any], where: str = "vae/config.json") -> "WanVAEConfig":
         """Read the json object; raises ConfigError for what this network does not implement."""
+        channels = raw.get("input_channels", COLORS)
         config = read_config(
             cls,
             raw,
             where=where,
+            optional={"input_channels": COLORS},
             fixed={
-                "in_channels": (COLORS,),
-                "out_channels": (COLORS,),
-                "input_channels": (COLORS,),  # in and out, in Qwen-Image's class of this network
+                "in_channels": (channels,),
+                "out_channels": (channels,),
                 "decoder_base_dim": (None, raw.get("base_dim")),
                 "attn_scales": ([],),
                 "is_residual": (False,),
@@ -60,6 +66,11 @@ class WanVAEConfig:
             },
             ignored=("dropout", "scale_factor_spatial", "scale_factor_temporal"),
         )
+        if config.input_channels not in (COLORS, WITH_ALPHA):
+            raise ConfigError(
+                f"{where}: input_channels is {config.input_channels}; this version of joyjax implements {COLORS} and "
+                f"{WITH_ALPHA}"
+            )
         if not config.dim_mult or min(config.base_dim, config.z_dim, config.num_res_blocks, *config.dim_mult) < 1:
             raise ConfigError(f"{where}: base_dim, z_dim, num_res_blocks and every dim_mult must be positive")
         if len(config.temperal_downsample) != len(config.dim_mult) - 1:
@@ -166,7 +177,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: WanVAEConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
         width, blocks = config.base_dim, nnx.List([])
-        self.conv_in = Conv(COLORS, width, 3, dtype=dtype, rngs=rngs)
+        self.conv_in = Conv(config.input_channels, width, 3, dtype=dtype, rngs=rngs)
         for level, level_width in enumerate(config.widths):
             if level > 0:
                 blocks.append(downsample(width, dtype=dtype, rngs=rngs))
@@ -178,7 +189,7 @@ class Encoder(nnx.Module):
         self.norm_out = ChannelNorm(width, axis="conv_in", dtype=dtype, rngs=rngs)
         self.conv_out = Conv(width, 2 * config.z_dim, 3, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b h w 3"], region: ValidRegion | None = None) -> Float[Array, "b y x c"]:
+    def __call__(self, x: Float[Array, "b h w c"], region: ValidRegion | None = None) -> Float[Array, "b y x z"]:
         """Return `[b, h/8, w/8, 2·z_dim]`: all the means, then all the log variances."""
         x = _by_rows(self.conv_in(x, region))
         for number, block in enumerate(self.blocks):
@@ -203,10 +214,10 @@ class Decoder(nnx.Module):
                 width = level_width
         self.blocks = blocks
         self.norm_out = ChannelNorm(width, axis="conv_in", dtype=dtype, rngs=rngs)
-        self.conv_out = Conv(width, COLORS, 3, dtype=dtype, rngs=rngs)
+        self.conv_out = Conv(width, config.input_channels, 3, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b y x z"], region: ValidRegion | None = None) -> Float[Array, "b h w 3"]:
-        """Return `[b, 8·y, 8·x, 3]`."""
+    def __call__(self, x: Float[Array, "b y x z"], region: ValidRegion | None = None) -> Float[Array, "b h w c"]:
+        """Return `[b, 8·y, 8·x, input_channels]`."""
         x = self.middle(_by_rows(self.conv_in(x, region)), region)
         for number, block in enumerate(self.blocks):
             with jax.named_scope(f"block_{number}"):
@@ -229,7 +240,7 @@ class WanVAE(nnx.Module):
         self.decoder = Decoder(config, dtype=dtype, rngs=rngs)
 
     def encode(
-        self, pixels: Float[Array, "b h w 3"], mode: Mode = "exact", size: Int[Array, " 2"] | None = None
+        self, pixels: Float[Array, "b h w c"], mode: Mode = "exact", size: Int[Array, " 2"] | None = None
     ) -> Float[Array, "b y x z"]:
         """Return the posterior's mode for pixels in [-1, 1], normalised, in float32. Sizes are multiples of 8."""
         mean, _ = self.moments(pixels, mode, size)
@@ -237,23 +248,23 @@ class WanVAE(nnx.Module):
 
     def decode(
         self, latents: Float[Array, "b y x z"], mode: Mode = "exact", size: Int[Array, " 2"] | None = None
-    ) -> Float[Array, "b h w 3"]:
+    ) -> Float[Array, "b h w c"]:
         """Return the pixels of normalised latents, clamped to [-1, 1], in float32."""
         latents = latents.astype(FLOAT32) * jnp.array(self.config.latents_std, FLOAT32)
         latents = latents + jnp.array(self.config.latents_mean, FLOAT32)
 
-        def decode(latents: Float[Array, "b y x z"]) -> Float[Array, "b h w 3"]:
+        def decode(latents: Float[Array, "b y x z"]) -> Float[Array, "b h w c"]:
             return self.decode_raw(latents, size)
 
         _check_mode(mode, size)
         return jnp.clip(apply(decode, latents, mode, (TILE // self.config.spatial_factor, TILE)), -1, 1)
 
     def moments(
-        self, pixels: Float[Array, "b h w 3"], mode: Mode = "exact", size: Int[Array, " 2"] | None = None
+        self, pixels: Float[Array, "b h w c"], mode: Mode = "exact", size: Int[Array, " 2"] | None = None
     ) -> tuple[Float[Array, "b y x z"], Float[Array, "b y x z"]]:
         """Return mean and log variance of the posterior, not normalised, in float32."""
 
-        def encode(pixels: Float[Array, "b h w 3"]) -> Float[Array, "b y x c"]:
+        def encode(pixels: Float[Array, "b h w c"]) -> Float[Array, "b y x d"]:
             pixels = pixels.astype(self.quant.kernel.dtype)
             return self.quant(self.encoder(pixels, _region(pixels, size))).astype(FLOAT32)
 
@@ -264,7 +275,7 @@ class WanVAE(nnx.Module):
 
     def decode_raw(
         self, latents: Float[Array, "b y x z"], size: Int[Array, " 2"] | None = None
-    ) -> Float[Array, "b h w 3"]:
+    ) -> Float[Array, "b h w c"]:
         """Return the pixels, not clamped, of latents that are not normalised, in float32; for training."""
         latents = latents.astype(self.post_quant.kernel.dtype)
         return self.decoder(self.post_quant(latents), _region(latents, size)).astype(FLOAT32)
