@@ -105,16 +105,20 @@ def plan_text(
     longest: int | None = None,
     picture_tokens: tuple[int, int] | None = None,
     sizes: Sequence[int] = TEXT_SIZES,
+    kept: int | None = None,
 ) -> TextPlan:
     """Plan the text encoder's run for the rows of one prompt.
 
     The first `dropped` tokens, the template's, are not kept; of more than `longest`, only the last are. With
     `picture_tokens`, the fewest and the most tokens that any picture may have, rows are padded to a length that all
-    such requests share: the most for each picture, and the next of `sizes` for the text. None: no such padding.
+    such requests share: the most for each picture, and the next of `sizes` for the text. None: no such padding. `kept`
+    is the padded number of kept states, where the caller decides it.
     """
     own_pictures = sum(height * width for height, width in grids)
     needed = max(map(len, rows))
-    if picture_tokens is not None:
+    if kept is not None:
+        needed = dropped + kept
+    elif picture_tokens is not None:
         own = needed - dropped - own_pictures
         needed = dropped + len(grids) * picture_tokens[1] + next((size for size in sizes if own <= size), own)
     first = [max(dropped, len(row) - longest) if longest else dropped for row in rows]

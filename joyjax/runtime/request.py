@@ -151,14 +151,13 @@ def _with_checked_mask(request: Request, mask: Image.Image) -> Request:
 
 
 def _pictures(image: Any, family: Family) -> list[Image.Image]:
-    if image is None:
-        return []
     several = isinstance(image, list | tuple)
     if several and not image:
         raise RequestError("image is an empty list; give a picture, or for text to image leave it out (Python: None)")
-    images = (
-        [as_picture(one, f"image[{n}]") for n, one in enumerate(image)] if several else [as_picture(image, "image")]
-    )
+    if several:
+        images = [as_picture(one, f"image[{n}]") for n, one in enumerate(image)]
+    else:
+        images = [] if image is None else [as_picture(image, "image")]
     fewest, most = family.references
     if most is not None and len(images) > most:
         other = f"; {hint}" if (hint := family.hints.get("image")) else ""
