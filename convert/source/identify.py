@@ -30,6 +30,8 @@ PIPELINES = (
     "JoyImageEditPipeline",
     "JoyImageEditPlusPipeline",
     "QwenImagePipeline",
+    "QwenImageEditPipeline",
+    "QwenImageEditPlusPipeline",
 )  # the classes of joyjax.families.registry
 NETWORKS = ("text_encoder", "transformer", "vae")
 MANIFEST = "joyjax.json"  # of a converted folder, see convert/manifest.py

@@ -57,9 +57,11 @@ def cost(configs: Configs, lengths: Lengths) -> tuple[StageCost, ...]:
 def usual(configs: Configs, base_size: int, *, plus: bool) -> Lengths:
     """Return the lengths of an edit of one square reference at a base size, with guidance and a short prompt."""
     tokens = geometry(configs).tokens((base_size, base_size))
-    side = stages.READ_SHARE * base_size if plus else base_size
     vision = configs["text_encoder"].vision
-    states = round(side / (vision.patch_size * vision.spatial_merge_size)) ** 2 + PROMPTS[0]
+    states = (
+        round(stages.read_side(base_size, plus=plus) / (vision.patch_size * vision.spatial_merge_size)) ** 2
+        + PROMPTS[0]
+    )
     padded = qwen_image_lengths.text(states, natural=True)
     return Lengths(text=(padded, padded), target=(tokens, tokens), references=(tokens, tokens), passes=2)
 

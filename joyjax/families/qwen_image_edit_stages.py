@@ -31,7 +31,6 @@ from joyjax.processors.qwen_vl import TextPlan, merged_grid, plan_text, text_inp
 from joyjax.processors.text import control_token
 
 MULTIPLE = 32  # of the sides of pictures, in pixels
-READ_SHARE = 3 / 8  # of the base size: Edit-Plus shows the text encoder pictures of 384² for results of 1024²
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,12 @@ class QwenImageEditArrays:
     positions: np.ndarray
 
 
-def size_of_area(picture: Size, side: float) -> Size:
+def read_side(base_size: int, *, plus: bool) -> int:
+    """Return the side of a square of the area that the text encoder sees: of Edit-Plus 384 for results of 1024²."""
+    return 3 * base_size // 8 if plus else base_size
+
+
+def size_of_area(picture: Size, side: int) -> Size:
     """Return the size of about `side`² pixels, in multiples of 32, for a picture of this shape.
 
     Raises:
@@ -72,7 +76,7 @@ def size_of_area(picture: Size, side: float) -> Size:
     size = round(width / ratio / MULTIPLE) * MULTIPLE, round(width / MULTIPLE) * MULTIPLE
     if min(size) < MULTIPLE:
         raise PictureError(
-            f"a picture of {picture[1]} × {picture[0]} pixels is too thin: scaled to {side:g}² pixels, one side would "
+            f"a picture of {picture[1]} × {picture[0]} pixels is too thin: scaled to {side}² pixels, one side would "
             f"be less than {MULTIPLE // 2}; crop it first"
         )
     return size
@@ -100,7 +104,7 @@ def plan(request: Request, parts: Parts, *, plus: bool) -> Plan:
     pictures = tuple(size_of_area(picture, base) for picture in originals)
     for picture in pictures:
         check_mode(request.vae_encode, picture, own, decode=False)
-    side = READ_SHARE * base if plus else base
+    side = read_side(base, plus=plus)
     read = tuple(size_of_area(picture, side) for picture in originals)
 
     window = parts.configs["text_encoder"].vision.window

@@ -43,7 +43,7 @@ def windows(grids: Sequence[Size], window: int) -> int:
     return token_class(most, WINDOW_CLASSES)
 
 
-def fewest(side: float, token: int) -> int:
+def fewest(side: int, token: int) -> int:
     """Return a number of tokens, of `token`² pixels, that all but very thin pictures of `side`² pixels exceed.
 
     The text encoder computes the prefix of template and pictures once for both prompts, and its length compiles a
