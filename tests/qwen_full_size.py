@@ -1,10 +1,11 @@
-"""Qwen-Image at the real size, as shapes: text to image at 1024 × 1024 with guidance, in bfloat16.
+"""Qwen-Image at the real size, as shapes: text to image and edits at 1024 × 1024 with guidance, in bfloat16.
 
-python tests/qwen_full_size.py    # working memory of a step as compiled for an H100, from two and three blocks
+python tests/qwen_full_size.py                    # working memory of a step as compiled for an H100, by blocks
+python tests/qwen_full_size.py --references 1     # of an edit
 """
 
+import argparse
 import json
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from whole_step import denoise_step
 
-from joyjax.convert.qwen2_5_vl import TEXT_ENCODER
+from joyjax.convert.qwen2_5_vl import TEXT_ENCODER, WITH_TOWER
 from joyjax.convert.qwen_image import TRANSFORMER
 from joyjax.families.qwen_image_stages import TEXT_SIZES
 from joyjax.layers.condition import Condition
@@ -23,6 +24,21 @@ from joyjax.layers.weights import Weights
 
 LAYERS = 60
 TEXT = TEXT_SIZES[1]  # hidden states of a prompt
+EDIT_TEXT = 1536  # with one picture of 1024²
+VISION = {
+    "depth": 32,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "hidden_act": "silu",
+    "hidden_size": 1280,
+    "in_channels": 3,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "out_hidden_size": 3584,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "window_size": 112,
+}
 
 
 def transformer(layers: int = LAYERS) -> Any:
@@ -40,8 +56,8 @@ def transformer(layers: int = LAYERS) -> Any:
     return TRANSFORMER.configure(raw)
 
 
-def text_encoder() -> Any:
-    """Return the text encoder's configuration."""
+def text_encoder(*, vision: bool = False) -> Any:
+    """Return the text encoder's configuration, with its vision tower or without."""
     raw = {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "model_type": "qwen2_5_vl",
@@ -59,26 +75,27 @@ def text_encoder() -> Any:
         "vision_start_token_id": 151652,
         "vision_end_token_id": 151653,
     }
-    return TEXT_ENCODER.configure(raw)
+    return WITH_TOWER.configure({**raw, "vision_config": VISION}) if vision else TEXT_ENCODER.configure(raw)
 
 
-def configs() -> dict[str, Any]:
-    """Return the configurations of all networks."""
-    return {"text_encoder": text_encoder(), "transformer": transformer(), "vae": WAN}
+def configs(*, vision: bool = False) -> dict[str, Any]:
+    """Return the configurations of all networks; `vision`: those of the edits."""
+    return {"text_encoder": text_encoder(vision=vision), "transformer": transformer(), "vae": WAN}
 
 
-def step(mesh: Mesh, layers: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def step(mesh: Mesh, layers: int, references: int = 0) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Return a step of a network of so many blocks as a function of arrays, and the shapes of these on a mesh."""
 
     def array(dtype: DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
 
     config, integers, numbers = transformer(layers), jnp.int32, jnp.float32
+    text, tokens = EDIT_TEXT if references else TEXT, references * TARGET
     condition = [
-        array(jnp.bfloat16, PASSES, TEXT, config.joint_attention_dim),
+        array(jnp.bfloat16, PASSES, text, config.joint_attention_dim),
         array(integers, PASSES),
-        array(numbers, PASSES, 0, config.in_channels),
-        array(integers, PASSES, TARGET, 3),
+        array(numbers, PASSES, tokens, config.in_channels),
+        array(integers, PASSES, TARGET + tokens, 3),
         *[array(integers, PASSES)] * 3,
     ]
 
@@ -89,20 +106,25 @@ def step(mesh: Mesh, layers: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     return run, (weights, latents, condition, [*[array(numbers)] * 3, array(numbers, 1)])
 
 
-def working_bytes(layers: int) -> int:
+def working_bytes(layers: int, references: int = 0) -> int:
     """Return the working memory of a step as compiled for an H100."""
     import gpu_compile
 
     mesh = gpu_compile.gpu_mesh()
-    function, arguments = step(mesh, layers)
+    function, arguments = step(mesh, layers, references)
     compiled = gpu_compile.compile_for_gpu(function, *arguments, mesh=mesh)
     return int(compiled.memory_analysis().temp_size_in_bytes)
 
 
 def main() -> None:
     """Print a JSON line for each number of blocks. From four blocks on, another one adds next to nothing."""
-    for layers in map(int, sys.argv[1:] or ("4", "6", str(LAYERS))):
-        print(json.dumps({"blocks": layers, "working_gib": round(working_bytes(layers) / 2**30, 3)}), flush=True)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("layers", type=int, nargs="*", default=[4, 6, LAYERS])
+    parser.add_argument("--references", type=int, default=0)
+    given = parser.parse_args()
+    for layers in given.layers:
+        working = round(working_bytes(layers, given.references) / 2**30, 3)
+        print(json.dumps({"blocks": layers, "references": given.references, "working_gib": working}), flush=True)
 
 
 if __name__ == "__main__":

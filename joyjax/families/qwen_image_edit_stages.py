@@ -94,8 +94,7 @@ def plan(request: Request, parts: Parts, *, plus: bool) -> Plan:
     """
     own, channels, base = geometry(parts.configs), parts.configs["vae"].z_dim, request.base_size
     originals = [(picture.height, picture.width) for picture in request.pictures]
-    natural = natural_size(originals[-1], base)
-    size = natural
+    size = natural = natural_size(originals[-1], base)
     if request.height is not None and request.width is not None:
         size = request.height, request.width
     check_sides(size, own.sides, "the model")
@@ -104,41 +103,15 @@ def plan(request: Request, parts: Parts, *, plus: bool) -> Plan:
     pictures = tuple(size_of_area(picture, base) for picture in originals)
     for picture in pictures:
         check_mode(request.vae_encode, picture, own, decode=False)
-    side = read_side(base, plus=plus)
-    read = tuple(size_of_area(picture, side) for picture in originals)
-
-    window = parts.configs["text_encoder"].vision.window
-    merged = [merged_grid(picture, parts.processor) for picture in read]
-    windows = qwen_image_lengths.windows(merged, window)
-    rows = [
-        edit_prompt_tokens(parts.tokenizer, prompt, [height * width for height, width in merged], numbered=plus)
-        for prompt in request.prompts.values()
-    ]
-    fewest = qwen_image_lengths.fewest(side, parts.processor.patch_size * parts.processor.merge_size)
-    text = plan_text(
-        rows,
-        merged,
-        dropped=EDIT_DROPPED,
-        picture_tokens=(fewest, windows * window**2),
-        kept=qwen_image_lengths.text(max(map(len, rows)) - EDIT_DROPPED, natural=size == natural),
-    )
-    target, references = own.tokens(size), sum(map(own.tokens, pictures))
-    usual = own.tokens((base, base))
-    lengths = Lengths(
-        text=(max(text.lengths), text.kept),
-        target=(target, qwen_image_lengths.target(target, usual, natural=size == natural)),
-        references=(
-            references,
-            qwen_image_lengths.references(references, len(pictures), usual, natural=size == natural),
-        ),
-        passes=len(text.rows),
-    )
+    read = tuple(size_of_area(picture, read_side(base, plus=plus)) for picture in originals)
+    text, windows = _plan_text(request, parts, read, plus=plus, natural=size == natural)
+    lengths = _plan_lengths(own, size, pictures, text, own.tokens((base, base)), natural=size == natural)
     return Plan(
         request=request,
         size=(1, *size),
         latents=(lengths.target[1], parts.configs["transformer"].in_channels),
         lengths=lengths,
-        shift=parts.solver.shift(target),
+        shift=parts.solver.shift(lengths.target[0]),
         batch_key=(lengths.target[1], request.passes, request.cache),
         encode_key=request.encode_key,
         base=len(pictures) - 1,
@@ -152,6 +125,40 @@ def plan(request: Request, parts: Parts, *, plus: bool) -> Plan:
             text=text,
             geometry=own,
         ),
+    )
+
+
+def _plan_text(
+    request: Request, parts: Parts, read: Sequence[Size], *, plus: bool, natural: bool
+) -> tuple[TextPlan, int]:
+    """Plan the text encoder's run for pictures of these sizes; return it, and the padded windows of each picture."""
+    processor, window = parts.processor, parts.configs["text_encoder"].vision.window
+    grids = [merged_grid(picture, processor) for picture in read]
+    counts = [rows * columns for rows, columns in grids]
+    windows = qwen_image_lengths.windows(grids, window)
+    prompts = request.prompts.values()
+    rows = [edit_prompt_tokens(parts.tokenizer, prompt, counts, numbered=plus) for prompt in prompts]
+    side, token = read_side(request.base_size, plus=plus), processor.patch_size * processor.merge_size
+    planned = plan_text(
+        rows,
+        grids,
+        dropped=EDIT_DROPPED,
+        picture_tokens=(qwen_image_lengths.fewest(side, token), windows * window**2),
+        kept=qwen_image_lengths.text(max(map(len, rows)) - EDIT_DROPPED, natural=natural),
+    )
+    return planned, windows
+
+
+def _plan_lengths(
+    own: Geometry, size: Size, pictures: Sequence[Size], text: TextPlan, usual: int, *, natural: bool
+) -> Lengths:
+    """Return the numbers of tokens; `usual` are those of a square of the base size."""
+    target, references = own.tokens(size), sum(map(own.tokens, pictures))
+    return Lengths(
+        text=(max(text.lengths), text.kept),
+        target=(target, qwen_image_lengths.target(target, usual, natural=natural)),
+        references=(references, qwen_image_lengths.references(references, len(pictures), usual, natural=natural)),
+        passes=len(text.rows),
     )
 
 

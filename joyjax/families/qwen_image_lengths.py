@@ -53,4 +53,6 @@ def fewest(side: int, token: int) -> int:
 
 
 def _near(tokens: int, least: int, step: int) -> int:
+    """Return the next multiple of `step`, at least `least`."""
+    step = max(1, step)
     return max(least, -(-tokens // step) * step)
