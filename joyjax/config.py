@@ -32,10 +32,10 @@ def read_config(
     """Build the frozen dataclass `cls` from the JSON object `raw`.
 
     Every field of `cls` must be in `raw`, under its own name or the one in `renamed`, with the field's type. A field in
-    `optional` may be missing or null and then takes the value given there. `fixed` lists keys of which this code
-    implements some values only; they may be missing. `ignored` keys have no effect on the result. Keys with a leading
-    underscore are metadata. The class defaults of the reference are never filled in: a checkpoint without `theta`, for
-    example, is refused. `where` names the file in messages.
+    `optional` may be missing or null and then takes the value given there, which may be None. `fixed` lists keys of
+    which this code implements some values only; they may be missing. `ignored` keys have no effect on the result. Keys
+    with a leading underscore are metadata. The class defaults of the reference are never filled in: a checkpoint
+    without `theta`, for example, is refused. `where` names the file in messages.
 
     Raises:
         ConfigError: for a missing, unknown, mistyped or unimplemented value.
@@ -52,11 +52,14 @@ def read_config(
             raise ConfigError(
                 f"{where}: {key:.200} = {value!r:.200} is not known to this version of joyjax; it may need a newer one"
             )
-    values = {}
+    values: dict[str, Any] = {}
     for key, field in known.items():
         value = raw.get(key)
         if value is None and field.name in optional:
             value = optional[field.name]
+            if value is None:
+                values[field.name] = None
+                continue
         elif key not in raw:
             raise ConfigError(f"{where}: {key} is missing; expected {_type_name(field)}")
         values[field.name] = _typed(value, field, f"{where}: {key}")

@@ -161,3 +161,57 @@ def layered_loaded(layered_folder):
     import joyjax
 
     return joyjax.load(layered_folder, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def qwen_edit_reference():
+    """Diffusers' own Qwen-Image-Edit pipeline on a tiny checkpoint with strong random weights, float32."""
+    pytest.importorskip("torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import qwen_checkpoint
+
+        return qwen_checkpoint.make_edit_pipeline("edit")
+
+
+@pytest.fixture(scope="session")
+def qwen_edit_folder(qwen_edit_reference, tmp_path_factory) -> Path:
+    """The folder of the tiny Qwen-Image-Edit checkpoint, as Diffusers writes it."""
+    import qwen_checkpoint
+
+    return qwen_checkpoint.save(qwen_edit_reference, tmp_path_factory.mktemp("qwen-edit"))
+
+
+@pytest.fixture(scope="session")
+def qwen_edit_loaded(qwen_edit_folder):
+    """The tiny Qwen-Image-Edit checkpoint in joyjax, float32."""
+    import joyjax
+
+    return joyjax.load(qwen_edit_folder, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def qwen_plus_reference():
+    """Diffusers' own Qwen-Image-Edit-Plus pipeline on a tiny checkpoint with strong random weights, float32."""
+    pytest.importorskip("torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import qwen_checkpoint
+
+        return qwen_checkpoint.make_edit_pipeline("edit-plus", seed=3)
+
+
+@pytest.fixture(scope="session")
+def qwen_plus_folder(qwen_plus_reference, tmp_path_factory) -> Path:
+    """The folder of the tiny Qwen-Image-Edit-Plus checkpoint, as Diffusers writes it."""
+    import qwen_checkpoint
+
+    return qwen_checkpoint.save(qwen_plus_reference, tmp_path_factory.mktemp("qwen-plus"))
+
+
+@pytest.fixture(scope="session")
+def qwen_plus_loaded(qwen_plus_folder):
+    """The tiny Qwen-Image-Edit-Plus checkpoint in joyjax, float32."""
+    import joyjax
+
+    return joyjax.load(qwen_plus_folder, dtype="float32")

@@ -1,6 +1,6 @@
 """Writes a tiny Qwen-Image checkpoint in Diffusers format, with random weights that make every mistake visible.
 
-    python tests/qwen_checkpoint.py FOLDER [--seed N] [--dtype float32|bfloat16] [--distilled]
+    python tests/qwen_checkpoint.py FOLDER [--kind edit|edit-plus] [--seed N] [--dtype float32|bfloat16] [--distilled]
 
 Weights are drawn as in random_checkpoint.py; modulations are linear maps here, drawn like all others. `--distilled`
 writes the schedule of checkpoints for few steps.
@@ -17,19 +17,32 @@ import torch
 from diffusers import (
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
+    QwenImageEditPipeline,
+    QwenImageEditPlusPipeline,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
 )
 from random_checkpoint import SPECIAL, strong_
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer, Qwen2VLProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 SYSTEM = (
     "system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of "
     "the objects and background:"
 )
 SAMPLE = f"{SYSTEM}\nuser\n\nassistant\n a red fox in the snow, a small blue house beside a tree, oil painting. "
+EDIT_SYSTEM = (
+    "system\nDescribe the key features of the input image (color, shape, size, texture, objects, background), then "
+    "explain how the user's text instruction should alter or modify the image. Generate a new image that meets the "
+    "user's requirements while maintaining consistency with the original input where appropriate."
+)
+EDIT_SAMPLE = (
+    f"{EDIT_SYSTEM}\nuser\nPicture 1: Picture 2: Picture 3: \nassistant\n make the sky red, put a small blue house "
+    "beside the tree and remove the dog. "
+)
+EDITS = {"edit": QwenImageEditPipeline, "edit-plus": QwenImageEditPlusPipeline}
 SCHEDULER = {
     "base_image_seq_len": 256,
     "base_shift": 0.5,
@@ -64,20 +77,22 @@ TEXT = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 2, 3]},
 }
 VISION = {"depth": 2, "hidden_size": 32, "intermediate_size": 44, "num_heads": 2, "fullatt_block_indexes": [1]}
+# Windowed and full layers by turns, and a window before the first full layer.
+EDIT_VISION = {"depth": 4, "hidden_size": 48, "intermediate_size": 44, "num_heads": 3, "fullatt_block_indexes": [1, 3]}
 VAE = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
 
 
-def make_tokenizer() -> Qwen2Tokenizer:
+def make_tokenizer(sample: str = SAMPLE) -> Qwen2Tokenizer:
     """Return a byte-level BPE tokenizer with Qwen's special tokens and one token for each word of the template.
 
-    The template then has as many tokens as with the real one: 34 before the prompt.
+    The template then has as many tokens as with the real one: 34 before the prompt, or 64 with pictures.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.train_from_iterator([SAMPLE] * 4, trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet))
+    tokenizer.train_from_iterator([sample] * 4, trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet))
     state = json.loads(tokenizer.to_str())["model"]
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in state["merges"]]
     made = Qwen2Tokenizer(vocab=state["vocab"], merges=merges, pad_token="<|endoftext|>")
@@ -85,13 +100,28 @@ def make_tokenizer() -> Qwen2Tokenizer:
     return made
 
 
-def make_text_encoder(words: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
+def make_processor(words: Qwen2Tokenizer) -> Qwen2VLProcessor:
+    """Return the reference's processor without its video processor, which needs torchvision."""
+    images = Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 3136, "longest_edge": 12845056}, patch_size=14, temporal_patch_size=2, merge_size=2
+    )
+
+    class WithoutVideo(Qwen2VLProcessor):
+        attributes = ["image_processor", "tokenizer"]
+
+        def check_argument_for_proper_class(self, name, value):
+            return type(value)
+
+    return WithoutVideo(image_processor=images, tokenizer=words, video_processor=object())
+
+
+def make_text_encoder(words: Qwen2Tokenizer, vision: dict = VISION) -> Qwen2_5_VLForConditionalGeneration:
     """Return the text encoder, as its class initialises it."""
     ids = {name: words.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad", "vision_start")}
     return Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(
             text_config=copy.deepcopy(TEXT),
-            vision_config={**VISION, "out_hidden_size": TEXT["hidden_size"]},
+            vision_config={**vision, "out_hidden_size": TEXT["hidden_size"]},
             image_token_id=ids["image_pad"],
             video_token_id=ids["video_pad"],
             vision_start_token_id=ids["vision_start"],
@@ -115,6 +145,39 @@ def make_pipeline(*, seed: int = 0, distilled: bool = False) -> QwenImagePipelin
     pipeline = QwenImagePipeline(scheduler=scheduler, tokenizer=words, **parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def make_edit_pipeline(
+    kind: str = "edit", *, seed: int = 0, **transformer: object
+) -> QwenImageEditPipeline | QwenImageEditPlusPipeline:
+    """Return the reference's pipeline of a kind of edits, float32; `transformer` are further keys of its config."""
+    generator = torch.Generator().manual_seed(seed)
+    words = make_tokenizer(EDIT_SAMPLE)
+    parts = {
+        "text_encoder": make_text_encoder(words, EDIT_VISION),
+        "transformer": QwenImageTransformer2DModel(**TRANSFORMER, **transformer),
+        "vae": AutoencoderKLQwenImage(**VAE),
+    }
+    for part in parts.values():
+        strong_(part.eval(), generator)
+    scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULER)
+    pipeline = EDITS[kind](scheduler=scheduler, tokenizer=words, processor=make_processor(words), **parts)
+    pipeline.set_progress_bar_config(disable=True)
+    pass_image_tokens(pipeline.text_encoder)
+    return pipeline
+
+
+def pass_image_tokens(text_encoder: Qwen2_5_VLForConditionalGeneration) -> None:
+    """Tell the text encoder which tokens are pictures', so that it gives them positions of three axes.
+
+    Diffusers 0.42.1 does not pass this on, and Transformers 5 then counts all tokens in one row.
+    """
+
+    def pass_on(module: object, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        kinds = (kwargs["input_ids"] == text_encoder.config.image_token_id).int()
+        return args, {"mm_token_type_ids": kinds, **kwargs}
+
+    text_encoder.register_forward_pre_hook(pass_on, with_kwargs=True)
 
 
 def save(
@@ -150,6 +213,10 @@ def save(
         "transformer": ["diffusers", "QwenImageTransformer2DModel"],
         "vae": ["diffusers", "AutoencoderKLQwenImage"],
     }
+    if hasattr(pipeline, "processor"):
+        pipeline.tokenizer.save_pretrained(folder / "processor")
+        pipeline.processor.image_processor.save_pretrained(folder / "processor")
+        index["processor"] = ["transformers", "Qwen2VLProcessor"]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     return folder
 
@@ -168,11 +235,15 @@ def main() -> None:
     """Write a checkpoint from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--kind", choices=EDITS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--distilled", action="store_true")
     arguments = parser.parse_args()
-    pipeline = make_pipeline(seed=arguments.seed, distilled=arguments.distilled)
+    if arguments.kind is None:
+        pipeline = make_pipeline(seed=arguments.seed, distilled=arguments.distilled)
+    else:
+        pipeline = make_edit_pipeline(arguments.kind, seed=arguments.seed)
     print(save(pipeline, arguments.folder, dtype=getattr(torch, arguments.dtype)))
 
 

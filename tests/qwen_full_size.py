@@ -1,11 +1,12 @@
-"""Qwen-Image at the real size, as shapes: text to image at 1024 × 1024 with guidance, in bfloat16.
+"""Qwen-Image at the real size, as shapes: text to image and edits at 1024 × 1024 with guidance, in bfloat16.
 
-python tests/qwen_full_size.py    # working memory of a step as compiled for an H100, from two and three blocks
+python tests/qwen_full_size.py                    # working memory of a step as compiled for an H100, by blocks
+python tests/qwen_full_size.py --references 1     # of an edit
 """
 
+import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from whole_step import denoise_step
 
-from joyjax.convert.qwen2_5_vl import TEXT_ENCODER
+from joyjax.convert.qwen2_5_vl import TEXT_ENCODER, WITH_TOWER
 from joyjax.convert.qwen_image import TRANSFORMER
 from joyjax.families.qwen_image_stages import TEXT_SIZES
 from joyjax.layers.condition import Condition
@@ -24,6 +25,21 @@ from joyjax.layers.weights import Weights
 
 LAYERS = 60
 TEXT = TEXT_SIZES[1]  # hidden states of a prompt
+EDIT_TEXT = 1536  # with one picture of 1024²
+VISION = {
+    "depth": 32,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "hidden_act": "silu",
+    "hidden_size": 1280,
+    "in_channels": 3,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "out_hidden_size": 3584,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "window_size": 112,
+}
 
 
 def transformer(layers: int = LAYERS, **kind: bool) -> Any:
@@ -42,8 +58,8 @@ def transformer(layers: int = LAYERS, **kind: bool) -> Any:
     return TRANSFORMER.configure(raw)
 
 
-def text_encoder() -> Any:
-    """Return the text encoder's configuration."""
+def text_encoder(*, vision: bool = False) -> Any:
+    """Return the text encoder's configuration, with its vision tower or without."""
     raw = {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "model_type": "qwen2_5_vl",
@@ -61,21 +77,21 @@ def text_encoder() -> Any:
         "vision_start_token_id": 151652,
         "vision_end_token_id": 151653,
     }
-    return TEXT_ENCODER.configure(raw)
+    return WITH_TOWER.configure({**raw, "vision_config": VISION}) if vision else TEXT_ENCODER.configure(raw)
 
 
 LAYERED = {"use_additional_t_cond": True, "use_layer3d_rope": True}
 
 
-def configs(*, layered: bool = False) -> dict[str, Any]:
-    """Return the configurations of all networks, of text to image or of layers."""
+def configs(*, vision: bool = False, layered: bool = False) -> dict[str, Any]:
+    """Return the configurations of all networks; `vision`: those of the edits, `layered`: of layers."""
     vae = dataclasses.replace(WAN, input_channels=4 if layered else 3)
     kind = LAYERED if layered else {}
-    return {"text_encoder": text_encoder(), "transformer": transformer(**kind), "vae": vae}
+    return {"text_encoder": text_encoder(vision=vision), "transformer": transformer(**kind), "vae": vae}
 
 
 def step(
-    mesh: Mesh, layers: int, *, target: int = TARGET, references: int = 0, **kind: bool
+    mesh: Mesh, layers: int, *, target: int = TARGET, references: int = 0, text: int = TEXT, **kind: bool
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Return a step of a network of so many blocks as a function of arrays, and the shapes of these on a mesh."""
 
@@ -84,7 +100,7 @@ def step(
 
     config, integers, numbers = transformer(layers, **kind), jnp.int32, jnp.float32
     condition = [
-        array(jnp.bfloat16, PASSES, TEXT, config.joint_attention_dim),
+        array(jnp.bfloat16, PASSES, text, config.joint_attention_dim),
         array(integers, PASSES),
         array(numbers, PASSES, references, config.in_channels),
         array(integers, PASSES, target + references, 3),
@@ -110,8 +126,14 @@ def working_bytes(layers: int, **sizes: Any) -> int:
 
 def main() -> None:
     """Print a JSON line for each number of blocks. From four blocks on, another one adds next to nothing."""
-    for layers in map(int, sys.argv[1:] or ("4", "6", str(LAYERS))):
-        print(json.dumps({"blocks": layers, "working_gib": round(working_bytes(layers) / 2**30, 3)}), flush=True)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("layers", type=int, nargs="*", default=[4, 6, LAYERS])
+    parser.add_argument("--references", type=int, default=0, help="pictures of 1024 × 1024")
+    given = parser.parse_args()
+    sizes = {"references": given.references * TARGET, "text": EDIT_TEXT if given.references else TEXT}
+    for layers in given.layers:
+        working = round(working_bytes(layers, **sizes) / 2**30, 3)
+        print(json.dumps({"blocks": layers, "references": given.references, "working_gib": working}), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import joyjax
+from joyjax.families import encoding
 from joyjax.families.family import Arrays, Plan
 from joyjax.families.request import Request
 from joyjax.runtime.engine import Engine
@@ -26,6 +27,10 @@ class Stages:
         self.pipeline, self.request = pipeline, request
         self.networks = Networks.of(pipeline)
 
+    @property
+    def takes_pictures(self) -> bool:
+        return self.pipeline.family.references[1] != 0
+
     @functools.cached_property
     def plan(self) -> Plan:
         return self.pipeline.family.plan(self.request, self.pipeline.parts)
@@ -36,15 +41,16 @@ class Stages:
 
     @functools.cached_property
     def txt(self) -> Any:
-        return stages_of(self.pipeline).encode_text(self.networks, self.arrays)
+        stages = encoding if self.takes_pictures else stages_of(self.pipeline)
+        return stages.encode_text(self.networks, self.arrays)
 
     @functools.cached_property
     def references(self) -> Any:
-        return stages_of(self.pipeline).encode_references(self.networks, self.arrays)
+        return encoding.encode_references(self.networks, self.arrays)
 
     @functools.cached_property
     def condition(self) -> Any:
-        given = (self.txt, self.references) if self.pipeline.family.references[1] != 0 else (self.txt,)
+        given = (self.txt, self.references) if self.takes_pictures else (self.txt,)
         return stages_of(self.pipeline).condition(self.arrays, *given)
 
     @functools.cached_property

@@ -30,6 +30,8 @@ PIPELINES = (
     "JoyImageEditPipeline",
     "JoyImageEditPlusPipeline",
     "QwenImagePipeline",
+    "QwenImageEditPipeline",
+    "QwenImageEditPlusPipeline",
     "QwenImageLayeredPipeline",
 )  # the classes of joyjax.families.registry
 NETWORKS = ("text_encoder", "transformer", "vae")

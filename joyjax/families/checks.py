@@ -1,16 +1,19 @@
 """Checks that families share: the tokenizer, consistency of a checkpoint's parts, and sizes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from joyjax.errors import CheckpointError, RequestError
 from joyjax.media.image import Size
-from joyjax.processors.text import Tokenizer, load_tokenizer
+from joyjax.processors.text import Tokenizer, control_token, load_tokenizer
 from joyjax.processors.tokenizer import check_tokenizer
+from joyjax.processors.vision import VisionProcessorConfig
+
+Pairs = tuple[tuple[str, str, Any, str, Any], ...]
 
 
-def check_equal(folder: Path, pairs: Iterable[tuple[str, str, Any, str, Any]]) -> None:
+def check_equal(folder: Path, pairs: Pairs) -> None:
     """Compare values of two parts: (file, key, value, name of the expected value, expected value).
 
     Raises:
@@ -19,6 +22,30 @@ def check_equal(folder: Path, pairs: Iterable[tuple[str, str, Any, str, Any]]) -
     for file, key, value, other, expected in pairs:
         if value != expected:
             raise CheckpointError(f"{folder / file}: {key} is {value}, but {other} is {expected}; is this one model?")
+
+
+def vision_pairs(tokenizer: Tokenizer, processor: VisionProcessorConfig, encoder: Any) -> Pairs:
+    """Return the pairs for `check_equal` of a text encoder that reads pictures, the tokenizer and the processor."""
+    image, tower = control_token(tokenizer, "<|image_pad|>"), encoder.vision
+    file = "processor/preprocessor_config.json"
+    return (
+        ("text_encoder/config.json", "image_token_id", encoder.image_token_id, "the tokenizer's <|image_pad|>", image),
+        (file, "patch_size", processor.patch_size, "the vision tower's", tower.patch_size),
+        (
+            file,
+            "temporal_patch_size",
+            processor.temporal_patch_size,
+            "the vision tower's",
+            tower.temporal_patch_size,
+        ),
+        (
+            file,
+            "merge_size",
+            processor.merge_size,
+            "the vision tower's spatial_merge_size",
+            tower.spatial_merge_size,
+        ),
+    )
 
 
 def open_tokenizer(folder: Path, vocab_size: int, template: Callable[[Tokenizer], object]) -> Tokenizer:

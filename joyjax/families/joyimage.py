@@ -18,13 +18,13 @@ from joyjax.convert.source.identity import is_own_layout
 from joyjax.convert.wan_vae import VAE
 from joyjax.errors import ConfigError
 from joyjax.families import joyimage_stages as stages
-from joyjax.families.checks import check_equal, open_tokenizer
+from joyjax.families.checks import check_equal, open_tokenizer, vision_pairs
 from joyjax.families.family import Configs, Family, Layout, Lengths, Parts, Published, StageCost
 from joyjax.families.joyimage_prompt import DROPPED, LONGEST_TEXT, prompt_tokens
 from joyjax.families.pictures import finish
 from joyjax.models.autoencoder.wan import COLORS
 from joyjax.processors.qwen_vl import TEXT_SIZES
-from joyjax.processors.text import control_token, prompts_of_sizes
+from joyjax.processors.text import prompts_of_sizes
 from joyjax.processors.vision import VisionProcessorConfig
 from joyjax.reading import read_json
 from joyjax.sampling.euler import Euler
@@ -60,49 +60,20 @@ def read(folder: Path, configs: Configs) -> Parts:
 def _check_parts(parts: Parts, folder: Path) -> None:
     """Raise CheckpointError if two valid parts do not belong to one model."""
     transformer, vae, encoder = (parts.configs[name] for name in ("transformer", "vae", "text_encoder"))
-    vision, text, tower = parts.processor, encoder.text, encoder.vision
     index = folder / "model_index.json"
     longest = read_json(index).get("text_token_max_length", LONGEST_TEXT - DROPPED)
     if longest != LONGEST_TEXT - DROPPED:
         raise ConfigError(
             f"{index}: text_token_max_length is {longest!r:.200}; joyjax implements {LONGEST_TEXT - DROPPED}"
         )
-    image = control_token(parts.tokenizer, "<|image_pad|>")
-    processor = "processor/preprocessor_config.json"
+    config, text = "transformer/config.json", encoder.text.hidden_size
     check_equal(
         folder,
         (
-            ("transformer/config.json", "in_channels", transformer.in_channels, "the VAE's z_dim", vae.z_dim),
-            (
-                "vae/config.json",
-                "input_channels",
-                vae.input_channels,
-                "the channels of this pipeline's pictures",
-                COLORS,
-            ),
-            ("transformer/config.json", "text_dim", transformer.text_dim, "the text's hidden_size", text.hidden_size),
-            (
-                "text_encoder/config.json",
-                "image_token_id",
-                encoder.image_token_id,
-                "the tokenizer's <|image_pad|>",
-                image,
-            ),
-            (processor, "patch_size", vision.patch_size, "the vision tower's", tower.patch_size),
-            (
-                processor,
-                "temporal_patch_size",
-                vision.temporal_patch_size,
-                "the vision tower's",
-                tower.temporal_patch_size,
-            ),
-            (
-                processor,
-                "merge_size",
-                vision.merge_size,
-                "the vision tower's spatial_merge_size",
-                tower.spatial_merge_size,
-            ),
+            (config, "in_channels", transformer.in_channels, "the VAE's z_dim", vae.z_dim),
+            ("vae/config.json", "input_channels", vae.input_channels, "the channels of the pipeline's pictures", COLORS),
+            (config, "text_dim", transformer.text_dim, "the text's hidden_size", text),
+            *vision_pairs(parts.tokenizer, parts.processor, encoder),
         ),
     )
 

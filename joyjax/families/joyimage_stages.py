@@ -6,29 +6,25 @@ Source: pipeline_joyimage_edit.py and pipeline_joyimage_edit_plus.py in Diffuser
 import dataclasses
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from joyjax.errors import RequestError
 from joyjax.families import joyimage_buckets, joyimage_prompt
 from joyjax.families.checks import check_sides
+from joyjax.families.encoding import edit_condition, encode_group, padded_positions
 from joyjax.families.family import Arrays, Configs, Events, Lengths, Networks, Parts, Plan
-from joyjax.families.pictures import check_noise, noise_tokens, of_rows
+from joyjax.families.pictures import check_noise, noise_tokens
 from joyjax.families.request import Request
 from joyjax.layers.condition import Condition
 from joyjax.layers.decoder import TextInputs
 from joyjax.media.framing import Crop, fit_picture, plan_fit
 from joyjax.media.image import Size, to_pixels
-from joyjax.models.autoencoder.pictures import Geometry, check_mode, encode_picture
-from joyjax.models.autoencoder.stages import join_tokens
+from joyjax.models.autoencoder.pictures import Geometry, check_mode
 from joyjax.models.qwen3_vl_vision import VisionInputs
-from joyjax.models.text_encoding import encode_prompt
 from joyjax.processors.qwen_vl import TextPlan, merged_grid, merged_tokens, plan_text, text_inputs, vision_inputs
 from joyjax.processors.text import control_token
 from joyjax.sampling.guidance import Guidance
-from joyjax.sharding.place import replicate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,24 +142,17 @@ def prepare(plan: Plan, parts: Parts) -> Arrays:
             text=text_inputs(own.text, pad, encoder.image_token_id),
             vision=vision_inputs(pictures, parts.processor, encoder.vision, own.text.image_tokens),
             pictures=pixels,
-            positions=_positions(plan),
+            positions=padded_positions(_positions(plan), plan.lengths),
         ),
     )
 
 
 def _positions(plan: Plan) -> np.ndarray:
-    """Return padded (item, row, column) of the target's tokens, then of the references'; equal in all passes."""
-    own, lengths, sides = plan.own, plan.lengths, plan.own.geometry.sides
-    items = [
-        item_positions(n, height // sides[0], width // sides[1])
-        for n, (height, width) in enumerate((plan.size[1:], *own.pictures))
-    ]
-    positions = np.zeros((lengths.passes, lengths.target[1] + lengths.references[1], 3), np.int32)
-    start = 0
-    for n, item in enumerate(items):
-        positions[:, start : start + len(item)] = item
-        start = lengths.target[1] if n == 0 else start + len(item)
-    return positions
+    """Return (item, row, column) of the target's tokens, then of the references'."""
+    own, sides = plan.own, plan.own.geometry.sides
+    sizes = (plan.size[1:], *own.pictures)
+    items = [item_positions(n, height // sides[0], width // sides[1]) for n, (height, width) in enumerate(sizes)]
+    return np.concatenate(items)
 
 
 def item_positions(item: int, rows: int, columns: int) -> np.ndarray:
@@ -174,47 +163,13 @@ def item_positions(item: int, rows: int, columns: int) -> np.ndarray:
 
 def encode(networks: Networks, group: Sequence[Arrays], events: Events) -> list[Condition]:
     """Encode prompts, then references."""
-    with events.stage("prompt"):
-        texts = [jax.block_until_ready(encode_text(networks, arrays)) for arrays in group]
-    with events.stage("references"):
-        references = [jax.block_until_ready(encode_references(networks, arrays)) for arrays in group]
+    texts, references = encode_group(networks, group, events)
     return [condition(*each) for each in zip(group, texts, references, strict=True)]
 
 
-def encode_text(networks: Networks, arrays: Arrays) -> Float[Array, "B J C"]:
-    """Return the hidden states of both prompts, or without guidance of the one."""
-    own = arrays.own
-    first = np.array(arrays.plan.own.text.first, np.int32)
-    with networks.use("text_encoder") as encoder:
-        inputs = replicate((own.text, own.vision, first), networks.mesh)
-        return encode_prompt(encoder, *inputs, length=arrays.plan.own.text.kept)
-
-
-def encode_references(networks: Networks, arrays: Arrays) -> Float[Array, "b R P"]:
-    """Return the concatenated latent tokens of all references, padded."""
-    plan, own = arrays.plan, arrays.own
-    if not own.pictures:
-        return replicate(np.zeros((1, 0, plan.latents[1]), np.float32), networks.mesh)
-    mode = plan.request.vae_encode
-    with networks.use("vae") as vae:
-        tokens = [encode_picture(vae, pixels, plan.own.geometry, mode, networks.mesh) for pixels in own.pictures]
-    size = plan.lengths.references[1]
-    if size == tokens[0].shape[1]:
-        return tokens[0]
-    return join_tokens(tokens, tuple(map(plan.own.geometry.tokens, plan.own.pictures)), size=size)
-
-
 def condition(arrays: Arrays, txt: Float[Array, "B J C"], references: Float[Array, "b R P"]) -> Condition:
-    """Assemble the condition of the denoising steps; every pass of a request has the same references."""
-    plan, rows = arrays.plan, txt.shape[0]
-    return Condition(
-        txt=txt,
-        txt_lengths=of_rows(plan.own.text.lengths, rows),
-        references=jnp.tile(references, (rows, 1, 1)),
-        positions=jax.device_put(arrays.own.positions),
-        target_lengths=of_rows(plan.lengths.target[0], rows),
-        reference_lengths=of_rows(plan.lengths.references[0], rows),
-    )
+    """Assemble the condition of the denoising steps."""
+    return edit_condition(arrays, txt, references)
 
 
 def guidance(parts: Parts, request: Request) -> Guidance:

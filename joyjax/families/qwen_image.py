@@ -3,7 +3,7 @@
 Source: pipeline_qwenimage.py in Diffusers. The edit kinds, Edit, Edit-Plus and Layered, have pipelines of their own.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,22 @@ STEP_BYTES = int(0.59 * 2**30)
 STEP_TOKENS = 4096  # image tokens of that step, in each of two passes
 
 
-def read(folder: Path, configs: Configs, *, layered: bool = False) -> Parts:
+def _template(tokenizer: Any) -> object:
+    return prompt_tokens(tokenizer, "")
+
+
+def read(
+    folder: Path, configs: Configs, template: Callable[[Any], object] = _template, *, layered: bool = False
+) -> Parts:
     """Open the tokenizer and the schedule, and check that all parts belong to one model.
 
-    `layered`: the model is Qwen-Image-Layered.
+    `template`: a prompt in the model's template. `layered`: the model is Qwen-Image-Layered.
     """
     scheduler = folder / "scheduler" / "scheduler_config.json"
     schedule = ScheduleConfig.from_diffusers(read_json(scheduler), where=str(scheduler), dynamic=True)
     transformer, vae, text = configs["transformer"], configs["vae"], configs["text_encoder"].text
     parts = Parts(
-        tokenizer=open_tokenizer(folder / "tokenizer", text.vocab_size, lambda tokenizer: prompt_tokens(tokenizer, "")),
+        tokenizer=open_tokenizer(folder / "tokenizer", text.vocab_size, template),
         processor=None,
         solver=Euler(schedule, time="sigma", even=True),
         configs=configs,

@@ -27,7 +27,7 @@ from joyjax.sampling.guidance import Guidance
 from joyjax.sharding.place import replicate
 
 TEXT_SIZES = (64, 256, LONGEST_PROMPT)  # tokens of a prompt with the end of its template, padded to the next of these
-CLASSES = 8  # padded token counts between a power of two and the next: padding is at most an eighth
+CLASSES = 8  # padded token counts between a power of two and the next, so that few programs serve all sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +57,9 @@ def natural_size(reference: Size | None, base_size: int) -> Size:
     return base_size, base_size
 
 
-def token_class(tokens: int) -> int:
-    """Return the padded number of tokens, so that few programs serve all sizes."""
-    step = max(8, 2 ** (tokens - 1).bit_length() // (2 * CLASSES))
+def token_class(tokens: int, classes: int = CLASSES) -> int:
+    """Return the padded number of tokens, one of `classes` between a power of two and the next."""
+    step = max(8, 2 ** (tokens - 1).bit_length() // (2 * classes))
     return -(-tokens // step) * step
 
 

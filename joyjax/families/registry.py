@@ -7,11 +7,15 @@ from joyjax.errors import CheckpointError
 from joyjax.families.family import Family, Layout
 from joyjax.families.joyimage import EDIT, EDIT_PLUS
 from joyjax.families.qwen_image import TEXT_TO_IMAGE
+from joyjax.families.qwen_image_edit import EDIT as QWEN_EDIT
+from joyjax.families.qwen_image_edit import EDIT_PLUS as QWEN_EDIT_PLUS
 from joyjax.families.qwen_image_layered import LAYERED
 from joyjax.reading import quoted, read_json
 
 FAMILIES: dict[str, Family] = {
-    class_name: family for family in (EDIT, EDIT_PLUS, TEXT_TO_IMAGE, LAYERED) for class_name in family.class_names
+    class_name: family
+    for family in (EDIT, EDIT_PLUS, TEXT_TO_IMAGE, QWEN_EDIT, QWEN_EDIT_PLUS, LAYERED)
+    for class_name in family.class_names
 }
 DEFAULT = EDIT  # `joyjax info` says whether its published model fits this machine
 

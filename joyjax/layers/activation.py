@@ -15,3 +15,8 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """
     wide = x.astype(FLOAT32) if on_cpu() else x
     return jax.nn.gelu(wide, approximate=True).astype(x.dtype)
+
+
+def swiglu(gate: Float[Array, "..."], up: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return the gate's SiLU times `up` (Shazeer, 2020); float32 inside."""
+    return (jax.nn.silu(gate.astype(FLOAT32)) * up.astype(FLOAT32)).astype(up.dtype)

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
-from joyjax.dtypes import FLOAT32
+from joyjax.layers.activation import swiglu
 from joyjax.layers.linear import Embedding, Linear
 from joyjax.layers.norm import RMSNorm, rms_norm
 from joyjax.layers.parameter import parameter
@@ -109,9 +109,8 @@ class DecoderLayer(nnx.Module):
 
     @jax.named_scope("mlp")
     def mlp(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        """SwiGLU (Shazeer, 2020): the gate's SiLU times a second map, and back; the activation is float32."""
-        hidden = jax.nn.silu(self.gate(x).astype(FLOAT32)) * self.up(x).astype(FLOAT32)
-        return self.down(hidden.astype(x.dtype))
+        """A linear map and a gate's SiLU, multiplied, and a linear map back."""
+        return self.down(swiglu(self.gate(x), self.up(x)))
 
 
 def decode(

@@ -1,10 +1,11 @@
-"""Fitting a picture to the size of the networks, by cropping or padding, and pasting their result back into it.
+"""Fitting a picture to the size of the networks, by cropping, padding or stretching, and pasting their result back.
 
 Sizes are (height, width); boxes are (left, top, right, bottom), right and bottom exclusive.
 """
 
 import dataclasses
 import math
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,7 @@ from joyjax.errors import PictureError
 from joyjax.media.image import MAX_PIXELS, Size, alpha_channel, as_rgb, rgb_profile, upright
 from joyjax.options import Fit
 
+Fitted = Fit | Literal["stretch"]  # the last is no option: models that are trained so have no other
 MUCH = 0.1  # a larger cropped share of a picture brings the advice to use --fit pad
 
 
@@ -22,7 +24,8 @@ class Crop:
 
     `source` is the size of the picture, `scale` the enlargement, and `box` the part that is kept, in possibly
     fractional pixels of the source. `lost` is the share of the area that is cropped, from 0 to 1. `size` is the fitted
-    size. `inner` is the box of it that shows the picture: everything for the fit "crop", all but the padding for "pad".
+    size. `inner` is the box of it that shows the picture: all but the padding of the fit "pad". With "stretch" rows and
+    columns are scaled differently, and `scale` is the square root of the area's.
     """
 
     source: Size
@@ -30,7 +33,7 @@ class Crop:
     box: tuple[float, float, float, float]
     lost: float
     size: Size
-    fit: Fit
+    fit: Fitted
     inner: tuple[int, int, int, int]
 
     def __str__(self) -> str:
@@ -43,6 +46,8 @@ class Crop:
             facts.append("--fit pad keeps all of it")
         if padding := _padding(self):
             facts.append(padding)
+        if stretched := _stretched(self):
+            facts.append(stretched)
         return f"picture {source} → {size}{_scaled(self.scale)}; " + "; ".join(facts)
 
 
@@ -69,6 +74,14 @@ def _padding(crop: Crop) -> str:
     if before + behind:
         return f"{before} columns of padding on the left and {behind} on the right are removed again"
     return ""
+
+
+def _stretched(crop: Crop) -> str:
+    wider = crop.size[1] / crop.source[1] * crop.source[0] / crop.size[0]
+    if crop.fit != "stretch" or abs(wider - 1) < 0.0005:
+        return ""
+    share, word = (wider - 1, "wider") if wider > 1 else (1 / wider - 1, "taller")
+    return f"made {100 * share:.1f} % {word}"
 
 
 def plan_fit(source: Size, size: Size, fit: Fit) -> Crop:
@@ -118,6 +131,25 @@ def contain_pad(image: Image.Image, size: Size) -> tuple[Image.Image, Crop]:
     scaled = np.asarray(image.resize((right - left, bottom - top), Image.Resampling.BILINEAR))
     around = ((top, size[0] - bottom), (left, size[1] - right), (0, 0))
     return Image.fromarray(np.pad(scaled, around[: scaled.ndim], mode="edge")), crop
+
+
+def plan_stretch(source: Size, size: Size) -> Crop:
+    """Return the crop of `stretch` for a picture of the size `source`."""
+    return Crop(
+        source=source,
+        scale=math.sqrt(size[0] * size[1] / (source[0] * source[1])),
+        box=(0.0, 0.0, float(source[1]), float(source[0])),
+        lost=0.0,
+        size=size,
+        fit="stretch",
+        inner=(0, 0, size[1], size[0]),
+    )
+
+
+def stretch(image: Image.Image, size: Size) -> Image.Image:
+    """Scale a picture in RGB or grey to `size` by Lanczos, without keeping its shape: nothing is cropped or padded."""
+    _check_mode(image)
+    return image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
 
 
 def _covering(source: Size, size: Size) -> Size:

@@ -1,7 +1,7 @@
-"""Qwen2.5-VL (Bai et al., 2025) as a text encoder: a prompt becomes one vector per token.
+"""Qwen2.5-VL (Bai et al., 2025) as a text encoder: a prompt, with or without pictures, becomes one vector per token.
 
-The output is that of the last decoder layer after the final norm. The LM head is not part of this network, nor is the
-vision tower yet.
+The output is that of the last decoder layer after the final norm. The LM head is not part of this network. The vision
+tower is, unless the configuration is read without it: for models that are given no pictures.
 Source: Qwen2_5_VLModel in Transformers' modeling_qwen2_5_vl.py.
 """
 
@@ -19,6 +19,7 @@ from joyjax.errors import ConfigError
 from joyjax.layers.decoder import DecoderLayer, TextInputs, decode
 from joyjax.layers.linear import Embedding
 from joyjax.layers.norm import RMSNorm
+from joyjax.models.qwen2_5_vl_vision import VisionConfig, VisionTower, WindowedInputs
 from joyjax.models.qwen3_vl_vision import check_positive, flatten_rope
 
 TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id")
@@ -109,16 +110,32 @@ FLAT = {
 
 @dataclasses.dataclass(frozen=True)
 class Qwen25VLConfig:
-    """The text encoder's config.json."""
+    """The text encoder's config.json. `vision` is None for a text encoder without the vision tower."""
 
     text: TextConfig
+    vision: VisionConfig | None
     image_token_id: int
     vision_start_token_id: int
     vision_end_token_id: int
 
     @classmethod
+    def with_vision(cls, raw: Mapping[str, Any], where: str = "text_encoder/config.json") -> "Qwen25VLConfig":
+        """Read the json object as `from_transformers` does, with the vision tower's part of it."""
+        vision = raw.get("vision_config")
+        if not isinstance(vision, Mapping):
+            raise ConfigError(f"{where}: vision_config is {vision!r:.200}; expected a json object")
+        read = VisionConfig.from_transformers(vision, f"{where}: vision_config")
+        config = dataclasses.replace(cls.from_transformers(raw, where), vision=read)
+        if read.out_hidden_size != config.text.hidden_size:
+            raise ConfigError(
+                f"{where}: the vision tower's out_hidden_size {read.out_hidden_size} is not the text's "
+                f"hidden_size {config.text.hidden_size}"
+            )
+        return config
+
+    @classmethod
     def from_transformers(cls, raw: Mapping[str, Any], where: str = "text_encoder/config.json") -> "Qwen25VLConfig":
-        """Read the json object; raises ConfigError for what this network does not implement.
+        """Read the json object without the vision tower; raises ConfigError for what this network does not implement.
 
         The text model's keys are at the top level, in `text_config`, or in both places with equal values.
         """
@@ -142,6 +159,7 @@ class Qwen25VLConfig:
             fixed={"model_type": ("qwen2_5_vl",)},
             ignored=("architectures", "transformers_version", "vision_config", "video_token_id", "vision_token_id"),
             renamed={"text": "text_config"},
+            optional={"vision": None},
         )
 
 
@@ -192,11 +210,16 @@ class LanguageModel(nnx.Module):
 
 
 class Qwen25VL(nnx.Module):
-    """The text encoder, for prompts without pictures."""
+    """The text encoder: the decoder and, unless the configuration has none, the vision tower whose tokens it reads."""
 
     def __init__(self, config: Qwen25VLConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
+        self.visual = None if config.vision is None else VisionTower(config.vision, dtype=dtype, rngs=rngs)
         self.language = LanguageModel(config.text, dtype=dtype, rngs=rngs)
 
-    def __call__(self, text: TextInputs, vision: None = None) -> Float[Array, "B L D"]:
+    def __call__(self, text: TextInputs, vision: WindowedInputs | None = None) -> Float[Array, "B L D"]:
         """Return one vector per token: the last layer's output after the final norm."""
-        return self.language(text)
+        if vision is None:
+            return self.language(text)
+        if self.visual is None:
+            raise ValueError("this text encoder was built without its vision tower")
+        return self.language(text, self.visual(vision))

@@ -135,6 +135,15 @@ class VisionInputs:
     lengths: Int[Any, " I"]
 
 
+def block_positions(grid_height: int, grid_width: int, merge: int) -> Int[np.ndarray, "L 2"]:
+    """Return (row, column) of a picture's patches, in block order."""
+    if grid_height % merge or grid_width % merge:
+        raise ValueError(f"a grid of {grid_height}×{grid_width} patches is not made of blocks of {merge}×{merge}")
+    grid = np.moveaxis(np.indices((grid_height, grid_width), np.int32), 0, -1)
+    grid = grid.reshape(grid_height // merge, merge, grid_width // merge, merge, 2)
+    return grid.swapaxes(1, 2).reshape(-1, 2)
+
+
 def patch_positions(
     grid_height: int, grid_width: int, config: VisionConfig
 ) -> tuple[Int[np.ndarray, "L 2"], Int[np.ndarray, "L 4"], Float[np.ndarray, "L 4"]]:
@@ -144,13 +153,8 @@ def patch_positions(
     picture with aligned corners; weights are bilinear.
     Source: get_vision_interpolation_indices_and_weights in Transformers' vision_utils.py, to the last bit.
     """
-    merge, size = config.spatial_merge_size, config.grid_size
-    if grid_height % merge or grid_width % merge:
-        raise ValueError(f"a grid of {grid_height}×{grid_width} patches is not made of blocks of {merge}×{merge}")
-    grid = np.moveaxis(np.indices((grid_height, grid_width), np.int32), 0, -1)
-    grid = grid.reshape(grid_height // merge, merge, grid_width // merge, merge, 2)
-    positions = grid.swapaxes(1, 2).reshape(-1, 2)
-
+    size = config.grid_size
+    positions = block_positions(grid_height, grid_width, config.spatial_merge_size)
     steps = np.maximum(np.array([grid_height, grid_width], np.float32) - 1, 1)
     source = positions.astype(np.float32) * np.float32(size - 1) / steps
     near = np.floor(source) + np.arange(2, dtype=np.float32)[:, None, None]

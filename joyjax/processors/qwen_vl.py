@@ -12,7 +12,8 @@ from PIL import Image
 
 from joyjax.layers.decoder import TextInputs
 from joyjax.media.image import Size
-from joyjax.models.qwen3_vl_vision import VisionConfig, VisionInputs, patch_positions
+from joyjax.models.qwen2_5_vl_vision import WindowedInputs, window_slots
+from joyjax.models.qwen3_vl_vision import VisionConfig, VisionInputs, block_positions, patch_positions
 from joyjax.processors.text import image_token_indices, length_bucket, multimodal_positions, pad_rows
 from joyjax.processors.vision import VisionProcessorConfig, smart_resize, vision_patches
 
@@ -54,6 +55,29 @@ def vision_inputs(
     )
 
 
+def windowed_inputs(
+    pictures: Sequence[Image.Image], processor: VisionProcessorConfig, window: int, windows: int
+) -> WindowedInputs:
+    """Return the inputs of a vision tower with windows of `window`² tokens, `windows` of them for each picture."""
+    merged = processor.merge_size**2
+    size = windows * window**2
+    patches = np.zeros((len(pictures), size, merged, processor.patch_values), np.float32)
+    positions = np.zeros((len(pictures), size, merged, 2), np.int32)
+    lengths, slots = np.ones((len(pictures), windows), np.int32), np.zeros((len(pictures), size), np.int32)
+    counts = np.zeros(len(pictures), np.int32)
+    for n, picture in enumerate(pictures):
+        found, grid = vision_patches(picture, processor)
+        rows, columns = (side // processor.merge_size for side in grid)
+        where, filled = window_slots(rows, columns, window)
+        patches[n, where] = found.reshape(-1, merged, processor.patch_values)
+        positions[n, where] = block_positions(*grid, processor.merge_size).reshape(-1, merged, 2)
+        lengths[n, : len(filled)] = filled * merged
+        slots[n, : len(where)] = where
+        counts[n] = len(found)
+    padded = len(pictures), size * merged, -1
+    return WindowedInputs(patches.reshape(padded), positions.reshape(padded), lengths, slots, counts)
+
+
 @dataclasses.dataclass(frozen=True)
 class TextPlan:
     """Token ids of the rows of a prompt, and the sizes that they are padded to.
@@ -81,16 +105,20 @@ def plan_text(
     longest: int | None = None,
     picture_tokens: tuple[int, int] | None = None,
     sizes: Sequence[int] = TEXT_SIZES,
+    kept: int | None = None,
 ) -> TextPlan:
     """Plan the text encoder's run for the rows of one prompt.
 
     The first `dropped` tokens, the template's, are not kept; of more than `longest`, only the last are. With
     `picture_tokens`, the fewest and the most tokens that any picture may have, rows are padded to a length that all
-    such requests share: the most for each picture, and the next of `sizes` for the text. None: no such padding.
+    such requests share: the most for each picture, and the next of `sizes` for the text. None: no such padding. `kept`
+    is the padded number of kept states, where the caller decides it.
     """
     own_pictures = sum(height * width for height, width in grids)
     needed = max(map(len, rows))
-    if picture_tokens is not None:
+    if kept is not None:
+        needed = dropped + kept
+    elif picture_tokens is not None:
         own = needed - dropped - own_pictures
         needed = dropped + len(grids) * picture_tokens[1] + next((size for size in sizes if own <= size), own)
     first = [max(dropped, len(row) - longest) if longest else dropped for row in rows]

@@ -1,4 +1,4 @@
-"""Pictures for the vision tower of Qwen3-VL: resized, normalised and cut into patches.
+"""Pictures for the vision tower of Qwen3-VL or Qwen2.5-VL: resized, normalised and cut into patches.
 
 Source: Qwen2VLImageProcessorPil in Transformers' image_processing_pil_qwen2_vl.py, which resizes with Pillow. The
 torchvision variant differs from it by up to 25/255.
@@ -32,6 +32,11 @@ class VisionProcessorConfig:
     image_std: tuple[float, ...]
     min_pixels: int
     max_pixels: int
+
+    @property
+    def patch_values(self) -> int:
+        """Values in one patch."""
+        return 3 * self.temporal_patch_size * self.patch_size**2
 
     @classmethod
     def from_json(

@@ -154,12 +154,10 @@ def _pictures(image: Any, family: Family) -> list[Image.Image]:
     several = isinstance(image, list | tuple)
     if several and not image:
         raise RequestError("image is an empty list; give a picture, or for text to image leave it out (Python: None)")
-    if image is None:
-        images = []
-    elif several:
+    if several:
         images = [as_picture(one, f"image[{n}]") for n, one in enumerate(image)]
     else:
-        images = [as_picture(image, "image")]
+        images = [] if image is None else [as_picture(image, "image")]
     fewest, most = family.references
     other = f"; {hint}" if (hint := family.hints.get("image")) else ""
     if most is not None and len(images) > most:

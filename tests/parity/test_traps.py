@@ -17,7 +17,7 @@ import pytest
 from flax import nnx
 
 import joyjax
-from joyjax.families import joyimage, joyimage_buckets, joyimage_prompt
+from joyjax.families import encoding, joyimage, joyimage_buckets, joyimage_prompt
 from joyjax.families import joyimage_stages as family
 from joyjax.families.request import Request
 from joyjax.layers.norm import ChannelNorm
@@ -182,7 +182,7 @@ def small_and_without_jit(monkeypatch):
         return lambda *args, **kwargs: stage.__wrapped__(*jax.tree.map(jnp.asarray, args), **kwargs)
 
     for owner, name in (
-        (family, "encode_prompt"),
+        (encoding, "encode_prompt"),
         (pictures, "encode_images"),
         (pictures, "decode_latents"),
         (predictor, "predict"),

@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pytest
 from meshes import DAILY, EDITED, mesh_of, name_of
+from pairs import photo
 
 import joyjax
 from joyjax.errors import MeshError
@@ -90,3 +91,47 @@ def test_a_picture_that_devices_cannot_cut_evenly(qwen_folder):
     pipeline = joyjax.load(qwen_folder, dtype="float32", mesh=mesh_of(sequence=3))
     with pytest.raises(MeshError, match="patch"):
         joyjax.edit(pipeline, None, "a tree", vae_decode="patch", **OPTIONS)
+
+
+# Edit-Plus with two references
+
+PICTURES = [photo(70, 100), photo(110, 90, seed=1)]
+
+
+def edit(pipeline: joyjax.Pipeline, **options) -> tuple[np.ndarray, np.ndarray]:
+    kept: list[np.ndarray] = []
+    given = {"steps": 2, "base_size": 256, **options}
+    result = joyjax.edit(pipeline, PICTURES, "swap both", callback=lambda event: kept.append(event.latents), **given)
+    return np.asarray(kept[-1]), np.asarray(result.image, np.float32)
+
+
+@pytest.fixture(scope="module")
+def edited_alone(qwen_plus_loaded):
+    """What one device gives, by the options."""
+    return functools.cache(lambda *options: edit(qwen_plus_loaded, **dict(options)))
+
+
+EDITS = [pytest.param(sizes, marks=() if sizes == ALL_AXES else nightly, id=name_of(sizes)) for sizes in EDITED]
+
+
+@pytest.mark.parametrize("sizes", EDITS)
+def test_every_mesh_gives_the_same_edit(sizes, qwen_plus_folder, edited_alone, error):
+    pipeline = joyjax.load(qwen_plus_folder, dtype="float32", mesh=mesh_of(**sizes))
+    latents, image = edit(pipeline)
+    expected, picture = edited_alone()
+    assert error(latents, expected) < 1e-4
+    assert np.abs(image - picture).max() <= 1
+
+
+@nightly
+@pytest.mark.parametrize(
+    "option",
+    [("cache", "taylor:1000"), ("guidance_scale", 1.0), ("vae_encode", "tiled"), ("vae_encode", "auto")],
+    ids=lambda option: f"{option[0]}-{option[1]}",
+)
+def test_options_of_an_edit_on_a_mesh(option, qwen_plus_folder, edited_alone, error):
+    pipeline = joyjax.load(qwen_plus_folder, dtype="float32", mesh=mesh_of(**ALL_AXES))
+    latents, image = edit(pipeline, **dict([option]))
+    expected, picture = edited_alone(option)
+    assert error(latents, expected) < 1e-4
+    assert np.abs(image - picture).max() <= 1

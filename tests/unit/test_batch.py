@@ -10,7 +10,7 @@ from stagewise import inputs_of
 
 import joyjax
 from joyjax import api
-from joyjax.families import joyimage_stages
+from joyjax.families import encoding
 from joyjax.families.joyimage import EDIT_PLUS
 from joyjax.layers.patch import unpatchify
 from joyjax.runtime import engine
@@ -91,10 +91,8 @@ def test_rows_with_other_numbers_of_references(plus, monkeypatch):
 
 
 def test_seeds_of_one_request_are_encoded_once(demo, monkeypatch):
-    calls, right = [], joyimage_stages.encode_prompt
-    monkeypatch.setattr(
-        joyimage_stages, "encode_prompt", lambda *inputs, **how: calls.append(1) or right(*inputs, **how)
-    )
+    calls, right = [], encoding.encode_prompt
+    monkeypatch.setattr(encoding, "encode_prompt", lambda *inputs, **how: calls.append(1) or right(*inputs, **how))
     row = {"image": photo(128, 128, 1), "prompt": "make it red", "steps": 1}
     results = joyjax.edit_batch(demo, [{**row, "seed": seed} for seed in range(3)], batch_size=1)
     assert len(calls) == 1
@@ -160,7 +158,7 @@ def test_cancelling_ends_all(demo):
     ],
 )
 def test_a_bad_request_is_named_and_nothing_runs(rows, message, demo, monkeypatch):
-    monkeypatch.setattr(joyimage_stages, "encode_prompt", lambda *_, **__: pytest.fail("something ran"))
+    monkeypatch.setattr(encoding, "encode_prompt", lambda *_, **__: pytest.fail("something ran"))
     with pytest.raises(joyjax.RequestError, match=message):
         joyjax.edit_batch(demo, rows)
 
@@ -201,7 +199,7 @@ def test_the_picture_is_given_back(demo):
 
 
 def test_what_cannot_be_given_back_is_refused_first(demo, plus, monkeypatch):
-    monkeypatch.setattr(joyimage_stages, "encode_prompt", lambda *_, **__: pytest.fail("something ran"))
+    monkeypatch.setattr(encoding, "encode_prompt", lambda *_, **__: pytest.fail("something ran"))
     picture = photo(128, 128, 1)
     with pytest.raises(
         joyjax.RequestError, match="paste_back needs a result of the last reference's own size, 128 × 128"

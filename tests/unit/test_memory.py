@@ -13,6 +13,8 @@ from joyjax.convert.source.model import DEMO
 from joyjax.errors import RequestError
 from joyjax.families.joyimage import EDIT
 from joyjax.families.qwen_image import TEXT_TO_IMAGE
+from joyjax.families.qwen_image_edit import EDIT as QWEN_EDIT
+from joyjax.families.qwen_image_edit import EDIT_PLUS as QWEN_EDIT_PLUS
 from joyjax.runtime import memory
 from joyjax.runtime.info import Requirement, describe, parameter_requirement
 from joyjax.runtime.memory import Budget
@@ -26,7 +28,14 @@ JOYIMAGE = {"transformer": full_size.JOYIMAGE, "text_encoder": full_size.QWEN, "
 
 
 @pytest.mark.parametrize(
-    ("family", "configs"), [(EDIT, JOYIMAGE), (TEXT_TO_IMAGE, qwen_full_size.configs())], ids=["JoyImage", "Qwen-Image"]
+    ("family", "configs"),
+    [
+        (EDIT, JOYIMAGE),
+        (TEXT_TO_IMAGE, qwen_full_size.configs()),
+        (QWEN_EDIT, qwen_full_size.configs(vision=True)),
+        (QWEN_EDIT_PLUS, qwen_full_size.configs(vision=True)),
+    ],
+    ids=["JoyImage", "Qwen-Image", "Qwen-Image-Edit", "Qwen-Image-Edit-Plus"],
 )
 def test_the_real_model_is_what_its_configurations_say(family, configs):
     found = parameter_requirement(family.components, configs, "bfloat16")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from joyjax.convert.export import export
-from joyjax.convert.qwen2_5_vl import TEXT_ENCODER
+from joyjax.convert.qwen2_5_vl import TEXT_ENCODER, WITH_TOWER
 from joyjax.convert.rules import match
 from joyjax.convert.safetensors import Tensors
 from joyjax.convert.stream import fill
@@ -48,6 +48,26 @@ TOP = {
     "vision_end_token_id": 151653,
     "vision_start_token_id": 151652,
     "vision_token_id": 151654,
+}
+VISION = {  # as published; Transformers 5 leaves out the two older names
+    "depth": 32,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "hidden_act": "silu",
+    "hidden_size": 1280,
+    "in_channels": 3,
+    "in_chans": 3,
+    "initializer_range": 0.02,
+    "intermediate_size": 3420,
+    "model_type": "qwen2_5_vl",
+    "num_heads": 16,
+    "out_hidden_size": 3584,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "spatial_patch_size": 14,
+    "temporal_patch_size": 2,
+    "tokens_per_second": 2,
+    "torch_dtype": "float32",
+    "window_size": 112,
 }
 INSIDE = {
     "architectures": ["Qwen2_5_VLForConditionalGeneration"],
@@ -224,6 +244,78 @@ def test_every_tensor_of_the_real_size_is_matched(resaved, head):
         match(TEXT_ENCODER.rules(config), TEXT_ENCODER.ignored, tensors, parameters, where="text encoder")
 
 
+@pytest.mark.parametrize("resaved", [False, True], ids=["published", "resaved"])
+def test_every_tensor_of_the_real_size_is_matched_with_the_vision_tower(resaved):
+    tensors, config = real_tensors(resaved=resaved), WITH_TOWER.configure(both() | {"vision_config": VISION})
+    state = WITH_TOWER.abstract(config, jnp.bfloat16).state
+    parameters = {path: leaf.shape for path, leaf in leaves(state).items()}
+    found = match(WITH_TOWER.rules(config), WITH_TOWER.ignored, tensors, parameters, where="text encoder")
+    assert {m.source for m in found} == tensors.keys() - {"lm_head.weight"}
+    assert len(found) == len(parameters) == 728
+    assert count_parameters(state) == 8_292_166_656 - 152064 * 3584
+    assert parameters["visual.patch.kernel"] == (3 * 2 * 14 * 14, 1280)
+    assert parameters["visual.blocks.31.qkv.kernel"] == (1280, 3, 16, 80)
+    assert parameters["visual.merger.down.kernel"] == (5120, 3584)
+    for path, leaf in leaves(state).items():
+        assert len(leaf.axes) == leaf.ndim, path
+        assert set(leaf.axes) <= {None, *RULES}, path
+    name = next(name for name in tensors if name.endswith("blocks.7.mlp.gate_proj.bias"))
+    del tensors[name]
+    with pytest.raises(CheckpointError, match=r"blocks\.7\.mlp\.gate_proj\.bias .* is missing"):
+        match(WITH_TOWER.rules(config), WITH_TOWER.ignored, tensors, parameters, where="text encoder")
+
+
+def vision(**changes) -> dict:
+    return both() | {"vision_config": {**VISION, **changes}}
+
+
+def test_the_vision_towers_config():
+    """As published, as files from before 4.50 have it, and as Transformers 5 writes it."""
+    old = {key: value for key, value in VISION.items() if key not in ("in_channels", "model_type", "torch_dtype")}
+    rope = {"rope_parameters": {"rope_type": "axial", "rope_theta": 10000.0}, "model_type": "qwen2_5_vl_vision"}
+    new = {**{key: value for key, value in VISION.items() if key not in ("in_chans", "spatial_patch_size")}, **rope}
+    configs = [WITH_TOWER.configure(both() | {"vision_config": form}) for form in (VISION, old, new)]
+    assert configs[0] == configs[1] == configs[2]
+    found = configs[0].vision
+    assert (found.window, found.head_dim, found.patch_values, found.rope_theta) == (4, 80, 1176, 10000.0)
+    assert TEXT_ENCODER.configure(vision()).vision is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_act": "quick_gelu"}, "hidden_act is 'quick_gelu'"),
+        ({"model_type": "qwen2_vl"}, "model_type is 'qwen2_vl'"),
+        ({"num_heads": 7}, r"hidden_size 1280 is not divisible by 4 · num_heads 7"),
+        ({"window_size": 27}, "window_size is 27; expected at least one token, 28 pixels"),
+        ({"fullatt_block_indexes": [7, 32]}, r"fullatt_block_indexes \[7, 32\] must be ascending numbers below depth"),
+        ({"fullatt_block_indexes": [15, 7]}, r"fullatt_block_indexes \[15, 7\] must be ascending"),
+        ({"fullatt_block_indexes": 7}, "fullatt_block_indexes is 7; expected tuple"),
+        ({"in_chans": 1}, "in_chans is 1, but in_channels is 3"),
+        ({"spatial_patch_size": 16}, "spatial_patch_size is 16, but patch_size is 14"),
+        ({"out_hidden_size": 2048}, "out_hidden_size 2048 is not the text's hidden_size 3584"),
+        ({"depth": 0}, "depth is 0; expected a positive number"),
+        ({"depth": 201}, "depth is 201; expected int, 200 at most"),
+        ({"rope_theta": "much"}, "rope_theta is 'much'; expected float"),
+        ({"unheard_of": 1}, "unheard_of = 1 is not known"),
+    ],
+)
+def test_the_vision_towers_config_refuses(changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        WITH_TOWER.configure(vision(**changes))
+    assert str(caught.value).startswith("text_encoder/config.json")
+
+
+@pytest.mark.parametrize("key", ["depth", "window_size", "fullatt_block_indexes", "intermediate_size"])
+def test_the_vision_towers_config_refuses_what_is_missing(key):
+    given = vision()
+    del given["vision_config"][key]
+    with pytest.raises(ConfigError, match=f"vision_config: {key} is missing"):
+        WITH_TOWER.configure(given)
+    with pytest.raises(ConfigError, match="vision_config is None; expected a json object"):
+        WITH_TOWER.configure({key: value for key, value in both().items() if key != "vision_config"})
+
+
 def test_a_tensor_under_both_names_is_refused():
     tensors, config = real_tensors(resaved=False), TEXT_ENCODER.configure(both())
     tensors["model.language_model.norm.weight"] = (3584,)
@@ -263,5 +355,18 @@ def test_export_restores_the_tensors(qwen_folder, tmp_path):
     written = Tensors.open(tmp_path / "text_encoder")
     left_out = {name for name in given.shapes if name == "lm_head.weight" or name.startswith("visual.")}
     assert written.shapes.keys() == given.shapes.keys() - left_out
+    for name in written.shapes:
+        np.testing.assert_array_equal(written.read(name), given.read(name), err_msg=name)
+
+
+@pytest.mark.parity
+def test_export_restores_the_tensors_of_the_vision_tower(qwen_edit_folder, tmp_path):
+    config = WITH_TOWER.configure(read_json(qwen_edit_folder / "text_encoder" / "config.json"))
+    given = Tensors.open(qwen_edit_folder / "text_encoder")
+    weights = fill(WITH_TOWER, config, given, jnp.float32)
+    parameters = {path: leaf[...] for path, leaf in leaves(weights.state).items()}
+    export(WITH_TOWER, config, parameters, tmp_path, jnp.float32)
+    written = Tensors.open(tmp_path / "text_encoder")
+    assert written.shapes.keys() == given.shapes.keys() - {"lm_head.weight"}
     for name in written.shapes:
         np.testing.assert_array_equal(written.read(name), given.read(name), err_msg=name)

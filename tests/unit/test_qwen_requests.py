@@ -69,7 +69,7 @@ def test_what_is_refused(options, message, qwen_loaded, monkeypatch):
 
 @pytest.mark.parametrize(
     "class_name",
-    ["QwenImage21Pipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline", "Qwen"],
+    ["QwenImage21Pipeline", "QwenImageEditInpaintPipeline", "QwenImageImg2ImgPipeline", "Qwen"],
 )
 def test_other_kinds_are_refused_with_the_known_ones(class_name, qwen_folder, tmp_path):
     folder = shutil.copytree(qwen_folder, tmp_path / "m")

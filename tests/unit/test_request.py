@@ -19,7 +19,7 @@ from stagewise import inputs_of
 import joyjax
 from joyjax.convert.safetensors import Tensors
 from joyjax.errors import MeshError, PictureError, RequestError
-from joyjax.families import joyimage_stages
+from joyjax.families import encoding
 from joyjax.families.joyimage import EDIT_PLUS
 from joyjax.models.autoencoder import pictures
 from joyjax.runtime.request import check_request
@@ -39,7 +39,7 @@ def _as_users_run_it(monkeypatch):
     """Without the type checks of the tests, and where reaching a compiled stage is a failure."""
     jaxtyping.config.update("jaxtyping_disable", True)
     for owner, name in (
-        (joyimage_stages, "encode_prompt"),
+        (encoding, "encode_prompt"),
         (pictures, "encode_images"),
         (predictor, "predict"),
         (pictures, "decode_latents"),
