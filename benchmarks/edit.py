@@ -112,17 +112,8 @@ def peaks(folder: Path, arguments: argparse.Namespace) -> dict[str, int]:
     """Return the peak memory, in bytes, of one edit by each side in its own process."""
     found = {}
     for side in ("joyjax", "diffusers"):
-        command = [sys.executable, __file__, str(folder), "--only", side]
-        command += [
-            "--family",
-            arguments.family,
-            "--size",
-            str(arguments.size),
-            "--steps",
-            str(arguments.steps),
-            "--dtype",
-            arguments.dtype,
-        ]
+        command = [sys.executable, __file__, str(folder), "--only", side, "--family", arguments.family]
+        command += ["--size", str(arguments.size), "--steps", str(arguments.steps), "--dtype", arguments.dtype]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found[side] = int(done.stdout.split()[-1])
         print(f"peak of the process, {side}: {found[side] / 2**30:.2f} GiB")
