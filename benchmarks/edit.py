@@ -1,9 +1,10 @@
 """Times the whole edit and its stages against Diffusers, in one process on one checkpoint: `python benchmarks/edit.py`.
 
-Without MODEL a random checkpoint is made: six transformer layers of 512, language model and vision tower to match, the
-real VAE's shape at a third of its width. Sides alternate (A B B A …), after warm-up calls that are not timed; compiling
-has its own line. The figure to quote is the ratio of medians. Inputs, noise, steps, threads and dtype are the same, and
-the pictures are compared before anything is timed. `--compile` adds Diffusers under torch.compile as a third side.
+Without MODEL a random checkpoint of `--family` is made: six transformer layers of 512, language model and vision tower
+to match, the real VAE's shape at a third of its width. Sides alternate (A B B A …), after warm-up calls that are not
+timed; compiling has its own line. The figure to quote is the ratio of medians. Inputs, noise, steps, threads and dtype
+are the same, and the pictures are compared before anything is timed. `--compile` adds Diffusers under torch.compile as
+a third side.
 `--memory` runs each side again in its own process and prints its peak memory. Needs the extra `joyjax[test]`.
 """
 
@@ -20,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parent))
+
+from peers import PEERS, PROMPT, STAGES, inputs
 
 IDLE = 0.3  # seconds; the threads of torch and of JAX wait for more work without yielding their core for a while
-PROMPT = "replace the wooden table on the left by a round one of dark marble"
 Call = Callable[[], object]
 
 
@@ -56,76 +58,16 @@ def report(stage: str, seconds: Mapping[str, list[float]]) -> dict[str, Any]:
     return {"stage": stage, **seconds, "ratios": [float(other / ours) for other in others]}
 
 
-def inputs(side: int, steps: int) -> tuple[Image.Image, np.ndarray, dict[str, Any]]:
-    """Return a picture, noise, and the options of `joyjax.edit`."""
-    rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 255, (side, side, 3), np.uint8))
-    noise = rng.standard_normal((1, side // 8, side // 8, 16)).astype(np.float32)
-    return image, noise, {"steps": steps, "height": side, "width": side, "exact_size": True, "noise": noise}
-
-
-class Diffusers:
-    """The reference's pipeline, eager or under torch.compile."""
-
-    def __init__(self, folder: Path, arguments: argparse.Namespace, *, compiled: bool):
-        import torch
-        from compare import load_diffusers
-        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-        from diffusers.pipelines.joyimage import image_processor
-
-        torch.set_grad_enabled(False)
-        torch.set_num_threads(arguments.threads)
-        DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mode()
-        image_processor.BUCKETS[1024] = [(arguments.size, arguments.size)]
-        dtype = getattr(torch, arguments.dtype)
-        self.pipeline = load_diffusers(folder, dtype)
-        if compiled:
-            vae = self.pipeline.vae
-            for network in (self.pipeline.transformer, self.pipeline.text_encoder, vae.encoder, vae.decoder):
-                network.compile()
-        self.steps = arguments.steps
-        self.image, noise, _ = inputs(arguments.size, arguments.steps)
-        self.noise = torch.from_numpy(np.moveaxis(noise, -1, 1)[:, :, None])[:, None].to(dtype)
-        self.pixels = (torch.from_numpy(np.array(self.image)).permute(2, 0, 1)[None, :, None] / 127.5 - 1).to(dtype)
-        self.texts = self.prompts()
-        self.encoded = self.pipeline.normalize_latents(self.references().latent_dist.mode())
-        self.items = torch.cat([self.encoded[:, None], self.noise], dim=1)
-        self.time = torch.tensor([1000.0])
-
-    def edit(self) -> np.ndarray:
-        result = self.pipeline(image=self.image, prompt=PROMPT, num_inference_steps=self.steps, latents=self.noise)
-        return np.asarray(result.images[0])
-
-    def prompts(self) -> list[Any]:
-        encode = self.pipeline.encode_prompt_multiple_images
-        return [encode(prompt=text, images=self.image, max_sequence_length=4096)[0] for text in (PROMPT, "")]
-
-    def references(self) -> Any:
-        return self.pipeline.vae.encode(self.pixels)
-
-    def step(self) -> None:
-        for text in self.texts:
-            self.pipeline.transformer(self.items, self.time, text, return_dict=False)
-
-    def decode(self) -> None:
-        self.pipeline.vae.decode(self.encoded)
-
-    def stages(self) -> dict[str, Call]:
-        calls = (self.prompts, self.references, self.step, self.decode, self.edit)
-        return dict(zip(STAGES, calls, strict=True))
-
-
-STAGES = ("prompt", "references", "step", "decode", "whole edit")
-
-
 class Ours:
-    """The same calls in joyjax."""
+    """The same calls as those of a peer, in joyjax."""
 
     def __init__(self, folder: Path, arguments: argparse.Namespace):
         import joyjax
 
         self.pipeline = joyjax.load(folder, dtype=arguments.dtype)
-        self.image, self.noise, self.options = inputs(arguments.size, arguments.steps)
+        self.image, noise = inputs(arguments.size)
+        size = {"steps": arguments.steps, "height": arguments.size, "width": arguments.size}
+        self.options = {**size, **PEERS[arguments.family].options(arguments.size), "noise": noise}
 
     def edit(self) -> np.ndarray:
         import joyjax
@@ -135,14 +77,15 @@ class Ours:
     def stages(self) -> dict[str, Call]:
         """Return the separate stages, on the inputs that the edit gives them."""
         import jax
-        from stagewise import Stages, stages_of
+        from stagewise import Stages
         from whole_step import denoise_step
 
+        from joyjax.families.encoding import encode_references, encode_text
         from joyjax.runtime.request import check_request
 
         check = {"negative_prompt": None, "guidance_scale": 4.0, "seed": 0, "base_size": None, **self.options}
         run = Stages(self.pipeline, check_request(self.pipeline, self.image, PROMPT, **check))
-        family, condition, start = stages_of(self.pipeline), run.condition, np.asarray(run.noise)
+        condition, start = run.condition, np.asarray(run.noise)
         config = self.pipeline.parts.configs["transformer"]
         scalars = [np.float32(value) for value in (1.0, 0.9, 1000.0, 4.0)]
 
@@ -156,8 +99,8 @@ class Ours:
             ).block_until_ready()
 
         calls: tuple[Call, ...] = (
-            lambda: family.encode_text(run.networks, run.arrays).block_until_ready(),
-            lambda: family.encode_references(run.networks, run.arrays).block_until_ready(),
+            lambda: encode_text(run.networks, run.arrays).block_until_ready(),
+            lambda: encode_references(run.networks, run.arrays).block_until_ready(),
             step,
             lambda: run.decode(start),
             self.edit,
@@ -169,7 +112,7 @@ def peaks(folder: Path, arguments: argparse.Namespace) -> dict[str, int]:
     """Return the peak memory, in bytes, of one edit by each side in its own process."""
     found = {}
     for side in ("joyjax", "diffusers"):
-        command = [sys.executable, __file__, str(folder), "--only", side]
+        command = [sys.executable, __file__, str(folder), "--only", side, "--family", arguments.family]
         command += ["--size", str(arguments.size), "--steps", str(arguments.steps), "--dtype", arguments.dtype]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found[side] = int(done.stdout.split()[-1])
@@ -196,7 +139,8 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
     import jax
     import torch
 
-    ours, theirs = Ours(folder, arguments), Diffusers(folder, arguments, compiled=False)
+    diffusers = PEERS[arguments.family]
+    ours, theirs = Ours(folder, arguments), diffusers(folder, arguments, compiled=False)
     versions = {"jax": jax.__version__, "torch": torch.__version__, "python": sys.version.split()[0]}
     size = f"{arguments.size}×{arguments.size}"
     print(f"{versions}, {arguments.threads} threads, {size}, {arguments.steps} steps, {arguments.dtype}, guidance 4")
@@ -205,7 +149,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
     sides: dict[str, Any] = {"joyjax": ours, "diffusers": theirs}
     if arguments.compile:
         started = time.perf_counter()
-        sides["compiled"] = Diffusers(folder, arguments, compiled=True)
+        sides["compiled"] = diffusers(folder, arguments, compiled=True)
         sides["compiled"].edit()
         compiling["compiled"] = time.perf_counter() - started
         print(f"loading and first edit under torch.compile: {compiling['compiled']:.1f} s", flush=True)
@@ -242,6 +186,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", type=Path, help="Diffusers folder (default: a random one)")
+    parser.add_argument("--family", choices=PEERS, default="joyimage")
     parser.add_argument("--size", type=int, default=512, help="height and width in pixels")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -258,15 +203,13 @@ def main() -> None:
         from joyjax.bench import peak_bytes
 
         side = Ours(arguments.model, arguments) if arguments.only == "joyjax" else None
-        (side or Diffusers(arguments.model, arguments, compiled=False)).edit()
+        (side or PEERS[arguments.family](arguments.model, arguments, compiled=False)).edit()
         print(peak_bytes())
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.model
         if folder is None:
-            import random_checkpoint
-
-            folder = random_checkpoint.save(random_checkpoint.make_pipeline("small"), Path(scratch) / "model")
+            folder = PEERS[arguments.family].save(Path(scratch) / "model")
         measure(folder, arguments)
 
 

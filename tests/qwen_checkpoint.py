@@ -80,6 +80,24 @@ VISION = {"depth": 2, "hidden_size": 32, "intermediate_size": 44, "num_heads": 2
 # Windowed and full layers by turns, and a window before the first full layer.
 EDIT_VISION = {"depth": 4, "hidden_size": 48, "intermediate_size": 44, "num_heads": 3, "fullatt_block_indexes": [1, 3]}
 VAE = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
+TINY = {"transformer": TRANSFORMER, "text": TEXT, "vision": EDIT_VISION, "vae": VAE}
+# Large enough for times; the head widths are the real ones.
+SMALL = {
+    "transformer": {
+        **TRANSFORMER,
+        **{"num_layers": 6, "attention_head_dim": 128, "joint_attention_dim": 512, "axes_dims_rope": (16, 56, 56)},
+    },
+    "text": {
+        **TEXT,
+        **{"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 4},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    },
+    "vision": {
+        **{"depth": 6, "hidden_size": 320, "intermediate_size": 848, "num_heads": 4},
+        "fullatt_block_indexes": [2, 5],
+    },
+    "vae": {"base_dim": 32, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2},
+}
 
 
 def make_tokenizer(sample: str = SAMPLE) -> Qwen2Tokenizer:
@@ -115,13 +133,15 @@ def make_processor(words: Qwen2Tokenizer) -> Qwen2VLProcessor:
     return WithoutVideo(image_processor=images, tokenizer=words, video_processor=object())
 
 
-def make_text_encoder(words: Qwen2Tokenizer, vision: dict = VISION) -> Qwen2_5_VLForConditionalGeneration:
+def make_text_encoder(
+    words: Qwen2Tokenizer, vision: dict = VISION, text: dict = TEXT
+) -> Qwen2_5_VLForConditionalGeneration:
     """Return the text encoder, as its class initialises it."""
     ids = {name: words.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad", "vision_start")}
     return Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(
-            text_config=copy.deepcopy(TEXT),
-            vision_config={**vision, "out_hidden_size": TEXT["hidden_size"]},
+            text_config=copy.deepcopy(text),
+            vision_config={**vision, "out_hidden_size": text["hidden_size"]},
             image_token_id=ids["image_pad"],
             video_token_id=ids["video_pad"],
             vision_start_token_id=ids["vision_start"],
@@ -148,15 +168,15 @@ def make_pipeline(*, seed: int = 0, distilled: bool = False) -> QwenImagePipelin
 
 
 def make_edit_pipeline(
-    kind: str = "edit", *, seed: int = 0, **transformer: object
+    kind: str = "edit", *, seed: int = 0, sizes: dict = TINY, **transformer: object
 ) -> QwenImageEditPipeline | QwenImageEditPlusPipeline:
     """Return the reference's pipeline of a kind of edits, float32; `transformer` are further keys of its config."""
     generator = torch.Generator().manual_seed(seed)
     words = make_tokenizer(EDIT_SAMPLE)
     parts = {
-        "text_encoder": make_text_encoder(words, EDIT_VISION),
-        "transformer": QwenImageTransformer2DModel(**TRANSFORMER, **transformer),
-        "vae": AutoencoderKLQwenImage(**VAE),
+        "text_encoder": make_text_encoder(words, sizes["vision"], sizes["text"]),
+        "transformer": QwenImageTransformer2DModel(**sizes["transformer"], **transformer),
+        "vae": AutoencoderKLQwenImage(**sizes["vae"]),
     }
     for part in parts.values():
         strong_(part.eval(), generator)

@@ -28,6 +28,7 @@ SLOW = {
 NIGHTLY = {
     "checkpoints.py": ("--size-gb", "0.1", "--width", "512", "--no-embedding", "--no-diffusers"),
     "edit.py": ("--size", "64", "--steps", "1", "--pairs", "1"),
+    "edit.py --family": ("qwen-image-edit", "--size", "256", "--steps", "1", "--pairs", "1", "--memory"),
     "same_edit.py": (),
     "scan.py": ("--layers", "3", *TINY),
     "step_diffusers.py": ("--layers", "2", *TINY, "--device", "cpu", "--forms", "eager"),
@@ -39,16 +40,18 @@ NIGHTLY = {
 COMPILING = {"guidance.py": ("--layers", "2"), "scan.py": ("--compile", "--layers", "3")}
 ELSEWHERE = {
     "compare.py",
+    "peers.py",
     "record.py",
     "whole_edit.py",
-}  # gpu.py second --rehearse, tests/parity/test_stages.py, tests/kernels/test_record.py
+}  # edit.py, gpu.py second --rehearse, tests/parity/test_stages.py, tests/kernels/test_record.py
 
 
 def run(script: str, arguments: tuple[str, ...], out: Path) -> str:
     """Run a script as a user does, and return what it printed."""
     given = [str(out) if argument == "OUT" else argument for argument in arguments]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(BENCHMARKS.parent), "PYTHONSAFEPATH": ""}
-    command = [sys.executable, str(BENCHMARKS / script), *given]
+    script, *more = script.split()
+    command = [sys.executable, str(BENCHMARKS / script), *more, *given]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -105,7 +108,7 @@ def test_compiles_for_a_gpu(script, tmp_path):
 
 
 def test_every_script_is_run_by_a_test():
-    here = {*QUICK, *SLOW, *NIGHTLY, *COMPILING, "tradeoffs.py"}
+    here = {name.split()[0] for name in (*QUICK, *SLOW, *NIGHTLY, *COMPILING, "tradeoffs.py")}
     assert {path.name for path in BENCHMARKS.glob("*.py")} == here | ELSEWHERE
 
 
