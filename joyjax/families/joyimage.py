@@ -71,7 +71,7 @@ def _check_parts(parts: Parts, folder: Path) -> None:
         folder,
         (
             (config, "in_channels", transformer.in_channels, "the VAE's z_dim", vae.z_dim),
-            ("vae/config.json", "input_channels", vae.input_channels, "the channels of the pipeline's pictures", COLORS),
+            ("vae/config.json", "input_channels", vae.input_channels, "the pipeline's channels", COLORS),
             (config, "text_dim", transformer.text_dim, "the text's hidden_size", text),
             *vision_pairs(parts.tokenizer, parts.processor, encoder),
         ),
