@@ -19,7 +19,15 @@ MEASURED: tuple[Mapping[str, Any], ...] = (
         "jax": "0.11.2",
         "dtype": "bfloat16",
         "kernel": "mosaic",
-        "shape": {"rows": 2, "images": 8192, "texts": 1088, "heads": 32, "width": 128, "channels": 4096},
+        "shape": {
+            "rows": 2,
+            "images": 8192,
+            "texts": 1088,
+            "heads": 32,
+            "width": 128,
+            "channels": 4096,
+            "modulations": 1,
+        },
         "rows": (
             _chosen("layer_norm_scale_shift", 132.4, 115.3),
             _chosen("residual_gate_layer_norm_scale_shift", 346.1, 252.1),

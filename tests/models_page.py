@@ -34,7 +34,11 @@ All others work with every model; one that is missing is an error that says what
 | model | options |
 |---|---|
 """
-TASKS = {"edit": "an edit of pictures", "text-to-image": "a picture from words"}
+TASKS = {
+    "edit": "an edit of pictures",
+    "text-to-image": "a picture from words",
+    "layers": "a picture taken apart into layers",
+}
 
 
 def page() -> str:

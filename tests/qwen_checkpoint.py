@@ -233,7 +233,7 @@ def save(
         "transformer": ["diffusers", "QwenImageTransformer2DModel"],
         "vae": ["diffusers", "AutoencoderKLQwenImage"],
     }
-    if hasattr(pipeline, "processor"):
+    if getattr(pipeline, "processor", None) is not None:
         pipeline.tokenizer.save_pretrained(folder / "processor")
         pipeline.processor.image_processor.save_pretrained(folder / "processor")
         index["processor"] = ["transformers", "Qwen2VLProcessor"]
