@@ -215,3 +215,25 @@ def qwen_plus_loaded(qwen_plus_folder):
     import joyjax
 
     return joyjax.load(qwen_plus_folder, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def qwen_2511_reference():
+    """Diffusers' own Qwen-Image-Edit-Plus pipeline of the version 2511: references are at time 0."""
+    pytest.importorskip("torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import qwen_checkpoint
+
+        return qwen_checkpoint.make_edit_pipeline("edit-plus", seed=5, zero_cond_t=True)
+
+
+@pytest.fixture(scope="session")
+def qwen_2511_loaded(qwen_2511_reference, tmp_path_factory):
+    """The same in joyjax, float32."""
+    import qwen_checkpoint
+
+    import joyjax
+
+    folder = qwen_checkpoint.save(qwen_2511_reference, tmp_path_factory.mktemp("qwen-2511"))
+    return joyjax.load(folder, dtype="float32")

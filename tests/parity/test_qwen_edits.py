@@ -19,6 +19,8 @@ from qwen_pairs import load_reference, our_picture, our_stages, small_areas, the
 
 import joyjax
 from joyjax.families.qwen_image_prompt import EDIT_DROPPED
+from joyjax.runtime.engine import Engine
+from joyjax.runtime.request import check_request
 
 pytestmark = [pytest.mark.jax, pytest.mark.parity]
 nightly = pytest.mark.nightly  # three pictures run daily: one stage by stage and a batch of two
@@ -56,15 +58,37 @@ def check_stages(theirs: dict, ours: dict, error) -> None:
     assert_same(ours["picture"], theirs["picture"])
 
 
-def test_stages_of_edit_plus(qwen_plus_reference, qwen_plus_loaded, error):
-    """Two references of unlike shapes, a result of the last one's, and a negative prompt."""
+@pytest.mark.parametrize("version", ["qwen_2511", pytest.param("qwen_plus", marks=nightly)])
+def test_stages_of_edit_plus(version, request, error):
+    """Two references of unlike shapes, a result of the last one's, and a negative prompt.
+
+    The version 2511 has `zero_cond_t`: its references are at time 0.
+    """
+    reference, loaded = (request.getfixturevalue(f"{version}_{side}") for side in ("reference", "loaded"))
     images, noise = [TALL, WIDE], draw(*NATURAL, seed=1)
-    assert natural(qwen_plus_loaded, images) == NATURAL
-    theirs = their_stages(qwen_plus_reference, PROMPT, noise, negative="blurry, low quality", image=images)
-    ours = our_stages(
-        qwen_plus_loaded, PROMPT, noise, negative_prompt="blurry, low quality", image=images, base_size=256
-    )
+    assert natural(loaded, images) == NATURAL
+    assert loaded.parts.configs["transformer"].zero_cond_t == (version == "qwen_2511")
+    theirs = their_stages(reference, PROMPT, noise, negative="blurry, low quality", image=images)
+    ours = our_stages(loaded, PROMPT, noise, negative_prompt="blurry, low quality", image=images, base_size=256)
     check_stages(theirs, ours, error)
+
+
+@nightly
+def test_a_ragged_batch_of_2511(qwen_2511_reference, qwen_2511_loaded):
+    """Rows with one and with two references, each token at its own time."""
+    requests = [(WIDE, NATURAL, 1), ([SMALL, WIDE], NATURAL, 2)]
+    noises = [draw(*size, seed=seed) for _, size, seed in requests]
+    expected = [
+        their_picture(qwen_2511_reference, PROMPT, noise, image=image)
+        for (image, _, _), noise in zip(requests, noises, strict=True)
+    ]
+    engine = Engine(qwen_2511_loaded)
+    for (image, size, _), noise in zip(requests, noises, strict=True):
+        options = {"steps": 4, "base_size": 256, "noise": noise, "height": size[0], "width": size[1]}
+        given = {"negative_prompt": None, "guidance_scale": None, "seed": 0, **options}
+        engine.submit(check_request(qwen_2511_loaded, image, PROMPT, **given))
+    for job, theirs in zip(engine.run(), expected, strict=True):
+        assert_same(np.asarray(job.result.image), theirs)
 
 
 @nightly
