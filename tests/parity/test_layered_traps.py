@@ -26,7 +26,7 @@ from layered_traps import TRAPS
 from pairs import SHARE
 from parity.test_qwen_edit import LATENTS_TOLERANCE
 from parity.test_qwen_image import VELOCITY_TOLERANCE
-from parity.test_traps import PAGE, Stage, print_tables, sampled
+from parity.test_traps import PAGE, Stage, print_tables
 from stagewise import Stages
 from traps import Patch
 
@@ -121,7 +121,16 @@ def right_ones():
     return {}
 
 
-@pytest.mark.parametrize("trap", sampled(TRAPS))
+DAILY = ("condition_is_frame_0", "linear_mu", "laid_on_black")
+
+
+@pytest.mark.parametrize(
+    "trap",
+    [
+        pytest.param(trap, id=name, marks=() if name in DAILY else pytest.mark.nightly)
+        for trap, name in ((trap, trap.patch.__name__) for trap in TRAPS)
+    ],
+)
 def test_a_mistake_is_seen(trap, layered_loaded, right_ones, table, error, monkeypatch, request):
     stage, patch = STAGES[trap.stage], Patch(monkeypatch)
     right = right_ones.setdefault("", Layers(layered_loaded))

@@ -112,7 +112,6 @@ def at_time_0(alone):
 @pytest.mark.parametrize(
     ("sizes", "kernels"),
     [
-        pytest.param({"ulysses": 2, "ring": 3}, PLAIN, id="daily"),
         pytest.param(ALL_AXES, SELECTING, id="by kernels"),
         *(pytest.param(sizes, PLAIN, id=name_of(sizes), marks=pytest.mark.nightly) for sizes in MESHES),
     ],

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from joyjax import files
-from joyjax.files import discard_unfinished, file_key, publish, publish_free, same_file, temporary_beside
+from joyjax.files import (
+    discard_unfinished,
+    file_key,
+    publish,
+    publish_all,
+    publish_all_free,
+    publish_free,
+    same_file,
+    temporary_beside,
+)
 
 PROCESSES, ROUNDS = 6, 40
 
@@ -148,3 +157,28 @@ def test_a_path_is_known_by_what_it_leads_to(tmp_path, monkeypatch):
         assert not same_file(other, "a.png"), other
     assert file_key("none.png") is None
     assert not same_file("none.png", "none.png")
+
+
+def test_files_that_belong_together(tmp_path, monkeypatch):
+    """All are replaced, or all new under the first names that are free together; a name taken meanwhile is left."""
+    pair = [tmp_path / "a", tmp_path / "a-1"]
+    pair[0].write_bytes(b"old")
+    publish_all({pair[0]: b"one", pair[1]: b"two"})
+    assert [path.read_bytes() for path in pair] == [b"one", b"two"]
+    names = [[tmp_path / name, tmp_path / f"{name}-1"] for name in "abcd"]
+    names[1][1].write_bytes(b"other")
+    real = os.open
+
+    def taken(path, *flags, **more):  # another process takes c-1 after the look
+        if path == names[2][1]:
+            monkeypatch.setattr(os, "open", real)
+            path.write_bytes(b"theirs")
+        return real(path, *flags, **more)
+
+    monkeypatch.setattr(os, "open", taken)
+    assert publish_all_free([b"3", b"4"], names) == names[3]
+    found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert found == {"a": b"one", "a-1": b"two", "b-1": b"other", "c-1": b"theirs", "d": b"3", "d-1": b"4"}
+    with pytest.raises(FileNotFoundError):
+        publish_all({tmp_path / "e": b"5", tmp_path / "none" / "e-1": b"6"})
+    assert {path.name for path in tmp_path.iterdir()} == found.keys()

@@ -70,8 +70,6 @@ def test_other_families_have_none_of_its_options(qwen_loaded, layered_loaded):
     for name, value in (("layers", 4), ("cfg_normalize", False), ("cfg_normalize", True)):
         with pytest.raises(RequestError, match=f"{name} is {value}, but Qwen-Image has no such option"):
             joyjax.edit(qwen_loaded, None, "a tree", **{name: value})
-        with pytest.raises(RequestError, match=f"{name} is {value}, but JoyImage-Edit has no such option"):
-            joyjax.edit(joyjax.load(), None, "a tree", **{name: value})
     with pytest.raises(RequestError, match="base_size is 640; choose one of 256, 512, 768, 1024"):
         joyjax.edit(qwen_loaded, None, "a tree", base_size=640)
 
@@ -129,7 +127,7 @@ def test_every_mode_becomes_rgba(mode):
         assert np.array_equal(np.asarray(found), np.asarray(PICTURE))  # colours under transparency too
 
 
-def test_transparency_is_seen_and_not_noted(layered_loaded, qwen_loaded):
+def test_transparency_is_seen_and_not_noted(layered_loaded):
     job = Engine(layered_loaded).plan(check_request(layered_loaded, PICTURE, "a tree"))
     assert not any("transparent" in note for note in job.notes)
 
