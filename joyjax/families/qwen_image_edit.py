@@ -62,7 +62,7 @@ def usual(configs: Configs, base_size: int, *, plus: bool) -> Lengths:
         round(stages.read_side(base_size, plus=plus) / (vision.patch_size * vision.spatial_merge_size)) ** 2
         + PROMPTS[0]
     )
-    padded = qwen_image_lengths.text(states, natural=True)
+    padded = qwen_image_lengths.text(states, 1, natural=True)
     return Lengths(text=(padded, padded), target=(tokens, tokens), references=(tokens, tokens), passes=2)
 
 
