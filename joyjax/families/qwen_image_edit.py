@@ -24,9 +24,9 @@ from joyjax.processors.text import prompts_of_sizes
 from joyjax.processors.vision import VisionProcessorConfig
 from joyjax.reading import read_json
 
-# Working memory of a step with guidance at 1024 × 1024 with one reference, in bfloat16, compiled for an H100
-# (docs/parallel.md). Text encoder and autoencoder need less.
-STEP_BYTES = int(1.2 * 2**30)
+# Working memory of a step with guidance at 1024 × 1024 with one reference, in bfloat16, compiled for an H100 with four
+# blocks, to which the others add next to nothing (docs/parallel.md).
+STEP_BYTES = int(1.11 * 2**30)
 STEP_TOKENS = 2 * 4096  # image tokens of that step, in each of two passes
 
 PICTURES = ((64, 64), (80, 60))  # width and height: their natural sizes are in different classes
