@@ -152,6 +152,7 @@ def test_float8(model, qwen_edit_folder):
     assert read_recipe("float8.png")["settings"]["linear"] == "float8"
 
 
+@nightly
 def test_info(qwen_edit_folder, qwen_plus_folder):
     for folder, name, kind in (
         (qwen_edit_folder, "Qwen-Image-Edit", "QwenImageEditPipeline"),
