@@ -196,9 +196,18 @@ def references_from_the_corner(patch):
     around_positions(patch, change)
 
 
-@trap("transformer", "text starts after the target alone, for after the largest picture", "velocity")
+def small_result(patch):
+    patch.set(stages, "natural_size", lambda reference, base_size: (64, 96))
+
+
+@trap(
+    "transformer",
+    "text starts after the target alone, for after the largest picture",
+    "velocity",
+    given=small_result,
+)
 def text_after_the_target(patch):
-    patch.around(stages, "text_start", lambda right, sizes: right([min(sizes)]))
+    patch.around(stages, "text_start", lambda right, sizes: right(sizes[:1]))
 
 
 @trap("transformer", "padding of the references attended to", "velocity")

@@ -24,9 +24,9 @@ from joyjax.processors.text import prompts_of_sizes
 from joyjax.processors.vision import VisionProcessorConfig
 from joyjax.reading import read_json
 
-# Working memory of a step with guidance at 1024 × 1024 with one reference, in bfloat16, compiled for an H100
-# (docs/parallel.md). Text encoder and autoencoder need less.
-STEP_BYTES = int(1.2 * 2**30)
+# Working memory of a step with guidance at 1024 × 1024 with one reference, in bfloat16, compiled for an H100 with four
+# blocks, to which the others add next to nothing (docs/parallel.md).
+STEP_BYTES = int(1.11 * 2**30)
 STEP_TOKENS = 2 * 4096  # image tokens of that step, in each of two passes
 
 PICTURES = ((64, 64), (80, 60))  # width and height: their natural sizes are in different classes
@@ -62,7 +62,7 @@ def usual(configs: Configs, base_size: int, *, plus: bool) -> Lengths:
         round(stages.read_side(base_size, plus=plus) / (vision.patch_size * vision.spatial_merge_size)) ** 2
         + PROMPTS[0]
     )
-    padded = qwen_image_lengths.text(states, natural=True)
+    padded = qwen_image_lengths.text(states, 1, natural=True)
     return Lengths(text=(padded, padded), target=(tokens, tokens), references=(tokens, tokens), passes=2)
 
 

@@ -29,6 +29,7 @@ from joyjax.models.qwen2_5_vl_vision import WindowedInputs
 from joyjax.models.qwen_image import image_positions, text_start
 from joyjax.processors.qwen_vl import TextPlan, merged_grid, plan_text, text_inputs, windowed_inputs
 from joyjax.processors.text import control_token
+from joyjax.processors.vision import MAX_RATIO
 
 MULTIPLE = 32  # of the sides of pictures, in pixels
 
@@ -69,15 +70,15 @@ def size_of_area(picture: Size, side: int) -> Size:
     """Return the size of about `side`² pixels, in multiples of 32, for a picture of this shape.
 
     Raises:
-        PictureError: if a side would be 0.
+        PictureError: if a side would be 0, or the text encoder would refuse the scaled picture.
     """
     ratio = picture[1] / picture[0]
     width = math.sqrt(side**2 * ratio)
     size = round(width / ratio / MULTIPLE) * MULTIPLE, round(width / MULTIPLE) * MULTIPLE
-    if min(size) < MULTIPLE:
+    if max(size) > MAX_RATIO * min(size):
         raise PictureError(
-            f"a picture of {picture[1]} × {picture[0]} pixels is too thin: scaled to {side}² pixels, one side would "
-            f"be less than {MULTIPLE // 2}; crop it first"
+            f"a picture of {picture[1]} × {picture[0]} pixels is too thin: scaled to {side}² pixels it would have "
+            f"{size[1]} × {size[0]}; crop it first"
         )
     return size
 
@@ -144,7 +145,7 @@ def _plan_text(
         grids,
         dropped=EDIT_DROPPED,
         picture_tokens=(qwen_image_lengths.fewest(side, token), windows * window**2),
-        kept=qwen_image_lengths.text(max(map(len, rows)) - EDIT_DROPPED, natural=natural),
+        kept=qwen_image_lengths.text(max(map(len, rows)) - EDIT_DROPPED, len(read), natural=natural),
     )
     return planned, windows
 

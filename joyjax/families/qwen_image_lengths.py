@@ -27,11 +27,11 @@ def references(tokens: int, pictures: int, usual: int, *, natural: bool) -> int:
     return _near(tokens, usual * pictures + (0 if natural else step), step)
 
 
-def text(states: int, *, natural: bool) -> int:
+def text(states: int, pictures: int, *, natural: bool) -> int:
     """Return the padded hidden states of a prompt with its pictures."""
     first, step = TEXT_SIZES
     if not natural:
-        step = 2 * step
+        step *= 2 * -(-pictures // 2)  # a small part of the whole beside several pictures
     elif states <= first:
         return first
     return -(-states // step) * step

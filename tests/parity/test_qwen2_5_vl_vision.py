@@ -22,6 +22,7 @@ from joyjax.reading import read_json
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.jax, pytest.mark.parity]
+nightly = pytest.mark.nightly
 
 MERGER_TOLERANCE = 2e-6  # measured: 4e-7; the other GELU: 1e-4
 TOWER_TOLERANCE = 1e-5  # measured: 2.7e-6
@@ -77,7 +78,9 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=nightly if name in ("odd", "whole windows") else ()) for name in PICTURES]
+)
 def test_tower(name, ours, theirs, processor, their_images, error):
     pictures, windows = PICTURES[name]
     given = their_images(pictures)
@@ -172,8 +175,11 @@ def their_states(encoder, encoded) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("lengths", "pictures", "packed"),
-    [((7,), [ODD], True), ((5, 12), [EVEN, ODD, SMALL], True), ((5, 12), [SQUARE, ODD], False)],
-    ids=["one picture", "two prompts about three", "rows that are not packed"],
+    [
+        pytest.param((7,), [ODD], True, marks=nightly, id="one picture"),
+        pytest.param((5, 12), [EVEN, ODD, SMALL], True, id="two prompts about three"),
+        pytest.param((5, 12), [SQUARE, ODD], False, marks=nightly, id="rows that are not packed"),
+    ],
 )
 def test_states(lengths, pictures, packed, ours, theirs, processor, their_images, error):
     encoded = prompts(lengths, pictures, theirs, processor, their_images, packed)
@@ -192,6 +198,7 @@ def test_positions_are_the_references(theirs, processor, their_images):
     np.testing.assert_array_equal(mine[encoded.valid], np.moveaxis(expected.numpy(), 0, -1)[encoded.valid])
 
 
+@nightly
 def test_both_names_of_the_tensors_load(ours, qwen_edit_reference, tmp_path):
     import qwen_checkpoint
 
@@ -200,7 +207,7 @@ def test_both_names_of_the_tensors_load(ours, qwen_edit_reference, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, load(folder).state, ours.state)
 
 
-@pytest.mark.nightly
+@nightly
 def test_bfloat16_states_are_as_exact_as_the_reference(ours, theirs, qwen_edit_folder, processor, their_images):
     """Our error is at most 1.1 times the reference's own, over several prompts and pictures."""
     half = load(qwen_edit_folder, jnp.bfloat16)

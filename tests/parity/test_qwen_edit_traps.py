@@ -132,14 +132,16 @@ def table():
 
 @pytest.fixture(scope="module")
 def right_ones():
-    """The right edit, kept for all mistakes."""
+    """The right edits, by what both sides are given."""
     return {}
 
 
 @pytest.mark.parametrize("trap", sampled(TRAPS))
 def test_a_mistake_is_seen(trap, qwen_plus_loaded, right_ones, table, error, monkeypatch, request):
     stage, patch = STAGES[trap.stage], Patch(monkeypatch)
-    right = right_ones.setdefault(None, Edit(qwen_plus_loaded))
+    if trap.given:
+        trap.given(patch)
+    right = right_ones.setdefault(trap.given, Edit(qwen_plus_loaded))
     shown = request.config.option.capture == "no"  # the table is printed
     expected, picture = np.asarray(stage.result(right)), right.picture.astype(int) if shown else None
     trap.patch(patch)

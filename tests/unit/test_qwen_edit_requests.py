@@ -17,7 +17,8 @@ from joyjax.families import qwen_image_lengths as lengths
 from joyjax.families.qwen_image_edit import EDIT, EDIT_PLUS
 from joyjax.families.qwen_image_edit_stages import size_of_area
 from joyjax.families.qwen_image_prompt import EDIT_DROPPED, edit_prompt_tokens
-from joyjax.media.framing import plan_stretch, stretch
+from joyjax.media.framing import paste_back, plan_stretch, stretch
+from joyjax.processors.vision import VisionProcessorConfig
 from joyjax.runtime.engine import Engine
 from joyjax.runtime.request import check_request
 
@@ -46,7 +47,7 @@ def plan(pipeline, image=PICTURE, prompt="a tree", **options):
         ({"base_size": 300}, r"base_size is 300; choose one of 256, 512, 768, 1024"),
         ({"noise": np.zeros((1, 8, 8, 16), np.float32)}, r"noise has shape .*; a 832×1248 result needs"),
         (
-            {"mask": PICTURE, "height": 80, "width": 80},
+            {"mask": Image.new("L", PICTURE.size, 255), "height": 80, "width": 80},
             r"mask needs a result of the last reference's own size, 1248 × 8",
         ),
         (
@@ -113,14 +114,10 @@ def test_parts_that_do_not_fit_are_named(file, changes, message, qwen_edit_folde
         ({"size": {"min_pixels": 784, "max_pixels": 50176}}, (784, 50176)),
     ],
 )
-def test_limits_of_the_processor_in_every_spelling(given, bounds, qwen_edit_folder, tmp_path):
-    folder = shutil.copytree(qwen_edit_folder, tmp_path / "m", ignore=shutil.ignore_patterns("vae", "transformer"))
-    for name in ("vae", "transformer"):
-        (folder / name).symlink_to(qwen_edit_folder / name)
-    raw = json.loads((folder / "processor" / "preprocessor_config.json").read_text())
+def test_limits_of_the_processor_in_every_spelling(given, bounds, qwen_edit_folder):
+    raw = json.loads((qwen_edit_folder / "processor" / "preprocessor_config.json").read_text())
     raw = {key: value for key, value in raw.items() if key not in ("size", "min_pixels", "max_pixels")}
-    (folder / "processor" / "preprocessor_config.json").write_text(json.dumps({**raw, **given}))
-    processor = joyjax.load(folder, dtype="float32").parts.processor
+    processor = VisionProcessorConfig.from_json({**raw, **given})
     assert (processor.min_pixels, processor.max_pixels) == bounds
 
 
@@ -172,6 +169,20 @@ def test_stretching():
     np.testing.assert_array_equal(np.asarray(stretch(picture, (64, 128))), expected)
 
 
+def test_a_stretched_picture_is_pasted_back():
+    """At its own size and shape, and outside the mask untouched."""
+    picture = photo(60, 90)
+    crop = plan_stretch((60, 90), (64, 128))
+    mask = Image.new("L", picture.size)
+    mask.paste(255, (20, 10, 70, 50))
+    drawn = stretch(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), (64, 128))
+    found = np.asarray(paste_back(drawn, picture, crop, mask))
+    inside = np.asarray(mask) > 0
+    np.testing.assert_array_equal(found[~inside], np.asarray(picture)[~inside])
+    expected = np.asarray(drawn.resize((90, 60), Image.Resampling.LANCZOS))
+    assert np.abs(found[inside].astype(int) - expected[inside]).max() <= 1
+
+
 def shapes_of(found) -> tuple:
     """What the transformer's program is compiled for."""
     return found.lengths.target[1], found.lengths.references[1], found.lengths.text[1], found.lengths.passes
@@ -187,7 +198,12 @@ def padding_of(found) -> float:
 @pytest.mark.parametrize("given", [False, True], ids=["the pictures' sizes", "given sizes"])
 @pytest.mark.parametrize(
     "references",
-    [0, pytest.param(1, marks=pytest.mark.nightly), 2, pytest.param(3, marks=pytest.mark.nightly)],
+    [
+        pytest.param(0, marks=pytest.mark.nightly),
+        pytest.param(1, marks=pytest.mark.nightly),
+        2,
+        pytest.param(3, marks=pytest.mark.nightly),
+    ],
     ids=["Edit", "Plus, one", "Plus, two", "Plus, three"],
 )
 def test_few_programs_serve_all_sizes_and_prompts(references, given, qwen_edit_loaded, qwen_plus_loaded):
@@ -219,7 +235,7 @@ def test_classes():
         for natural in (True, False):
             assert lengths.target(tokens, 4096, natural=natural) >= tokens
             assert lengths.references(tokens, 3, 4096, natural=natural) >= tokens
-            assert lengths.text(tokens, natural=natural) >= tokens
+            assert lengths.text(tokens, 3, natural=natural) >= tokens
     assert [lengths.target(tokens, 4096, natural=True) for tokens in (3900, 4096, 4097, 4400)] == [
         4096,
         4096,
@@ -232,7 +248,8 @@ def test_classes():
         4096,
         5120,
     ]
-    assert [lengths.text(states, natural=True) for states in (200, 257, 1500, 1537)] == [256, 512, 1536, 2048]
+    assert [lengths.text(states, 1, natural=True) for states in (200, 257, 1500, 1537)] == [256, 512, 1536, 2048]
+    assert [lengths.text(900, pictures, natural=False) for pictures in (1, 2, 3, 4)] == [1024, 1024, 2048, 2048]
     assert [lengths.windows([grid], 4) for grid in ((14, 14), (37, 37), (36, 40))] == [16, 112, 96]
 
 
