@@ -48,12 +48,10 @@ def test_an_edit_and_its_recipe(model):
     assert "picture 90 × 60 → 320 × 224, enlarged 3.64 times; nothing cropped; made 5.0 % taller" in done.stderr
     assert pixels("edit.png").shape == (224, 320, 3)
     assert len(os.listdir("previews")) == 2
-    settings = read_recipe("edit.png")["settings"]
-    assert (settings["negative_prompt"], settings["guidance_scale"], settings["family"]) == (
-        " ",
-        4.0,
-        "Qwen-Image-Edit",
-    )
+    recipe = read_recipe("edit.png")
+    settings = recipe["settings"]
+    assert (settings["negative_prompt"], settings["guidance_scale"]) == (" ", 4.0)
+    assert recipe["model"]["family"] == "Qwen-Image-Edit"
     assert succeed("edit", "--from", "edit.png").stdout == "edit-2.png\n"
     same("edit.png", "edit-2.png")
     assert read_recipe("edit-2.png")["settings"] == settings
@@ -149,7 +147,7 @@ def test_float8(model, qwen_edit_folder):
     succeed("edit", "make it red", "-i", "photo.png", *model, *FAST, "-o", "exact.png")
     succeed("edit", "make it red", "-i", "photo.png", *model, *FAST, "--quantize", "float8", "-o", "float8.png")
     assert 0 < np.abs(pixels("float8.png") - pixels("exact.png")).mean() < 60
-    assert read_recipe("float8.png")["settings"]["linear"] == "float8"
+    assert read_recipe("float8.png")["model"]["linear"] == "float8"
 
 
 @nightly
