@@ -41,12 +41,15 @@ class Stages:
 
     @functools.cached_property
     def txt(self) -> Any:
-        stages = encoding if self.takes_pictures else stages_of(self.pipeline)
-        return stages.encode_text(self.networks, self.arrays)
+        return self._own("encode_text")(self.networks, self.arrays)
 
     @functools.cached_property
     def references(self) -> Any:
-        return encoding.encode_references(self.networks, self.arrays)
+        return self._own("encode_references")(self.networks, self.arrays)
+
+    def _own(self, name: str) -> Any:
+        """A function of the family's stages, or the one that families of edits share."""
+        return getattr(stages_of(self.pipeline), name, None) or getattr(encoding, name)
 
     @functools.cached_property
     def condition(self) -> Any:

@@ -33,6 +33,7 @@ def same(one: str, other: str) -> None:
     np.testing.assert_array_equal(pixels(one), pixels(other))
 
 
+@pytest.mark.nightly  # daily of an edit, in test_qwen_edit.py
 def test_a_picture_and_its_recipe(model):
     """The same pixels from the PNG alone, with previews, times and every option that the family has."""
     done = succeed("edit", "a tree", *model, *FAST, *SMALL, "--preview-dir", "previews", "--timings")
@@ -88,6 +89,7 @@ def test_batch(model):
     assert np.abs(pixels("edit.png") - pixels("out/one.png")).max() <= 1
 
 
+@pytest.mark.nightly
 def test_a_converted_folder_gives_the_same_pixels(model, qwen_folder):
     done = succeed("convert", qwen_folder, "converted")
     assert 'next: joyjax edit "a red fox in the snow" --model converted' in done.stderr
@@ -107,6 +109,7 @@ def test_info_on_a_mesh(qwen_folder):
     }
 
 
+@pytest.mark.nightly
 def test_warmup(qwen_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
     done = succeed("warmup", qwen_folder, "--dtype", "float32", "--base-size", 256)

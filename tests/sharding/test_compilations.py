@@ -20,7 +20,10 @@ def converted(checkpoint, loaded, tmp_path_factory):
 
 
 @pytest.mark.parametrize("folder", ["checkpoint", "converted"])
-@pytest.mark.parametrize("sizes", [{}, {"cfg": 2, "sequence": 2}], ids=["one", "four"])
+@pytest.mark.parametrize(
+    "sizes",
+    [pytest.param({}, id="one"), pytest.param({"cfg": 2, "sequence": 2}, id="four", marks=pytest.mark.nightly)],
+)
 def test_one_compilation_of_each_stage(folder, sizes, request):
     mesh = None
     if sizes:

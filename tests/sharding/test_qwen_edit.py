@@ -66,6 +66,7 @@ def test_options_on_a_mesh(option, qwen_folder, alone, error):
     assert np.abs(image - picture).max() <= 1
 
 
+@nightly
 def test_a_batch_of_two_sizes_on_a_mesh(qwen_folder, qwen_loaded):
     """Three edits, which two devices do not divide; three sizes of one token class, and prompts of two lengths."""
     rows = [

@@ -57,7 +57,9 @@ def run(script: str, arguments: tuple[str, ...], out: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("script", QUICK)
+@pytest.mark.parametrize(
+    "script", [pytest.param(name, marks=pytest.mark.nightly if name == "step.py" else ()) for name in QUICK]
+)
 def test_runs(script, tmp_path):
     printed = run(script, QUICK[script], tmp_path / "out")
     assert printed or script == "random_model.py"
