@@ -1,6 +1,6 @@
 """Every mistake of tests/qwen_edit_traps.py moves its stage by at least ten times what its parity test lets pass.
 
-As parity/test_traps.py, of which this has the measure: the default run makes the first mistake of each part and stage,
+As parity/test_traps.py, of which this has the measure: the default run makes the first mistake of each part,
 and `pytest tests/parity/test_qwen_edit_traps.py -s -m "nightly or not nightly"` prints the table of docs/parity.md.
 """
 

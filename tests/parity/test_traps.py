@@ -1,6 +1,6 @@
 """Every mistake of tests/traps.py moves its stage by at least ten times what the stage's parity test lets pass.
 
-The default run makes the first mistake of each part and stage, the nightly one all of them.
+The default run makes the first mistake of each part, the nightly one all of them.
 `pytest tests/parity/test_traps.py -s -m "nightly or not nightly"` prints the table of docs/parity.md, for which alone
 whole pictures are made, and what each stage lets pass.
 """
@@ -220,13 +220,13 @@ def edits():
 
 
 def sampled(traps: list[Trap]) -> list[Any]:
-    """Return all traps; those that are not the first of their part and stage are nightly."""
-    first = {(trap.part, trap.stage): trap for trap in reversed(traps)}
+    """Return all traps; those that are not the first of their part are nightly."""
+    first = {trap.part: trap for trap in reversed(traps)}
     return [
         pytest.param(
             trap,
             id=trap.patch.__name__,
-            marks=() if first[trap.part, trap.stage] is trap else pytest.mark.nightly,
+            marks=() if first[trap.part] is trap else pytest.mark.nightly,
         )
         for trap in traps
     ]
