@@ -35,7 +35,7 @@ from joyjax.layers.stored import (
     with_storage,
 )
 from joyjax.layers.weights import Weights, leaves
-from joyjax.sharding.build import Transfers, apart, build, build_each
+from joyjax.sharding.build import Transfers, build, build_each, have_own_memory
 from joyjax.sharding.place import parameter_sharding
 from joyjax.storage import forms
 from joyjax.storage.quantize import quantize_array
@@ -116,7 +116,7 @@ class ReadPlan:
                 read = functools.partial(self._file_reader(path, value.dtype, pool), order=None)
                 return {path: transfers.add(build(value.shape, value.dtype, placed[path], read))}
 
-            side_by_side = not goals and apart(placed.values())
+            side_by_side = not goals and have_own_memory(placed.values())
             with contextlib.closing(build_each(build_one, filed, side_by_side=side_by_side)) as each:
                 for path, found in zip(filed, each, strict=True):
                     arrays.update(found)

@@ -21,7 +21,7 @@ from joyjax.dtypes import STORED
 from joyjax.errors import CheckpointError
 from joyjax.layers.stored import Storage, own_places, places
 from joyjax.layers.weights import Weights, leaves
-from joyjax.sharding.build import Transfers, apart, build, build_each, shares_memory
+from joyjax.sharding.build import Transfers, build, build_each, have_own_memory, shares_memory
 from joyjax.sharding.place import parameter_sharding
 from joyjax.storage import forms
 from joyjax.storage.quantize import quantize_kernel
@@ -94,7 +94,7 @@ class ReadPlan:
                 return transfers.add(self.build_leaf(found, placed, mesh, pool))
 
             # To quantize a kernel takes memory of the device beside it: one at a time.
-            side_by_side = not quantizes and apart(placed.values())
+            side_by_side = not quantizes and have_own_memory(placed.values())
             with contextlib.closing(build_each(build_one, self.matches, side_by_side=side_by_side)) as each:
                 for found, leaf in zip(self.matches, each, strict=True):
                     found_leaves[found.target] = leaf

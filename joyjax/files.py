@@ -17,8 +17,7 @@ def publish(data: bytes, path: Path) -> None:
     Raises:
         OSError: if it cannot be written there.
     """
-    with _temporary(data, path) as temporary:
-        os.replace(temporary, path)
+    publish_all({path: data})
 
 
 def publish_free(data: bytes, candidates: Iterable[Path]) -> Path:
@@ -29,12 +28,7 @@ def publish_free(data: bytes, candidates: Iterable[Path]) -> Path:
     Raises:
         OSError: if it cannot be written there.
     """
-    names = iter(candidates)
-    name = next(names)
-    with _temporary(data, name) as temporary:
-        while not _take(name, temporary):
-            name = next(names)
-    return name
+    return publish_all_free([data], ([name] for name in candidates))[0]
 
 
 def publish_all(files: Mapping[Path, bytes]) -> None:

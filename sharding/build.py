@@ -117,8 +117,8 @@ def build_each(
         pool.shutdown(cancel_futures=True)
 
 
-def apart(places: Iterable[Sharding]) -> bool:
-    """Return whether no place has a device that shares the host's memory."""
+def have_own_memory(places: Iterable[Sharding]) -> bool:
+    """Return whether all devices of these places have a memory of their own."""
     return not any(shares_memory(device) for place in places for device in place.addressable_devices)
 
 

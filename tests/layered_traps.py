@@ -125,7 +125,7 @@ def scaled_without_premultiplying(patch):
         arrays, (height, width) = right(plan, parts), plan.size[1:]
         bands = [band.resize((width, height), Image.Resampling.LANCZOS) for band in plan.request.pictures[0].split()]
         pixels = np.asarray(Image.merge("RGBA", bands))[None]
-        return dataclasses.replace(arrays, own=dataclasses.replace(arrays.own, pixels=pixels))
+        return dataclasses.replace(arrays, own=dataclasses.replace(arrays.own, pictures=(pixels,)))
 
     patch.around(stages, "prepare", wrong)
 

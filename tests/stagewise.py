@@ -27,10 +27,6 @@ class Stages:
         self.pipeline, self.request = pipeline, request
         self.networks = Networks.of(pipeline)
 
-    @property
-    def takes_pictures(self) -> bool:
-        return self.pipeline.family.references[1] != 0
-
     @functools.cached_property
     def plan(self) -> Plan:
         return self.pipeline.family.plan(self.request, self.pipeline.parts)
@@ -41,20 +37,15 @@ class Stages:
 
     @functools.cached_property
     def txt(self) -> Any:
-        return self._own("encode_text")(self.networks, self.arrays)
+        return encoding.encode_text(self.networks, self.arrays)
 
     @functools.cached_property
     def references(self) -> Any:
-        return self._own("encode_references")(self.networks, self.arrays)
-
-    def _own(self, name: str) -> Any:
-        """A function of the family's stages, or the one that families of edits share."""
-        return getattr(stages_of(self.pipeline), name, None) or getattr(encoding, name)
+        return encoding.encode_references(self.networks, self.arrays)
 
     @functools.cached_property
     def condition(self) -> Any:
-        given = (self.txt, self.references) if self.takes_pictures else (self.txt,)
-        return stages_of(self.pipeline).condition(self.arrays, *given)
+        return stages_of(self.pipeline).condition(self.arrays, self.txt, self.references)
 
     @functools.cached_property
     def latents(self) -> np.ndarray:

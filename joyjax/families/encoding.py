@@ -1,7 +1,7 @@
-"""The encoding stages that families of edits share: prompts with pictures, references, and the condition of both.
+"""The encoding stages that families of pictures share: prompts, references, and the condition of both.
 
 Such a family's own plan has `text`, the `pictures`' sizes and a `geometry`; its own arrays have `text`, `vision`, the
-`pictures`' pixels and `positions`.
+`pictures`' pixels and `positions`. `vision` is None where the text encoder sees no pictures.
 """
 
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ def encode_references(networks: Networks, arrays: Arrays) -> Float[Array, "b R P
     return join_tokens(tokens, tuple(map(plan.own.geometry.tokens, plan.own.pictures)), size=size)
 
 
-def edit_condition(
+def assemble(
     arrays: Arrays, txt: Float[Array, "B J C"], references: Float[Array, "b R P"], txt_start: int | None = None
 ) -> Condition:
     """Assemble the condition of the denoising steps; every pass of a request has the same references."""

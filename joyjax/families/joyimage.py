@@ -19,9 +19,9 @@ from joyjax.convert.wan_vae import VAE
 from joyjax.errors import ConfigError
 from joyjax.families import joyimage_stages as stages
 from joyjax.families.checks import check_equal, open_tokenizer, vision_pairs
-from joyjax.families.family import Configs, Family, Layout, Lengths, Parts, Published, StageCost
+from joyjax.families.family import Configs, Family, Layout, Lengths, Parts, Published
 from joyjax.families.joyimage_prompt import DROPPED, LONGEST_TEXT, prompt_tokens
-from joyjax.families.pictures import finish
+from joyjax.families.pictures import cost, finish
 from joyjax.models.autoencoder.wan import COLORS
 from joyjax.processors.qwen_vl import TEXT_SIZES
 from joyjax.processors.text import prompts_of_sizes
@@ -78,18 +78,6 @@ def _check_parts(parts: Parts, folder: Path) -> None:
     )
 
 
-def cost(configs: Configs, lengths: Lengths) -> tuple[StageCost, ...]:
-    """Return the cost of each stage. Working memory is proportional to the image tokens of all passes."""
-    tokens = (lengths.target[1] + lengths.references[1]) * lengths.passes
-    working = STEP_BYTES * tokens // (2 * STEP_TOKENS)
-    return (
-        StageCost("prompt", ("text_encoder",), working),
-        StageCost("references", ("vae",), working),
-        StageCost("denoise", ("transformer",), working),
-        StageCost("decode", ("vae",), working),
-    )
-
-
 def usual(configs: Configs, base_size: int) -> Lengths:
     """Return the lengths of an edit of one reference at a base size, with guidance."""
     tokens = stages.geometry(configs, None).tokens((base_size, base_size))
@@ -128,7 +116,7 @@ def _family(name: str, class_name: str, *, steps: int, negative_prompt: str, ref
         guidance=stages.guidance,
         finish=finish,
         natural_size=stages.natural_size,
-        cost=cost,
+        cost=functools.partial(cost, step_bytes=STEP_BYTES, step_tokens=STEP_TOKENS),
         usual=usual,
         warmup=functools.partial(warmup, most=references),
         layouts=(LAYOUT,),

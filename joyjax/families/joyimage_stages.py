@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from joyjax.errors import RequestError
 from joyjax.families import joyimage_buckets, joyimage_prompt
 from joyjax.families.checks import check_sides
-from joyjax.families.encoding import edit_condition, encode_group, padded_positions
+from joyjax.families.encoding import assemble, encode_group, padded_positions
 from joyjax.families.family import Arrays, Configs, Events, Lengths, Networks, Parts, Plan
 from joyjax.families.pictures import check_noise, noise_tokens
 from joyjax.families.request import Request
@@ -169,7 +169,7 @@ def encode(networks: Networks, group: Sequence[Arrays], events: Events) -> list[
 
 def condition(arrays: Arrays, txt: Float[Array, "B J C"], references: Float[Array, "b R P"]) -> Condition:
     """Assemble the condition of the denoising steps."""
-    return edit_condition(arrays, txt, references)
+    return assemble(arrays, txt, references)
 
 
 def guidance(parts: Parts, request: Request) -> Guidance:

@@ -1,8 +1,9 @@
-"""The parts of the stages that families of pictures share: noise, the lengths of a condition's rows, decoding.
+"""The parts of families of pictures that they share: sizes, noise, the lengths of a condition's rows, decoding, cost.
 
 Such a family's own plan has a `geometry` (models/autoencoder/pictures.py).
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -10,12 +11,19 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from joyjax.errors import RequestError
-from joyjax.families.family import Events, Media, Networks, Plan
+from joyjax.families.family import Configs, Events, Lengths, Media, Networks, Plan, StageCost
 from joyjax.families.request import Request
 from joyjax.layers.patch import patchify
 from joyjax.media.image import Size
 from joyjax.models.autoencoder.pictures import Geometry, decode_picture
 from joyjax.sampling.noise import initial_noise
+
+
+def area_size(picture: Size, side: int, multiple: int) -> Size:
+    """Return the size of about `side`² pixels for a picture of this shape, in multiples of `multiple`, down to 0."""
+    ratio = picture[1] / picture[0]
+    width = math.sqrt(side**2 * ratio)
+    return round(width / ratio / multiple) * multiple, round(width / multiple) * multiple
 
 
 def noise_shape(size: Size, geometry: Geometry, channels: int) -> tuple[int, int, int, int]:
@@ -60,3 +68,17 @@ def finish(networks: Networks, latents: Float[np.ndarray, "1 T P"], plan: Plan, 
     if not finite:
         raise FloatingPointError("the decoded pixels")
     return Media(pixels[None])
+
+
+def cost(
+    configs: Configs, lengths: Lengths, *, step_bytes: int, step_tokens: int, references: bool = True
+) -> tuple[StageCost, ...]:
+    """Return the cost of each stage, that of references only where the family has some.
+
+    Working memory is proportional to the image tokens of all passes: `step_bytes` for a step with guidance and
+    `step_tokens` in each of its two passes.
+    """
+    tokens = (lengths.target[1] + lengths.references[1]) * lengths.passes
+    working = step_bytes * tokens // (2 * step_tokens)
+    stages = (("prompt", "text_encoder"), ("references", "vae"), ("denoise", "transformer"), ("decode", "vae"))
+    return tuple(StageCost(name, (part,), working) for name, part in stages if references or name != "references")

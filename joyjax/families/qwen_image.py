@@ -3,6 +3,7 @@
 Source: pipeline_qwenimage.py in Diffusers. The edit kinds, Edit, Edit-Plus and Layered, have pipelines of their own.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from joyjax.convert.qwen_image import TRANSFORMER
 from joyjax.convert.wan_vae import VAE
 from joyjax.families import qwen_image_stages as stages
 from joyjax.families.checks import check_equal, open_tokenizer
-from joyjax.families.family import Configs, Family, Lengths, Parts, Published, StageCost
-from joyjax.families.pictures import finish
+from joyjax.families.family import Configs, Family, Lengths, Parts, Published
+from joyjax.families.pictures import cost, finish
 from joyjax.families.qwen_image_prompt import prompt_tokens
 from joyjax.models.autoencoder.wan import COLORS, WITH_ALPHA
 from joyjax.processors.text import prompts_of_sizes
@@ -64,16 +65,6 @@ def read(
     return parts
 
 
-def cost(configs: Configs, lengths: Lengths) -> tuple[StageCost, ...]:
-    """Return the cost of each stage. Working memory is proportional to the image tokens of all passes."""
-    working = STEP_BYTES * lengths.target[1] * lengths.passes // (2 * STEP_TOKENS)
-    return (
-        StageCost("prompt", ("text_encoder",), working),
-        StageCost("denoise", ("transformer",), working),
-        StageCost("decode", ("vae",), working),
-    )
-
-
 def usual(configs: Configs, base_size: int) -> Lengths:
     """Return the lengths of text to image at a base size, with guidance."""
     tokens = stages.geometry(configs).tokens((base_size, base_size))
@@ -107,7 +98,7 @@ TEXT_TO_IMAGE = Family(
     guidance=stages.guidance,
     finish=finish,
     natural_size=stages.natural_size,
-    cost=cost,
+    cost=functools.partial(cost, step_bytes=STEP_BYTES, step_tokens=STEP_TOKENS, references=False),
     usual=usual,
     warmup=warmup,
 )

@@ -16,8 +16,8 @@ from joyjax.convert.wan_vae import VAE
 from joyjax.families import qwen_image, qwen_image_lengths
 from joyjax.families import qwen_image_edit_stages as stages
 from joyjax.families.checks import check_equal, vision_pairs
-from joyjax.families.family import Configs, Family, Lengths, Parts, Published, StageCost
-from joyjax.families.pictures import finish
+from joyjax.families.family import Configs, Family, Lengths, Parts, Published
+from joyjax.families.pictures import cost, finish
 from joyjax.families.qwen_image_prompt import edit_prompt_tokens
 from joyjax.families.qwen_image_stages import geometry, guidance
 from joyjax.processors.text import prompts_of_sizes
@@ -40,18 +40,6 @@ def read(folder: Path, configs: Configs) -> Parts:
     processor = VisionProcessorConfig.from_json(read_json(file), where=str(file))
     check_equal(folder, vision_pairs(parts.tokenizer, processor, configs["text_encoder"]))
     return Parts(parts.tokenizer, processor, parts.solver, configs)
-
-
-def cost(configs: Configs, lengths: Lengths) -> tuple[StageCost, ...]:
-    """Return the cost of each stage. Working memory is proportional to the image tokens of all passes."""
-    tokens = (lengths.target[1] + lengths.references[1]) * lengths.passes
-    working = STEP_BYTES * tokens // (2 * STEP_TOKENS)
-    return (
-        StageCost("prompt", ("text_encoder",), working),
-        StageCost("references", ("vae",), working),
-        StageCost("denoise", ("transformer",), working),
-        StageCost("decode", ("vae",), working),
-    )
 
 
 def usual(configs: Configs, base_size: int, *, plus: bool) -> Lengths:
@@ -98,7 +86,7 @@ def _family(name: str, class_name: str, *, steps: int, plus: bool) -> Family:
         guidance=guidance,
         finish=finish,
         natural_size=stages.natural_size,
-        cost=cost,
+        cost=functools.partial(cost, step_bytes=STEP_BYTES, step_tokens=STEP_TOKENS),
         usual=functools.partial(usual, plus=plus),
         warmup=functools.partial(warmup, most=2 if plus else 1),
     )

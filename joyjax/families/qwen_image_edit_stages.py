@@ -4,7 +4,6 @@ Source: pipeline_qwenimage_edit.py and pipeline_qwenimage_edit_plus.py in Diffus
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,9 +13,9 @@ from PIL import Image
 from joyjax.errors import PictureError
 from joyjax.families import qwen_image_lengths
 from joyjax.families.checks import check_sides
-from joyjax.families.encoding import edit_condition, encode_group, padded_positions
+from joyjax.families.encoding import assemble, encode_group, padded_positions
 from joyjax.families.family import Arrays, Events, Lengths, Networks, Parts, Plan
-from joyjax.families.pictures import check_noise, noise_tokens
+from joyjax.families.pictures import area_size, check_noise, noise_tokens
 from joyjax.families.qwen_image_prompt import EDIT_DROPPED, edit_prompt_tokens
 from joyjax.families.qwen_image_stages import geometry
 from joyjax.families.request import Request
@@ -72,9 +71,7 @@ def size_of_area(picture: Size, side: int) -> Size:
     Raises:
         PictureError: if a side would be 0, or the text encoder would refuse the scaled picture.
     """
-    ratio = picture[1] / picture[0]
-    width = math.sqrt(side**2 * ratio)
-    size = round(width / ratio / MULTIPLE) * MULTIPLE, round(width / MULTIPLE) * MULTIPLE
+    size = area_size(picture, side, MULTIPLE)
     if max(size) > MAX_RATIO * min(size):
         raise PictureError(
             f"a picture of {picture[1]} × {picture[0]} pixels is too thin: scaled to {side}² pixels it would have "
@@ -193,4 +190,4 @@ def encode(networks: Networks, group: Sequence[Arrays], events: Events) -> list[
 
 def condition(arrays: Arrays, txt: Float[Array, "B J C"], references: Float[Array, "b R P"]) -> Condition:
     """Assemble the condition of the denoising steps."""
-    return edit_condition(arrays, txt, references, text_start(arrays.plan.own.grids))
+    return assemble(arrays, txt, references, text_start(arrays.plan.own.grids))

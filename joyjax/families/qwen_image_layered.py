@@ -13,7 +13,8 @@ from joyjax.convert.qwen2_5_vl import TEXT_ENCODER
 from joyjax.convert.qwen_image import TRANSFORMER
 from joyjax.convert.wan_vae import VAE
 from joyjax.families import qwen_image_layered_stages as stages
-from joyjax.families.family import Configs, Family, Lengths, Parts, Published, StageCost
+from joyjax.families.family import Configs, Family, Lengths, Parts, Published
+from joyjax.families.pictures import cost
 from joyjax.families.qwen_image import read
 from joyjax.families.qwen_image_stages import TEXT_SIZES, geometry, token_class
 from joyjax.processors.text import prompts_of_sizes
@@ -24,18 +25,6 @@ BASE_SIZES = (640, 1024)
 # six blocks (tests/qwen_full_size.py). Text encoder and autoencoder need less.
 STEP_BYTES = int(1.27 * 2**30)
 STEP_TOKENS = 8192 + 1664  # padded image tokens of that step, in each of two passes
-
-
-def cost(configs: Configs, lengths: Lengths) -> tuple[StageCost, ...]:
-    """Return the cost of each stage. Working memory is proportional to the image tokens of all passes."""
-    tokens = (lengths.target[1] + lengths.references[1]) * lengths.passes
-    working = STEP_BYTES * tokens // (2 * STEP_TOKENS)
-    return (
-        StageCost("prompt", ("text_encoder",), working),
-        StageCost("references", ("vae",), working),
-        StageCost("denoise", ("transformer",), working),
-        StageCost("decode", ("vae",), working),
-    )
 
 
 def usual(configs: Configs, base_size: int) -> Lengths:
@@ -88,7 +77,7 @@ LAYERED = Family(
     guidance=stages.guidance,
     finish=stages.finish,
     natural_size=stages.natural_size,
-    cost=cost,
+    cost=functools.partial(cost, step_bytes=STEP_BYTES, step_tokens=STEP_TOKENS),
     usual=usual,
     warmup=warmup,
 )

@@ -9,39 +9,37 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from PIL import Image
 
 from joyjax.errors import PictureError, RequestError
+from joyjax.families.encoding import assemble, encode_group, padded_positions
 from joyjax.families.family import Arrays, Configs, Events, Lengths, Media, Networks, Parts, Plan
-from joyjax.families.pictures import of_rows
+from joyjax.families.pictures import area_size
 from joyjax.families.qwen_image_prompt import DROPPED, LONGEST_PROMPT, prompt_rows
-from joyjax.families.qwen_image_stages import TEXT_SIZES, encode_text, geometry, token_class
+from joyjax.families.qwen_image_stages import TEXT_SIZES, geometry, token_class
 from joyjax.families.request import Request
 from joyjax.layers.condition import Condition
 from joyjax.layers.decoder import TextInputs
 from joyjax.layers.patch import patchify
-from joyjax.media.framing import Crop
+from joyjax.media.framing import plan_stretch, stretch
 from joyjax.media.image import Size
-from joyjax.models.autoencoder.pictures import Geometry, check_mode, decode_picture, encode_picture
-from joyjax.models.autoencoder.stages import join_tokens
+from joyjax.models.autoencoder.pictures import Geometry, check_mode, decode_picture
 from joyjax.models.qwen_image import layer_positions, text_start
 from joyjax.processors.qwen_vl import TextPlan, plan_text, text_inputs
 from joyjax.processors.text import control_token
 from joyjax.sampling.guidance import Guidance
 from joyjax.sampling.noise import initial_noise
 
-SIDE = 32  # sides of layers are multiples of it
+MULTIPLE = 32  # of the sides of layers, in pixels
 SHIFT_TOKENS = 256  # the condition's tokens at which mu is 1
 
 
 @dataclasses.dataclass(frozen=True)
 class LayeredPlan:
-    """The family's part of a plan: the rows and columns of a frame's tokens, and the prompt's tokens."""
+    """The family's part of a plan: the picture's scaled size, rows and columns of a frame, and the prompt's tokens."""
 
+    pictures: tuple[Size, ...]
     grid: Size
     layers: int
     text: TextPlan
@@ -53,16 +51,14 @@ class LayeredArrays:
     """The inputs of text encoder and autoencoder, and the positions of the image tokens."""
 
     text: TextInputs
-    pixels: UInt8[np.ndarray, "1 h w 4"]
+    pictures: tuple[UInt8[np.ndarray, "1 h w 4"], ...]
     positions: np.ndarray
+    vision: None = None
 
 
 def natural_size(reference: Size | None, base_size: int) -> Size:
     """Return height and width with the area of a base size and the picture's shape, in multiples of 32."""
-    height, width = reference or (1, 1)
-    ratio = width / height
-    exact = math.sqrt(base_size**2 * ratio)
-    return round(exact / ratio / SIDE) * SIDE, round(exact / SIDE) * SIDE
+    return area_size(reference or (1, 1), base_size, MULTIPLE)
 
 
 def plan(request: Request, parts: Parts) -> Plan:
@@ -102,9 +98,9 @@ def plan(request: Request, parts: Parts) -> Plan:
         batch_key=(lengths.target[1], request.passes, request.cache, request.own["cfg_normalize"]),
         encode_key=request.encode_key,
         base=0,
-        crops=(_stretched(source, size),),
+        crops=(plan_stretch(source, size),),
         notes=notes,
-        own=LayeredPlan((size[0] // own.sides[0], size[1] // own.sides[1]), layers, text, own),
+        own=LayeredPlan((size,), (size[0] // own.sides[0], size[1] // own.sides[1]), layers, text, own),
     )
 
 
@@ -122,73 +118,37 @@ def _check_noise(request: Request, shape: tuple[int, ...]) -> None:
         )
 
 
-def _stretched(source: Size, size: Size) -> Crop:
-    """Describe a picture that is scaled to a size as a whole, whatever its shape."""
-    (rows, columns), (height, width) = source, size
-    scale = math.sqrt(height * width / (rows * columns))
-    whole = (0.0, 0.0, float(columns), float(rows))
-    return Crop(source, scale, whole, 0.0, size, fit="crop", inner=(0, 0, width, height))
-
-
 def prepare(plan: Plan, parts: Parts) -> Arrays:
     """Scale the picture, draw the noise, and build the text encoder's inputs."""
-    own, configs, (_, height, width) = plan.own, parts.configs, plan.size
-    scaled = plan.request.pictures[0].resize((width, height), Image.Resampling.LANCZOS)  # alpha is premultiplied
-    pixels = np.asarray(scaled)[None]
+    own, configs, size = plan.own, parts.configs, plan.size[1:]
+    pixels = np.asarray(stretch(plan.request.pictures[0], size))[None]
     noise = plan.request.noise
     if noise is None:
-        noise = initial_noise(plan.request.seed, (pixels,), noise_shape((height, width), own.layers, configs))
+        noise = initial_noise(plan.request.seed, (pixels,), noise_shape(size, own.layers, configs))
     tokens = patchify(noise[0], own.geometry.patch).reshape(1, plan.lengths.target[0], -1)
     padding = plan.lengths.target[1] - tokens.shape[1]
     pad = control_token(parts.tokenizer, "<|endoftext|>")
     return Arrays(
         plan,
         np.pad(tokens, ((0, 0), (0, padding), (0, 0))),
-        LayeredArrays(text_inputs(own.text, pad, configs["text_encoder"].image_token_id), pixels, _positions(plan)),
+        LayeredArrays(
+            text_inputs(own.text, pad, configs["text_encoder"].image_token_id),
+            (pixels,),
+            padded_positions(layer_positions(own.grid, own.layers), plan.lengths),
+        ),
     )
-
-
-def _positions(plan: Plan) -> np.ndarray:
-    """Return padded positions of the frames' tokens, then of the condition's; equal in all passes."""
-    lengths, own = plan.lengths, plan.own
-    found = layer_positions(own.grid, own.layers)
-    (target, padded), (frame, _) = lengths.target, lengths.references
-    positions = np.zeros((lengths.passes, padded + lengths.references[1], 3), np.int32)
-    positions[:, :target] = found[:target]
-    positions[:, padded : padded + frame] = found[target:]
-    return positions
 
 
 def encode(networks: Networks, group: Sequence[Arrays], events: Events) -> list[Condition]:
     """Encode prompts, then pictures."""
-    with events.stage("prompt"):
-        texts = [jax.block_until_ready(encode_text(networks, arrays)) for arrays in group]
-    with events.stage("references"):
-        pictures = [jax.block_until_ready(encode_references(networks, arrays)) for arrays in group]
+    texts, pictures = encode_group(networks, group, events)
     return [condition(*each) for each in zip(group, texts, pictures, strict=True)]
 
 
-def encode_references(networks: Networks, arrays: Arrays) -> Float[Array, "1 R P"]:
-    """Return the latent tokens of the picture, padded."""
-    plan = arrays.plan
-    frame, size = plan.lengths.references
-    with networks.use("vae") as vae:
-        tokens = encode_picture(vae, arrays.own.pixels, plan.own.geometry, plan.request.vae_encode, networks.mesh)
-        return join_tokens((tokens,), (frame,), size=size)
-
-
-def condition(arrays: Arrays, txt: Float[Array, "B J C"], picture: Float[Array, "1 R P"]) -> Condition:
-    """Assemble the condition of the denoising steps; every pass has the same picture."""
-    plan, rows = arrays.plan, txt.shape[0]
-    return Condition(
-        txt=txt,
-        txt_lengths=of_rows(plan.own.text.lengths, rows),
-        references=jnp.tile(picture, (rows, 1, 1)),
-        positions=jax.device_put(arrays.own.positions),
-        target_lengths=of_rows(plan.lengths.target[0], rows),
-        reference_lengths=of_rows(plan.lengths.references[0], rows),
-        txt_start=of_rows(text_start([plan.own.grid], plan.own.layers + 1), rows),
-    )
+def condition(arrays: Arrays, txt: Float[Array, "B J C"], picture: Float[Array, "b R P"]) -> Condition:
+    """Assemble the condition of the denoising steps."""
+    own = arrays.plan.own
+    return assemble(arrays, txt, picture, text_start([own.grid], own.layers + 1))
 
 
 def guidance(parts: Parts, request: Request) -> Guidance:

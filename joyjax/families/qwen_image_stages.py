@@ -6,13 +6,13 @@ Source: pipeline_qwenimage.py in Diffusers.
 import dataclasses
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float
 
 from joyjax.families.checks import check_sides
+from joyjax.families.encoding import assemble, encode_group, padded_positions
 from joyjax.families.family import Arrays, Configs, Events, Lengths, Networks, Parts, Plan
-from joyjax.families.pictures import check_noise, noise_tokens, of_rows
+from joyjax.families.pictures import check_noise, noise_tokens
 from joyjax.families.qwen_image_prompt import DROPPED, LONGEST_PROMPT, prompt_rows
 from joyjax.families.request import Request
 from joyjax.layers.condition import Condition
@@ -20,11 +20,9 @@ from joyjax.layers.decoder import TextInputs
 from joyjax.media.image import Size
 from joyjax.models.autoencoder.pictures import Geometry, check_mode
 from joyjax.models.qwen_image import image_positions, text_start
-from joyjax.models.text_encoding import encode_prompt
 from joyjax.processors.qwen_vl import TextPlan, plan_text, text_inputs
 from joyjax.processors.text import control_token
 from joyjax.sampling.guidance import Guidance
-from joyjax.sharding.place import replicate
 
 TEXT_SIZES = (64, 256, LONGEST_PROMPT)  # tokens of a prompt with the end of its template, padded to the next of these
 CLASSES = 8  # padded token counts between a power of two and the next, so that few programs serve all sizes
@@ -37,6 +35,7 @@ class QwenImagePlan:
     grid: Size
     text: TextPlan
     geometry: Geometry
+    pictures: tuple[Size, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +44,8 @@ class QwenImageArrays:
 
     text: TextInputs
     positions: np.ndarray
+    vision: None = None
+    pictures: tuple[np.ndarray, ...] = ()
 
 
 def geometry(configs: Configs) -> Geometry:
@@ -100,42 +101,25 @@ def prepare(plan: Plan, parts: Parts) -> Arrays:
     """Draw the noise and build the text encoder's inputs."""
     own, configs = plan.own, parts.configs
     pad = control_token(parts.tokenizer, "<|endoftext|>")
-    positions = np.zeros((plan.lengths.passes, plan.lengths.target[1], 3), np.int32)
-    positions[:, : plan.lengths.target[0]] = image_positions([own.grid])
     return Arrays(
         plan,
         noise_tokens(plan, configs["vae"].z_dim),
-        QwenImageArrays(text_inputs(own.text, pad, configs["text_encoder"].image_token_id), positions),
+        QwenImageArrays(
+            text_inputs(own.text, pad, configs["text_encoder"].image_token_id),
+            padded_positions(image_positions([own.grid]), plan.lengths),
+        ),
     )
 
 
 def encode(networks: Networks, group: Sequence[Arrays], events: Events) -> list[Condition]:
     """Encode prompts."""
-    with events.stage("prompt"):
-        texts = [jax.block_until_ready(encode_text(networks, arrays)) for arrays in group]
-    return [condition(*each) for each in zip(group, texts, strict=True)]
+    texts, references = encode_group(networks, group, events)
+    return [condition(*each) for each in zip(group, texts, references, strict=True)]
 
 
-def encode_text(networks: Networks, arrays: Arrays) -> Float[Array, "B J C"]:
-    """Return the hidden states of both prompts, or without guidance of the one."""
-    text = arrays.plan.own.text
-    with networks.use("text_encoder") as encoder:
-        inputs, first = replicate((arrays.own.text, np.array(text.first, np.int32)), networks.mesh)
-        return encode_prompt(encoder, inputs, None, first, length=text.kept)
-
-
-def condition(arrays: Arrays, txt: Float[Array, "B J C"]) -> Condition:
+def condition(arrays: Arrays, txt: Float[Array, "B J C"], references: Float[Array, "b 0 P"]) -> Condition:
     """Assemble the condition of the denoising steps."""
-    plan, rows = arrays.plan, txt.shape[0]
-    return Condition(
-        txt=txt,
-        txt_lengths=of_rows(plan.own.text.lengths, rows),
-        references=jax.device_put(np.zeros((rows, 0, plan.latents[1]), np.float32)),
-        positions=jax.device_put(arrays.own.positions),
-        target_lengths=of_rows(plan.lengths.target[0], rows),
-        reference_lengths=of_rows(0, rows),
-        txt_start=of_rows(text_start([plan.own.grid]), rows),
-    )
+    return assemble(arrays, txt, references, text_start([arrays.plan.own.grid]))
 
 
 def guidance(parts: Parts, request: Request) -> Guidance:

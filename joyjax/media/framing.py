@@ -110,7 +110,7 @@ def cover_crop(image: Image.Image, size: Size) -> tuple[Image.Image, Crop]:
     Raises:
         PictureError: if the picture is so thin that scaling it would take more than `MAX_PIXELS` pixels.
     """
-    _check_mode(image)
+    _check_mode(image, "RGB", "L")
     source, (height, width) = (image.height, image.width), size
     crop = _cover(source, size)
     rows, columns = _covering(source, size)
@@ -125,7 +125,7 @@ def contain_pad(image: Image.Image, size: Size) -> tuple[Image.Image, Crop]:
     Raises:
         PictureError: if the picture is so thin that less than a pixel of it would be left.
     """
-    _check_mode(image)
+    _check_mode(image, "RGB", "L")
     crop = _contain((image.height, image.width), size)
     left, top, right, bottom = crop.inner
     scaled = np.asarray(image.resize((right - left, bottom - top), Image.Resampling.BILINEAR))
@@ -147,8 +147,11 @@ def plan_stretch(source: Size, size: Size) -> Crop:
 
 
 def stretch(image: Image.Image, size: Size) -> Image.Image:
-    """Scale a picture in RGB or grey to `size` by Lanczos, without keeping its shape: nothing is cropped or padded."""
-    _check_mode(image)
+    """Scale a picture to `size` by Lanczos, without keeping its shape: nothing is cropped or padded.
+
+    It is in RGB, grey or RGBA; Pillow premultiplies colours with alpha while it scales.
+    """
+    _check_mode(image, "RGB", "L", "RGBA")
     return image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
 
 
@@ -197,9 +200,9 @@ def _contain(source: Size, size: Size) -> Crop:
     )
 
 
-def _check_mode(image: Image.Image) -> None:
-    if image.mode not in ("RGB", "L"):
-        raise ValueError(f"cannot scale mode {image.mode} faithfully; expected RGB or L")
+def _check_mode(image: Image.Image, *modes: str) -> None:
+    if image.mode not in modes:
+        raise ValueError(f"cannot scale mode {image.mode} faithfully; expected {' or '.join(modes)}")
 
 
 def unpad(image: Image.Image, crop: Crop) -> Image.Image:

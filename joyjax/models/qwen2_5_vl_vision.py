@@ -24,7 +24,7 @@ from joyjax.layers.activation import swiglu
 from joyjax.layers.linear import Linear
 from joyjax.layers.norm import RMSNorm
 from joyjax.layers.rope import Rotation, rotate_half_split, rotation_by_blocks
-from joyjax.models.qwen3_vl_vision import check_positive, flatten_rope, gelu
+from joyjax.models.qwen3_vl_vision import check_tower, flatten_rope, gelu
 from joyjax.sharding.attention import partitioned_attention
 from joyjax.sharding.place import constrain
 
@@ -72,21 +72,11 @@ class VisionConfig:
             ignored=("dtype", "torch_dtype", "initializer_range", "tokens_per_second"),  # the last is of videos
             optional={"rope_theta": 10000.0},  # a constant of the network until Transformers 5 wrote it down
         )
-        check_positive(config, where)
-        if config.hidden_size % (4 * config.num_heads):
-            raise ConfigError(
-                f"{where}: hidden_size {config.hidden_size} is not divisible by 4 · num_heads {config.num_heads}; "
-                "rows and columns each rotate pairs of channels"
-            )
+        check_tower(config, "fullatt_block_indexes", where)
         if config.window < 1:
             raise ConfigError(
                 f"{where}: window_size is {config.window_size}; expected at least one token, "
                 f"{config.spatial_merge_size * config.patch_size} pixels"
-            )
-        layers = config.fullatt_block_indexes
-        if any(layer not in range(config.depth) for layer in layers) or list(layers) != sorted(set(layers)):
-            raise ConfigError(
-                f"{where}: fullatt_block_indexes {list(layers)} must be ascending numbers below depth {config.depth}"
             )
         return config
 

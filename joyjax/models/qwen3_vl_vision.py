@@ -63,19 +63,9 @@ class VisionConfig:
             ignored=("dtype", "torch_dtype", "initializer_range"),
             optional={"rope_theta": 10000.0},  # a constant of the network until Transformers 5 wrote it down
         )
-        check_positive(config, where)
-        if config.hidden_size % (4 * config.num_heads):
-            raise ConfigError(
-                f"{where}: hidden_size {config.hidden_size} is not divisible by 4 · num_heads {config.num_heads}; "
-                "rows and columns each rotate pairs of channels"
-            )
+        check_tower(config, "deepstack_visual_indexes", where)
         if config.grid_size**2 != config.num_position_embeddings:
             raise ConfigError(f"{where}: num_position_embeddings {config.num_position_embeddings} is not a square")
-        layers = config.deepstack_visual_indexes
-        if any(layer not in range(config.depth) for layer in layers) or list(layers) != sorted(set(layers)):
-            raise ConfigError(
-                f"{where}: deepstack_visual_indexes {list(layers)} must be ascending numbers below depth {config.depth}"
-            )
         return config
 
     @property
@@ -113,6 +103,19 @@ def check_positive(config: Any, where: str) -> None:
     for name, value in vars(config).items():
         if isinstance(value, int | float) and value <= 0:
             raise ConfigError(f"{where}: {name} is {value}; expected a positive number")
+
+
+def check_tower(config: Any, indexes: str, where: str) -> None:
+    """Raise ConfigError for a vision tower's configuration that cannot be; `indexes` is the field of some layers."""
+    check_positive(config, where)
+    if config.hidden_size % (4 * config.num_heads):
+        raise ConfigError(
+            f"{where}: hidden_size {config.hidden_size} is not divisible by 4 · num_heads {config.num_heads}; "
+            "rows and columns each rotate pairs of channels"
+        )
+    layers = getattr(config, indexes)
+    if any(layer not in range(config.depth) for layer in layers) or list(layers) != sorted(set(layers)):
+        raise ConfigError(f"{where}: {indexes} {list(layers)} must be ascending numbers below depth {config.depth}")
 
 
 @functools.partial(

@@ -13,12 +13,9 @@ import pytest
 
 import joyjax
 from joyjax.families import qwen_image_layered_stages as family
-from joyjax.families import qwen_image_stages
 from joyjax.families.request import Request
-from joyjax.models.autoencoder import pictures
 from joyjax.runtime import result
 from joyjax.runtime.job import Clock
-from joyjax.sampling import loop, predictor
 
 pytest.importorskip("torch")
 from layered_pairs import cutout, draw
@@ -26,9 +23,8 @@ from layered_traps import TRAPS
 from pairs import SHARE
 from parity.test_qwen_edit import LATENTS_TOLERANCE
 from parity.test_qwen_image import VELOCITY_TOLERANCE
-from parity.test_traps import PAGE, Stage, print_tables
+from parity.test_traps import PAGE, Stage, fixtures_of, run_as_written
 from stagewise import Stages
-from traps import Patch
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
@@ -79,7 +75,7 @@ class Layers(Stages):
 
 
 STAGES = {
-    "pixels": Stage(lambda it: it.arrays.own.pixels, 0, "parity/test_qwen_layered.py"),
+    "pixels": Stage(lambda it: it.arrays.own.pictures[0], 0, "parity/test_qwen_layered.py"),
     "velocity": Stage(Layers.velocity, VELOCITY_TOLERANCE, "parity/test_qwen_layered.py"),
     "velocity of a small picture": Stage(
         Layers.velocity_of_a_small_picture, VELOCITY_TOLERANCE, "parity/test_qwen_layered.py"
@@ -93,32 +89,10 @@ STAGES = {
 
 @pytest.fixture(autouse=True)
 def without_jit(monkeypatch):
-    """Run the stages as they are written, so that no compiled program hides a patch."""
-
-    def unjitted(stage):
-        return lambda *args, **kwargs: stage.__wrapped__(*jax.tree.map(jnp.asarray, args), **kwargs)
-
-    for owner, name in (
-        (qwen_image_stages, "encode_prompt"),
-        (pictures, "encode_images"),
-        (pictures, "decode_latents"),
-        (predictor, "predict"),
-        (loop, "advance"),
-    ):
-        monkeypatch.setattr(owner, name, unjitted(getattr(owner, name)))
+    run_as_written(monkeypatch)
 
 
-@pytest.fixture(scope="module")
-def table():
-    rows = {}
-    yield rows
-    print_tables(rows, STAGES)
-
-
-@pytest.fixture(scope="module")
-def right_ones():
-    """The right layers, made once."""
-    return {}
+rows, measure = fixtures_of(STAGES)
 
 
 DAILY = ("condition_is_frame_0", "linear_mu", "laid_on_black")
@@ -131,18 +105,8 @@ DAILY = ("condition_is_frame_0", "linear_mu", "laid_on_black")
         for trap, name in ((trap, trap.patch.__name__) for trap in TRAPS)
     ],
 )
-def test_a_mistake_is_seen(trap, layered_loaded, right_ones, table, error, monkeypatch, request):
-    stage, patch = STAGES[trap.stage], Patch(monkeypatch)
-    right = right_ones.setdefault("", Layers(layered_loaded))
-    shown = request.config.option.capture == "no"  # the table is printed
-    expected, picture = np.asarray(stage.result(right)), right.picture.astype(int) if shown else None
-    trap.patch(patch)
-    wrong = Layers(layered_loaded)
-    change = stage.change(np.asarray(stage.result(wrong)), expected, error)
-    if shown:
-        levels = np.abs(wrong.picture - picture).max()
-        table[trap.mistake] = f"| {trap.part} | {trap.mistake} | {trap.stage} | {stage.write(change)} | {levels} |"
-    assert change > 10 * stage.tolerance
+def test_a_mistake_is_seen(trap, layered_loaded, layered_folder, measure):
+    measure.check(trap, Layers, layered_loaded, layered_folder)
 
 
 def test_the_page_lists_every_mistake():

@@ -13,23 +13,19 @@ import numpy as np
 import pytest
 
 import joyjax
-from joyjax.families import encoding
 from joyjax.families import qwen_image_edit_stages as family
 from joyjax.families.qwen_image_edit import EDIT_PLUS
 from joyjax.families.qwen_image_prompt import DROPPED
 from joyjax.families.request import Request
-from joyjax.models.autoencoder import pictures
-from joyjax.sampling import loop, predictor
 
 pytest.importorskip("torch")
 from pairs import SHARE, draw
 from parity.test_qwen2_5_vl_vision import ENCODER_TOLERANCE, MERGER_TOLERANCE, TOWER_TOLERANCE
 from parity.test_qwen_image import VELOCITY_TOLERANCE
-from parity.test_traps import PAGE, SIZES, Stage, part, print_tables, sampled
+from parity.test_traps import PAGE, SIZES, Stage, fixtures_of, part, run_as_written, sampled
 from parity.test_wan_vae import ENCODE_TOLERANCE
 from qwen_edit_traps import PICTURES, TRAPS
 from stagewise import Stages
-from traps import Patch
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
@@ -107,51 +103,16 @@ STAGES = {
 
 @pytest.fixture(autouse=True)
 def without_jit(monkeypatch):
-    """Run the stages as they are written, so that no compiled program hides a patch."""
-
-    def unjitted(stage):
-        return lambda *args, **kwargs: stage.__wrapped__(*jax.tree.map(jnp.asarray, args), **kwargs)
-
-    for owner, name in (
-        (encoding, "encode_prompt"),
-        (pictures, "encode_images"),
-        (pictures, "decode_latents"),
-        (predictor, "predict"),
-        (loop, "advance"),
-    ):
-        monkeypatch.setattr(owner, name, unjitted(getattr(owner, name)))
+    run_as_written(monkeypatch)
     monkeypatch.setattr(family, "read_side", lambda base_size, plus: READ)
 
 
-@pytest.fixture(scope="module")
-def table():
-    rows = {}
-    yield rows
-    print_tables(rows, STAGES)
-
-
-@pytest.fixture(scope="module")
-def right_ones():
-    """The right edits, by what both sides are given."""
-    return {}
+rows, measure = fixtures_of(STAGES)
 
 
 @pytest.mark.parametrize("trap", sampled(TRAPS))
-def test_a_mistake_is_seen(trap, qwen_plus_loaded, right_ones, table, error, monkeypatch, request):
-    stage, patch = STAGES[trap.stage], Patch(monkeypatch)
-    if trap.given:
-        trap.given(patch)
-    right = right_ones.setdefault(trap.given, Edit(qwen_plus_loaded))
-    shown = request.config.option.capture == "no"  # the table is printed
-    expected, picture = np.asarray(stage.result(right)), right.picture.astype(int) if shown else None
-    trap.patch(patch)
-    wrong = Edit(qwen_plus_loaded)
-    change = stage.change(np.asarray(stage.result(wrong)), expected, error)
-    if shown:
-        other = wrong.picture.shape != picture.shape
-        levels = "another size" if other else np.abs(wrong.picture - picture).max()
-        table[trap.mistake] = f"| {trap.part} | {trap.mistake} | {trap.stage} | {stage.write(change)} | {levels} |"
-    assert change > 10 * stage.tolerance
+def test_a_mistake_is_seen(trap, qwen_plus_loaded, qwen_plus_folder, measure):
+    measure.check(trap, Edit, qwen_plus_loaded, qwen_plus_folder)
 
 
 def test_the_page_lists_every_mistake():

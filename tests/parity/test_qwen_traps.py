@@ -14,24 +14,28 @@ import pytest
 
 import joyjax
 from joyjax.families import qwen_image, qwen_image_prompt
-from joyjax.families import qwen_image_stages as family
 from joyjax.families.request import Request
 from joyjax.layers.condition import Condition
 from joyjax.layers.decoder import TextInputs
 from joyjax.layers.patch import unpatchify
-from joyjax.models.autoencoder import pictures
 from joyjax.models.qwen_image import image_positions, text_start
-from joyjax.sampling import loop, predictor
 
 pytest.importorskip("torch")
 from pairs import SHARE, draw
 from parity.test_qwen_edit import LATENTS_TOLERANCE
 from parity.test_qwen_image import PART_TOLERANCE, STATES_TOLERANCE, VELOCITY_TOLERANCE
-from parity.test_traps import PAGE, Stage, norm_of_small_numbers, part, print_tables, sampled
+from parity.test_traps import (
+    PAGE,
+    Stage,
+    fixtures_of,
+    norm_of_small_numbers,
+    part,
+    run_as_written,
+    sampled,
+)
 from parity.test_wan_vae import DECODE_TOLERANCE, NORM_TOLERANCE
 from qwen_traps import TRAPS
 from stagewise import Stages
-from traps import Patch
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
@@ -120,49 +124,15 @@ STAGES = {
 
 @pytest.fixture(autouse=True)
 def without_jit(monkeypatch):
-    """Run the stages as they are written, so that no compiled program hides a patch."""
-
-    def unjitted(stage):
-        return lambda *args, **kwargs: stage.__wrapped__(*jax.tree.map(jnp.asarray, args), **kwargs)
-
-    for owner, name in (
-        (family, "encode_prompt"),
-        (pictures, "decode_latents"),
-        (predictor, "predict"),
-        (loop, "advance"),
-    ):
-        monkeypatch.setattr(owner, name, unjitted(getattr(owner, name)))
+    run_as_written(monkeypatch)
 
 
-@pytest.fixture(scope="module")
-def table():
-    rows = {}
-    yield rows
-    print_tables(rows, STAGES)
-
-
-@pytest.fixture(scope="module")
-def right_ones():
-    """The right pictures, by what both sides are given."""
-    return {}
+rows, measure = fixtures_of(STAGES)
 
 
 @pytest.mark.parametrize("trap", sampled(TRAPS))
-def test_a_mistake_is_seen(trap, qwen_loaded, qwen_folder, right_ones, table, error, monkeypatch, request):
-    stage, patch = STAGES[trap.stage], Patch(monkeypatch)
-    if trap.given:
-        trap.given(patch)
-    right = right_ones.setdefault(trap.given, Picture(qwen_loaded))
-    shown = request.config.option.capture == "no"  # the table is printed
-    expected, picture = np.asarray(stage.result(right)), right.picture.astype(int) if shown else None
-    trap.patch(patch)
-    wrong = Picture(joyjax.load(qwen_folder, dtype="float32") if trap.reload else qwen_loaded)
-    change = stage.change(np.asarray(stage.result(wrong)), expected, error)
-    if shown:
-        levels = np.abs(wrong.picture - picture).max()
-        row = f"| {trap.part} | {trap.mistake} | {trap.stage} | {stage.write(change)} | {levels} |"
-        table[trap.mistake] = row
-    assert change > 10 * stage.tolerance
+def test_a_mistake_is_seen(trap, qwen_loaded, qwen_folder, measure):
+    measure.check(trap, Picture, qwen_loaded, qwen_folder)
 
 
 def test_the_page_lists_every_mistake():

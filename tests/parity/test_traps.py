@@ -176,7 +176,15 @@ STAGES = {
 
 @pytest.fixture(autouse=True)
 def small_and_without_jit(monkeypatch):
-    """Run the stages as they are written, so that no compiled program hides a patch."""
+    run_as_written(monkeypatch)
+    published = joyimage_buckets.buckets
+    monkeypatch.setattr(
+        joyimage_buckets, "buckets", lambda base_size: BUCKETS if base_size == 256 else published(base_size)
+    )
+
+
+def run_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the stages of all families without `jax.jit`, so that no compiled program hides a patch."""
 
     def unjitted(stage):
         return lambda *args, **kwargs: stage.__wrapped__(*jax.tree.map(jnp.asarray, args), **kwargs)
@@ -189,10 +197,42 @@ def small_and_without_jit(monkeypatch):
         (loop, "advance"),
     ):
         monkeypatch.setattr(owner, name, unjitted(getattr(owner, name)))
-    published = joyimage_buckets.buckets
-    monkeypatch.setattr(
-        joyimage_buckets, "buckets", lambda base_size: BUCKETS if base_size == 256 else published(base_size)
-    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What the tests of a module share: the right edits, and the rows of the page's table, by mistake."""
+
+    right: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    shown: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """How far mistakes move their stages; `shown`: the table is printed, for which whole pictures are made."""
+
+    stages: dict[str, Stage]
+    rows: Rows
+    error: Callable
+    patch: Patch
+    shown: bool
+
+    def check(self, trap: Trap, make: Callable[[joyjax.Pipeline], Any], loaded: joyjax.Pipeline, folder: Path) -> None:
+        """Make an edit right and with a mistake; assert that its stage moves by ten times what the test lets pass."""
+        stage = self.stages[trap.stage]
+        if trap.given:
+            trap.given(self.patch)
+        right = self.rows.right.setdefault(trap.given, make(loaded))
+        expected, picture = np.asarray(stage.result(right)), right.picture.astype(int) if self.shown else None
+        trap.patch(self.patch)
+        wrong = make(joyjax.load(folder, dtype="float32") if trap.reload else loaded)
+        change = stage.change(np.asarray(stage.result(wrong)), expected, self.error)
+        if picture is not None:
+            other = wrong.picture.shape != picture.shape
+            levels = "another size" if other else np.abs(wrong.picture - picture).max()
+            row = f"| {trap.part} | {trap.mistake} | {trap.stage} | {stage.write(change)} | {levels} |"
+            self.rows.shown[trap.mistake] = row
+        assert change > 10 * stage.tolerance
 
 
 def print_tables(rows: dict[str, str], stages: dict[str, Stage]) -> None:
@@ -205,18 +245,20 @@ def print_tables(rows: dict[str, str], stages: dict[str, Stage]) -> None:
         print(f"| {name} | {allowed} | `tests/{stage.test}` |")
 
 
-@pytest.fixture(scope="module")
-def table():
-    """The rows of the page's tables, printed at the end."""
-    rows = {}
-    yield rows
-    print_tables(rows, STAGES)
+def fixtures_of(stages: dict[str, Stage]) -> tuple[Any, Any]:
+    """Return the fixtures `rows` and `measure` of a module with these stages; its tables are printed at the end."""
 
+    @pytest.fixture(scope="module")
+    def rows():
+        held = Rows()
+        yield held
+        print_tables(held.shown, stages)
 
-@pytest.fixture(scope="module")
-def edits():
-    """The right edits, by what both sides are given."""
-    return {}
+    @pytest.fixture
+    def measure(rows, error, monkeypatch, request):
+        return Measure(stages, rows, error, Patch(monkeypatch), shown=request.config.option.capture == "no")
+
+    return rows, measure
 
 
 def sampled(traps: list[Trap]) -> list[Any]:
@@ -232,23 +274,12 @@ def sampled(traps: list[Trap]) -> list[Any]:
     ]
 
 
+rows, measure = fixtures_of(STAGES)
+
+
 @pytest.mark.parametrize("trap", sampled(TRAPS))
-def test_a_mistake_is_seen(trap, loaded, checkpoint, edits, table, error, monkeypatch, request):
-    stage, patch = STAGES[trap.stage], Patch(monkeypatch)
-    if trap.given:
-        trap.given(patch)
-    right = edits.setdefault(trap.given, Edit(loaded))
-    shown = request.config.option.capture == "no"  # the table is printed
-    expected, picture = np.asarray(stage.result(right)), right.picture.astype(int) if shown else None
-    size = right.size
-    trap.patch(patch)
-    wrong = Edit(joyjax.load(checkpoint, dtype="float32") if trap.reload else loaded)
-    change = stage.change(np.asarray(stage.result(wrong)), expected, error)
-    if shown:
-        levels = "another size" if wrong.size != size else np.abs(wrong.picture - picture).max()
-        row = f"| {trap.part} | {trap.mistake} | {trap.stage} | {stage.write(change)} | {levels} |"
-        table[trap.patch.__name__] = row
-    assert change > 10 * stage.tolerance
+def test_a_mistake_is_seen(trap, loaded, checkpoint, measure):
+    measure.check(trap, Edit, loaded, checkpoint)
 
 
 def test_the_page_lists_every_mistake():

@@ -96,7 +96,7 @@ def test_a_plan(layered_loaded):
     found = plan(layered_loaded, layers=2)
     assert (found.size, found.lengths.target, found.lengths.references) == ((2, 64, 128), (96, 96), (32, 32))
     assert found.shift == pytest.approx((32 / 256) ** 0.5)
-    assert str(found.crops[0]) == "picture 60 × 41 → 128 × 64, enlarged 1.82 times; nothing cropped"
+    assert str(found.crops[0]) == "picture 60 × 41 → 128 × 64, enlarged 1.82 times; nothing cropped; made 36.7 % wider"
     fixed = dataclasses.replace(layered_loaded.parts.solver.schedule, use_dynamic_shifting=False)
     solver = dataclasses.replace(layered_loaded.parts.solver, schedule=fixed)
     other = dataclasses.replace(layered_loaded, parts=dataclasses.replace(layered_loaded.parts, solver=solver))
