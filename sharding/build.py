@@ -110,11 +110,8 @@ def build_each(
     if not side_by_side:
         yield from map(build_one, items)
         return
-    pool = ThreadPoolExecutor(BUILDERS)
-    try:
-        yield from pool.map(build_one, items)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(BUILDERS) as pool:
+        yield from pool.map(build_one, items)  # closed early, it cancels those that have not begun
 
 
 def have_own_memory(places: Iterable[Sharding]) -> bool:

@@ -119,3 +119,25 @@ def test_cudnn_is_refused_with_the_reason(monkeypatch, device, dtype, width, sai
     on(monkeypatch, device)
     with pytest.raises(ValueError, match=f"attention: 'cudnn' {said}"):
         chosen(monkeypatch, dtype, width, "cudnn")
+
+
+def test_a_kernel_is_traced_once_for_equal_calls_and_again_for_another_target(monkeypatch):
+    traced = []
+
+    @dispatch.lowered_once
+    def kernel(x, *, backend):
+        traced.append((x.shape, backend, dispatch.target().kind))
+        return 2 * x
+
+    def twice(x, backend):
+        return jax.jit(lambda x: kernel(x, backend=backend) + kernel(x, backend=backend))(x)
+
+    here = dispatch.target().kind
+    assert twice(jnp.ones(3), "a").tolist() == [4, 4, 4]
+    assert traced == [((3,), "a", here)]
+    twice(jnp.ones(3), "b")
+    twice(jnp.ones(4), "a")
+    assert traced[1:] == [((3,), "b", here), ((4,), "a", here)]
+    on(monkeypatch, HOPPER)
+    twice(jnp.ones(3), "a")
+    assert traced[3:] == [((3,), "a", HOPPER.kind)]

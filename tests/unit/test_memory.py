@@ -41,6 +41,8 @@ def test_the_real_model_is_what_its_configurations_say(family, configs):
     found = parameter_requirement(family.components, configs, "bfloat16")
     assert found == Requirement("bfloat16", family.published.resident_bytes, family.published.staged_bytes)
     assert family.published.working_bytes == memory.working_bytes(family, configs, 1024)
+    stages = [stage.stage for stage in family.cost(configs, family.usual(configs, 1024))]
+    assert stages == ["prompt", *["references"] * (family is not TEXT_TO_IMAGE), "denoise", "decode"]
 
 
 def test_the_real_model_fits_where_it_does():
