@@ -112,23 +112,28 @@ def loaded(checkpoint):
     return joyjax.load(checkpoint, dtype="float32")
 
 
-@pytest.fixture(scope="session")
-def qwen_reference():
-    """Diffusers' own Qwen-Image pipeline on a tiny checkpoint with strong random weights, float32."""
+def qwen_reference_of(make: str, *args, **options):
+    """A pipeline of Diffusers by this function of qwen_checkpoint.py."""
     pytest.importorskip("torch")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import qwen_checkpoint
 
-        return qwen_checkpoint.make_pipeline()
+        return getattr(qwen_checkpoint, make)(*args, **options)
+
+
+@pytest.fixture(scope="session")
+def qwen_reference():
+    """Diffusers' own Qwen-Image pipeline on a tiny checkpoint with strong random weights, float32."""
+    return qwen_reference_of("make_pipeline")
 
 
 @pytest.fixture(scope="session")
 def qwen_folder(qwen_reference, tmp_path_factory) -> Path:
     """The folder of the tiny Qwen-Image checkpoint, as Diffusers writes it."""
-    import qwen_checkpoint
+    from qwen_checkpoint import save
 
-    return qwen_checkpoint.save(qwen_reference, tmp_path_factory.mktemp("qwen"))
+    return save(qwen_reference, tmp_path_factory.mktemp("qwen"))
 
 
 @pytest.fixture(scope="session")
@@ -166,20 +171,15 @@ def layered_loaded(layered_folder):
 @pytest.fixture(scope="session")
 def qwen_edit_reference():
     """Diffusers' own Qwen-Image-Edit pipeline on a tiny checkpoint with strong random weights, float32."""
-    pytest.importorskip("torch")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import qwen_checkpoint
-
-        return qwen_checkpoint.make_edit_pipeline("edit")
+    return qwen_reference_of("make_edit_pipeline", "edit")
 
 
 @pytest.fixture(scope="session")
 def qwen_edit_folder(qwen_edit_reference, tmp_path_factory) -> Path:
     """The folder of the tiny Qwen-Image-Edit checkpoint, as Diffusers writes it."""
-    import qwen_checkpoint
+    from qwen_checkpoint import save
 
-    return qwen_checkpoint.save(qwen_edit_reference, tmp_path_factory.mktemp("qwen-edit"))
+    return save(qwen_edit_reference, tmp_path_factory.mktemp("qwen-edit"))
 
 
 @pytest.fixture(scope="session")
@@ -193,20 +193,15 @@ def qwen_edit_loaded(qwen_edit_folder):
 @pytest.fixture(scope="session")
 def qwen_plus_reference():
     """Diffusers' own Qwen-Image-Edit-Plus pipeline on a tiny checkpoint with strong random weights, float32."""
-    pytest.importorskip("torch")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import qwen_checkpoint
-
-        return qwen_checkpoint.make_edit_pipeline("edit-plus", seed=3)
+    return qwen_reference_of("make_edit_pipeline", "edit-plus", seed=3)
 
 
 @pytest.fixture(scope="session")
 def qwen_plus_folder(qwen_plus_reference, tmp_path_factory) -> Path:
     """The folder of the tiny Qwen-Image-Edit-Plus checkpoint, as Diffusers writes it."""
-    import qwen_checkpoint
+    from qwen_checkpoint import save
 
-    return qwen_checkpoint.save(qwen_plus_reference, tmp_path_factory.mktemp("qwen-plus"))
+    return save(qwen_plus_reference, tmp_path_factory.mktemp("qwen-plus"))
 
 
 @pytest.fixture(scope="session")
@@ -220,12 +215,7 @@ def qwen_plus_loaded(qwen_plus_folder):
 @pytest.fixture(scope="session")
 def qwen_2511_reference():
     """Diffusers' own Qwen-Image-Edit-Plus pipeline of the version 2511: references are at time 0."""
-    pytest.importorskip("torch")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import qwen_checkpoint
-
-        return qwen_checkpoint.make_edit_pipeline("edit-plus", seed=5, zero_cond_t=True)
+    return qwen_reference_of("make_edit_pipeline", "edit-plus", seed=5, zero_cond_t=True)
 
 
 @pytest.fixture(scope="session")
